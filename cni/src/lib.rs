@@ -1,0 +1,1 @@
+//! Pod interfaces, addresses and node-to-node routes.

@@ -1,0 +1,1 @@
+//! Syncs the pods bound to a node with what runs on it.

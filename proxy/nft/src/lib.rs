@@ -1,0 +1,1 @@
+//! A small encoder for nf_tables transactions over netlink.

@@ -1,0 +1,1 @@
+//! Services and endpoint slices as nftables elements.

@@ -1,0 +1,3 @@
+//! Sandboxes, containers and images on one host.
+
+pub mod interface;

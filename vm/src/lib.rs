@@ -1,0 +1,1 @@
+//! Boots a real Linux VM and runs commands and test binaries in it.
