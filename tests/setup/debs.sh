@@ -2,7 +2,8 @@
 # Fetches and unpacks packages of another Debian suite without touching the host's own apt.
 #
 #   debs.sh SUITE ROOT PACKAGE...          unpacks the packages and all they depend on into ROOT
-#   debs.sh --alone SUITE ROOT PACKAGE...  the packages alone, nothing they depend on
+#   debs.sh --only GLOB SUITE ROOT PACKAGE...   of all those, what has a name like GLOB
+#   debs.sh --archive                      prints the archive's address and its keyring
 #
 # SUITE is a suite of the archive this machine is configured with (bookworm, trixie, sid …).
 # apt gets a state directory and a sources list of its own under .cache/apt; signatures are
@@ -11,18 +12,6 @@
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-
-closure=yes
-if [ "${1:-}" = --alone ]; then
-    closure=no
-    shift
-fi
-if [ $# -lt 3 ]; then
-    sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    exit 2
-fi
-suite=$1 root=$2
-shift 2
 
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 [ -r "$keyring" ] || { echo "debs: $keyring is missing: install debian-archive-keyring" >&2; exit 1; }
@@ -33,6 +22,22 @@ own_release=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
 archive=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
     awk -v r="$own_release" '$2 == r { print $1; exit }')
 [ -n "$archive" ] || { echo "debs: apt has no source for $own_release, so no archive to ask" >&2; exit 1; }
+if [ "${1:-}" = --archive ]; then
+    echo "$archive $keyring"
+    exit
+fi
+
+only='*'
+if [ "${1:-}" = --only ]; then
+    only=$2
+    shift 2
+fi
+if [ $# -lt 3 ]; then
+    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+fi
+suite=$1 root=$2
+shift 2
 
 state=$repo/.cache/apt/$suite
 mkdir -p "$state"/{lists/partial,archives/partial,etc/none/partial}
@@ -86,29 +91,24 @@ if [ -z "$(find "$state/lists" -maxdepth 1 -name '*Packages*' -mmin -60 -print -
 fi
 
 # apt names only what it has not got yet: asked with an empty archive directory, it names all.
-if [ $closure = yes ]; then
-    mapfile -t urls < <(private_apt -qq -y -o Dir::Cache::archives="$state/etc/none" --print-uris install "$@")
-else
-    mapfile -t urls < <(cd "$state/etc/none" && private_apt -qq --print-uris download "$@")
-fi
-[ ${#urls[@]} -gt 0 ] || { echo "debs: apt found none of: $*" >&2; exit 1; }
-wanted=()
-for line in "${urls[@]}"; do
-    read -r _ file _ <<< "$line" # 'uri' file size hash
-    wanted+=("$file")
-done
+files=() names=()
+while read -r _ file _; do # 'uri' file size hash; file is name_version_arch.deb, escaped
+    name=${file%%_*}
+    # shellcheck disable=SC2053 # a glob on purpose
+    [[ $name == $only ]] || continue
+    version=${file#*_}
+    files+=("$file")
+    names+=("$name=$(printf '%b' "$(sed 's/_[^_]*$//; s/%/\\x/g' <<< "$version")")")
+done < <(private_apt -qq -y -o Dir::Cache::archives="$state/etc/none" --print-uris install "$@")
+[ ${#files[@]} -gt 0 ] || { echo "debs: $suite has none of: $*" >&2; exit 1; }
 
-echo "debs: $suite: ${#wanted[@]} packages for $*"
-if [ $closure = yes ]; then
-    private_apt -qq -y -o Acquire::Retries=3 --download-only install "$@" > /dev/null
-else
-    (cd "$state/archives" && private_apt -qq -o Acquire::Retries=3 download "$@" > /dev/null)
-fi
+echo "debs: $suite: ${#files[@]} packages for $*"
+(cd "$state/archives" && private_apt -qq -o Acquire::Retries=3 download "${names[@]}" > /dev/null)
 
 fresh=$root.new.$$
 trap 'rm -rf "$fresh"' EXIT
 mkdir -p "$fresh"
-for file in "${wanted[@]}"; do
+for file in "${files[@]}"; do
     deb=$state/archives/$file
     [ -f "$deb" ] || { echo "debs: $file was not fetched" >&2; exit 1; }
     dpkg-deb -x "$deb" "$fresh"
