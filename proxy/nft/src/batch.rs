@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 
-use crate::sys::{self, Header, Piece};
+use crate::sys::{self, Header, Piece, RuleContext};
 use crate::{
-    Chain, Element, Error, Family, Key, Object, ObjectKind, Operation, Rule, Set, Table, Value,
+    Chain, Element, Error, Expr, Family, Field, Key, Object, ObjectKind, Operation, Rule, Set,
+    Table, Value,
 };
 
 /// nf_tables' number among the netfilter subsystems.
@@ -177,9 +178,39 @@ impl Batch {
             self.error.get_or_insert(Error::Malformed { object });
             return;
         }
+        let choices = match self.choices(rule) {
+            Ok(choices) => choices,
+            Err(error) => {
+                self.error.get_or_insert(error);
+                return;
+            }
+        };
         let header = self.header(message, rule.table.family, flags, object);
-        let bytes = sys::rule(&mut self.buffer, header, rule, handle);
+        let context = RuleContext {
+            handle,
+            choices: &choices,
+        };
+        let bytes = sys::rule(&mut self.buffer, header, rule, context);
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Adds the nameless verdict maps a rule's random choices look up.
+    fn choices(&mut self, rule: &Rule) -> Result<Vec<Set>, Error> {
+        let mut sets = Vec::new();
+        for instruction in &rule.exprs {
+            let Expr::Choose(verdicts) = instruction else {
+                continue;
+            };
+            let set = Set::anonymous_choice(&rule.table, self.sets + 1)?;
+            self.add_set(&set);
+            let numbered = (0u32..).map(Field::Mark).zip(verdicts);
+            self.add_elements(
+                &set,
+                numbered.map(|(n, to)| Element::verdict(n, to.clone())),
+            );
+            sets.push(set);
+        }
+        Ok(sets)
     }
 
     /// Adds a set or map, or leaves an existing one with the same attributes.

@@ -267,6 +267,8 @@ pub enum Expr {
         offset: u32,
         to: Reg,
     },
+    /// Take one of the verdicts at random, each equally often. An empty list does nothing.
+    Choose(Vec<Verdict>),
     /// Load a hash of registers below `modulus`, plus `offset`.
     Jhash {
         from: Reg,
@@ -367,7 +369,8 @@ impl Load {
         }
     }
 
-    pub(crate) fn expr(self, to: Reg) -> Expr {
+    /// The instruction that loads the fact.
+    pub fn into_expr(self, to: Reg) -> Expr {
         use BaseHeader::{Link, Network, Transport};
         let payload = |base, offset, len| Expr::Payload {
             base,

@@ -5,7 +5,7 @@
 
 use crate::{
     Chain, Cmp, Ct, CtState, Data, Expr, Family, FibResult, Field, Inverted, Load, Meta, Name, Nat,
-    NatFlags, NumgenKind, Reg, Reject, Set, Verdict,
+    NatFlags, Reg, Reject, Set, Verdict,
 };
 
 /// Flag of a route lookup: by destination.
@@ -63,7 +63,10 @@ impl Rule {
     /// Loads facts into registers from the first on, and returns the register after them.
     fn load(self, facts: &[Load]) -> (Self, usize) {
         facts.iter().fold((self, 0), |(rule, word), fact| {
-            (rule.expr(fact.expr(Reg::word(word))), word + fact.words())
+            (
+                rule.expr(fact.into_expr(Reg::word(word))),
+                word + fact.words(),
+            )
         })
     }
 
@@ -153,22 +156,12 @@ impl Rule {
         })
     }
 
-    /// Looks a random number below `modulus` up in a verdict map keyed by
-    /// [`crate::DataType::Mark`].
-    pub fn random_vmap(self, modulus: u32, set: &Set) -> Self {
-        let to = Reg::word(0);
-        self.expr(Expr::Numgen {
-            kind: NumgenKind::Random,
-            modulus,
-            offset: 0,
-            to,
-        })
-        .expr(Expr::Lookup {
-            set: set.name.clone(),
-            key: to,
-            to: Some(Reg::VERDICT),
-            inverted: Inverted::No,
-        })
+    /// Goes to one of the chains at random, each equally often.
+    pub fn goto_one_of<'a>(self, chains: impl IntoIterator<Item = &'a Chain>) -> Self {
+        let verdicts = chains
+            .into_iter()
+            .map(|chain| Verdict::Goto(chain.name.clone()));
+        self.expr(Expr::Choose(verdicts.collect()))
     }
 
     /// Matches connections in one of the given states.

@@ -23,10 +23,20 @@ pub struct Set {
     pub(crate) dynamic: bool,
     pub(crate) timeout: Option<Duration>,
     pub(crate) size: Option<u32>,
-    pub(crate) comment: Option<Name>,
+    /// Number within its transaction of a nameless set that belongs to one rule.
+    pub(crate) anonymous: Option<u32>,
 }
 
 impl Set {
+    /// A nameless verdict map keyed by an integer, for the one rule that looks it up.
+    pub(crate) fn anonymous_choice(table: &Table, id: u32) -> Result<Self, Error> {
+        let set = Self::new(table, "__map%d", &[DataType::Mark], Carries::Verdict)?;
+        Ok(Self {
+            anonymous: Some(id),
+            ..set
+        })
+    }
+
     /// A set of keys. More than one type makes the key a concatenation.
     ///
     /// # Errors
@@ -66,7 +76,7 @@ impl Set {
             dynamic: false,
             timeout: None,
             size: None,
-            comment: None,
+            anonymous: None,
         })
     }
 

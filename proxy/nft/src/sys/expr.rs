@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use nftnl_sys as ffi;
 
 use super::{Padded, allocated, padded_name};
-use crate::{Expr, Inverted, Name, Reg, Reject, Verdict};
+use crate::{Expr, Inverted, Name, NumgenKind, Reg, Reject, Set, Verdict};
 
 /// An expression not yet owned by a rule.
 pub(super) struct Raw(NonNull<ffi::nftnl_expr>);
@@ -137,7 +137,22 @@ pub(super) fn build(expr: &Expr) -> Raw {
         Expr::Numgen { .. } | Expr::Jhash { .. } => build_number(expr),
         Expr::Nat { .. } | Expr::Masquerade { .. } | Expr::Redirect { .. } => build_nat(expr),
         Expr::Reject(reject) => build_reject(*reject),
+        Expr::Choose(_) => unreachable!("a choice is built with its set"),
     }
+}
+
+/// Builds a random number and its lookup in a nameless verdict map.
+pub(super) fn build_choice(modulus: usize, set: &Set) -> (Raw, Raw) {
+    let to = Reg::word(0);
+    let number = Expr::Numgen {
+        kind: NumgenKind::Random,
+        modulus: u32::try_from(modulus).unwrap_or(u32::MAX),
+        offset: 0,
+        to,
+    };
+    let lookup = build(&Expr::lookup(set, to, Some(Reg::VERDICT)))
+        .u32(ffi::NFTNL_EXPR_LOOKUP_SET_ID, set.anonymous.unwrap_or(0));
+    (build(&number), lookup)
 }
 
 fn build_verdict(verdict: &Verdict) -> Raw {

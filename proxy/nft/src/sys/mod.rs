@@ -17,7 +17,7 @@ use nftnl_sys as ffi;
 use nix::errno::Errno;
 use nix::libc;
 
-pub(crate) use object::{Piece, chain, elements, rule, set, table};
+pub(crate) use object::{Piece, RuleContext, chain, elements, rule, set, table};
 
 /// Size of libnftnl's value fields (`NFT_DATA_VALUE_MAXLEN`).
 const VALUE_MAX: usize = 64;

@@ -8,7 +8,7 @@ use nftnl_sys as ffi;
 use super::{Buffer, Header, Padded, allocated, expr, padded_name};
 use crate::object::{Chain, Policy, Table};
 use crate::set::Carries;
-use crate::{Data, DataType, Rule, Set, Value};
+use crate::{Data, DataType, Expr, Rule, Set, Value};
 
 /// An owned libnftnl object with setters by attribute.
 macro_rules! object {
@@ -154,13 +154,22 @@ pub(crate) fn chain<'a>(buffer: &'a mut Buffer, header: Header, chain: &Chain) -
     buffer.message()
 }
 
-/// Builds a message about a rule: `rule` itself, or the one with `handle`, or every rule of the
+/// What a message about a rule needs besides the rule.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RuleContext<'a> {
+    /// The kernel's handle of an existing rule.
+    pub(crate) handle: Option<u64>,
+    /// The nameless sets of the rule's choices, in order.
+    pub(crate) choices: &'a [Set],
+}
+
+/// Builds a message about a rule: `rule` itself, or the one with a handle, or every rule of the
 /// chain when it has neither instructions nor a handle.
 pub(crate) fn rule<'a>(
     buffer: &'a mut Buffer,
     header: Header,
     rule: &Rule,
-    handle: Option<u64>,
+    context: RuleContext<'_>,
 ) -> &'a [u8] {
     let raw = RawRule::new();
     raw.u32(
@@ -169,14 +178,22 @@ pub(crate) fn rule<'a>(
     );
     raw.str(ffi::NFTNL_RULE_TABLE, rule.table.name.as_c_str());
     raw.str(ffi::NFTNL_RULE_CHAIN, rule.chain.as_c_str());
-    if let Some(handle) = handle {
+    if let Some(handle) = context.handle {
         // SAFETY: the object is live and the handle is a 64-bit attribute.
         unsafe { ffi::nftnl_rule_set_u64(raw.0.as_ptr(), ffi::NFTNL_RULE_HANDLE as u16, handle) };
     }
+    let mut choices = context.choices.iter();
     for instruction in rule.exprs.iter().take(super::EXPRS_MAX) {
-        let expr = expr::build(instruction).into_raw();
-        // SAFETY: both are live, and the rule owns the expression from here on.
-        unsafe { ffi::nftnl_rule_add_expr(raw.0.as_ptr(), expr) };
+        match instruction {
+            Expr::Choose(verdicts) => {
+                if let Some(set) = choices.next() {
+                    let (number, lookup) = expr::build_choice(verdicts.len(), set);
+                    raw.push(number);
+                    raw.push(lookup);
+                }
+            }
+            other => raw.push(expr::build(other)),
+        }
     }
     if let Some(comment) = &rule.comment {
         let data = comment_udata(0, comment);
@@ -196,12 +213,23 @@ pub(crate) fn rule<'a>(
     buffer.message()
 }
 
+impl RawRule {
+    fn push(&self, expr: expr::Raw) {
+        let expr = expr.into_raw();
+        // SAFETY: both are live, and the rule owns the expression from here on.
+        unsafe { ffi::nftnl_rule_add_expr(self.0.as_ptr(), expr) };
+    }
+}
+
 impl RawSet {
     fn named(set: &Set) -> Self {
         let raw = Self::new();
         raw.u32(ffi::NFTNL_SET_FAMILY, u32::from(set.table.family.number()));
         raw.str(ffi::NFTNL_SET_TABLE, set.table.name.as_c_str());
         raw.str(ffi::NFTNL_SET_NAME, set.name.as_c_str());
+        if let Some(id) = set.anonymous {
+            raw.u32(ffi::NFTNL_SET_ID, id);
+        }
         raw
     }
 
@@ -243,12 +271,16 @@ impl RawElement {
 }
 
 fn set_flags(set: &Set) -> u32 {
+    const ANONYMOUS_CONSTANT: u32 = 1 | 2;
     const INTERVAL: u32 = 4;
     const MAP: u32 = 8;
     const TIMEOUT: u32 = 16;
     const EVAL: u32 = 32;
     const CONCAT: u32 = 128;
     let mut flags = 0;
+    if set.anonymous.is_some() {
+        flags |= ANONYMOUS_CONSTANT;
+    }
     if set.interval {
         flags |= INTERVAL;
     }
@@ -270,10 +302,16 @@ fn set_flags(set: &Set) -> u32 {
 /// Builds a message about a set itself. `id` must differ from other sets' in the transaction.
 pub(crate) fn set<'a>(buffer: &'a mut Buffer, header: Header, set: &Set, id: u32) -> &'a [u8] {
     const VERDICT_TYPE: u32 = 0xffff_ff00;
+    const INTEGER_TYPE: u32 = 4;
     let raw = RawSet::named(set);
     raw.u32(ffi::NFTNL_SET_ID, id);
     raw.u32(ffi::NFTNL_SET_FLAGS, set_flags(set));
-    raw.u32(ffi::NFTNL_SET_KEY_TYPE, DataType::concat_id(&set.key));
+    let key_type = if set.anonymous.is_some() {
+        INTEGER_TYPE
+    } else {
+        DataType::concat_id(&set.key)
+    };
+    raw.u32(ffi::NFTNL_SET_KEY_TYPE, key_type);
     raw.u32(
         ffi::NFTNL_SET_KEY_LEN,
         DataType::concat_len(&set.key) as u32,
