@@ -1,3 +1,15 @@
 //! Sandboxes, containers and images on one host.
+//!
+//! [`interface`] is the seam to the pod worker; [`images`] and [`engine`] implement it. [`cgroup`]
+//! and [`logs`] are used by the kubelet and the command line as well. The crate knows nothing of
+//! Kubernetes types, of the pod network's making or of Services.
 
+pub mod cgroup;
+mod disk;
+// pub mod engine;
+pub mod executable;
+pub mod images;
 pub mod interface;
+pub mod logs;
+#[allow(unsafe_code)]
+mod sys;

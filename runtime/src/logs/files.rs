@@ -1,0 +1,241 @@
+//! A container's log on disk: the current file and its rotated predecessors.
+//!
+//! Rotated files are `<name>.<suffix>`: with a number, 1 is the youngest; with a time, the greatest
+//! is. Blocking.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::line::{LogStream, parse};
+
+/// The files of a log, oldest first, the current one last where it exists.
+pub(super) fn chain(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let mut rotated = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let plain = |b: u8| b.is_ascii_digit() || b == b'-' || b == b'T' || b == b'.';
+        if let Some(suffix) = name.strip_prefix(&prefix)
+            && suffix.bytes().all(plain)
+        {
+            rotated.push((age(suffix), dir.join(&name)));
+        }
+    }
+    rotated.sort();
+    let mut files: Vec<PathBuf> = rotated.into_iter().map(|(_, path)| path).collect();
+    if path.exists() {
+        files.push(path.to_owned());
+    }
+    Ok(files)
+}
+
+/// Sorts the oldest first: numbers fall with age, times rise.
+fn age(suffix: &str) -> (i64, String) {
+    let number: Option<i64> = suffix.parse().ok().filter(|n| *n < 1_000_000);
+    (number.map_or(0, |n| -n), suffix.to_owned())
+}
+
+/// A file's identity on its file system.
+pub(super) fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// The file that follows an open one in the chain. `None` while it is the current one; the oldest
+/// file when it has been deleted meanwhile.
+pub(super) fn successor(path: &Path, current: &File) -> io::Result<Option<File>> {
+    let wanted = identity(current)?;
+    if let Ok(newest) = File::open(path)
+        && identity(&newest)? == wanted
+    {
+        return Ok(None);
+    }
+    let files = chain(path)?;
+    let mut opened = Vec::new();
+    for file in files {
+        match File::open(&file) {
+            Ok(file) => opened.push(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut position = None;
+    for (index, file) in opened.iter().enumerate() {
+        if identity(file)? == wanted {
+            position = Some(index);
+        }
+    }
+    let next = position.map_or(0, |index| index + 1);
+    Ok(opened.into_iter().nth(next))
+}
+
+/// Where the last `lines` whole lines of a stream begin.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TailStart {
+    pub(super) offset: u64,
+    /// How many of the lines are still to be found in older files.
+    pub(super) missing: u64,
+}
+
+const BLOCK_BYTES: u64 = 64 << 10;
+/// A record that is longer than this is not one of ours.
+const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// Searches a file from its end.
+pub(super) fn tail_start(
+    file: &File,
+    lines: u64,
+    stream: Option<LogStream>,
+) -> io::Result<TailStart> {
+    let mut end = file.metadata()?.len();
+    let mut found = 0;
+    // The beginning of a record whose end has been read already.
+    let mut rest: Vec<u8> = Vec::new();
+    if lines == 0 {
+        return Ok(TailStart {
+            offset: end,
+            missing: 0,
+        });
+    }
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK_BYTES);
+        let mut block = vec![0; usize::try_from(end - start).unwrap_or_default()];
+        file.read_exact_at(&mut block, start)?;
+        block.append(&mut rest);
+        let mut upper = block.len();
+        while let Some(newline) = block[..upper].iter().rposition(|b| *b == b'\n') {
+            let record = &block[newline + 1..upper];
+            if counts(record, stream) {
+                if found == lines {
+                    let offset = start + upper as u64 + 1;
+                    return Ok(TailStart { offset, missing: 0 });
+                }
+                found += 1;
+            }
+            upper = newline;
+        }
+        block.truncate(upper);
+        if block.len() <= MAX_RECORD_BYTES {
+            rest = block;
+        }
+        end = start;
+    }
+    if counts(&rest, stream) {
+        if found == lines {
+            let offset = rest.len() as u64 + 1;
+            return Ok(TailStart { offset, missing: 0 });
+        }
+        found += 1;
+    }
+    Ok(TailStart {
+        offset: 0,
+        missing: lines - found,
+    })
+}
+
+fn counts(record: &[u8], stream: Option<LogStream>) -> bool {
+    parse(record).is_some_and(|r| r.whole && stream.is_none_or(|wanted| wanted == r.stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(stream: &str, tag: &str, content: &str) -> String {
+        format!("2026-11-21T08:00:00Z {stream} {tag} {content}\n")
+    }
+
+    fn file_with(content: &str) -> (tempfile::TempDir, File) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        fs::write(&path, content).unwrap();
+        let file = File::open(path).unwrap();
+        (dir, file)
+    }
+
+    #[test]
+    fn files_are_ordered_by_number_or_by_time() {
+        for (rotated, expected) in [
+            (
+                vec!["0.log.1", "0.log.2", "0.log.10"],
+                ["0.log.10", "0.log.2", "0.log.1"],
+            ),
+            (
+                vec![
+                    "0.log.20261121-080001",
+                    "0.log.20261121-080000",
+                    "0.log.20261120-235959",
+                ],
+                [
+                    "0.log.20261120-235959",
+                    "0.log.20261121-080000",
+                    "0.log.20261121-080001",
+                ],
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            for name in rotated
+                .iter()
+                .chain(&["0.log", "0.log.tmp", "0.log.gz", "1.log"])
+            {
+                fs::write(dir.path().join(name), "").unwrap();
+            }
+            let files = chain(&dir.path().join("0.log")).unwrap();
+            let names: Vec<_> = files
+                .iter()
+                .map(|f| f.file_name().unwrap().to_str().unwrap())
+                .collect();
+            assert_eq!(names[..3], expected);
+            assert_eq!(names[3], "0.log");
+        }
+    }
+
+    #[test]
+    fn the_tail_keeps_the_parts_of_its_first_line() {
+        let old = record("stdout", "F", "old");
+        let content = format!(
+            "{old}{}{}",
+            record("stdout", "P", "a"),
+            record("stdout", "F", "b")
+        );
+        let (_dir, file) = file_with(&content);
+        let tail = tail_start(&file, 1, None).unwrap();
+        assert_eq!(
+            tail,
+            TailStart {
+                offset: old.len() as u64,
+                missing: 0
+            }
+        );
+        let more = tail_start(&file, 5, None).unwrap();
+        assert_eq!(
+            more,
+            TailStart {
+                offset: 0,
+                missing: 3
+            }
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_tail_of_any_log_holds_as_many_lines_as_asked(
+            lengths in proptest::collection::vec(0usize..9000, 0..60),
+            wanted in 0u64..70,
+        ) {
+            let lines: Vec<String> = lengths.iter().map(|n| record("stdout", "F", &"x".repeat(*n))).collect();
+            let content = lines.concat();
+            let (_dir, file) = file_with(&content);
+            let tail = tail_start(&file, wanted, None).unwrap();
+            let kept = content[tail.offset as usize..].lines().count() as u64;
+            prop_assert_eq!(kept, wanted.min(lines.len() as u64));
+            prop_assert_eq!(tail.missing, wanted.saturating_sub(lines.len() as u64));
+        }
+    }
+}
