@@ -261,6 +261,9 @@ pub struct ContainerRecord {
     pub state: ContainerPhase,
     /// Who it runs as.
     pub user: ResolvedUser,
+    /// What the host could not enforce: absent controllers, a refused `oom_score_adj` and the like.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// The numeric identity of a process.

@@ -1,0 +1,184 @@
+//! Which devices a cgroup's processes may use: a list of rules as one eBPF program.
+//!
+//! cgroup v2 has no device files; a `BPF_PROG_TYPE_CGROUP_DEVICE` program decides each mknod and open.
+//! Rules are tried from the last to the first, as later ones override earlier ones.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use rustix::io::Errno;
+
+use crate::container::{Doing, Error, Result};
+use crate::sys::{self, DeviceInstruction, DeviceProgram};
+
+const ACCESS_MKNOD: i32 = 1;
+const ACCESS_READ: i32 = 2;
+const ACCESS_WRITE: i32 = 4;
+const ACCESS_ALL: i32 = ACCESS_MKNOD | ACCESS_READ | ACCESS_WRITE;
+const TYPE_BLOCK: i32 = 1;
+const TYPE_CHARACTER: i32 = 2;
+
+/// A rule of the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rule {
+    allow: bool,
+    kind: Option<i32>,
+    major: Option<i32>,
+    minor: Option<i32>,
+    access: i32,
+}
+
+impl Rule {
+    fn matches_everything(&self) -> bool {
+        let any = self.kind.is_none() && self.major.is_none() && self.minor.is_none();
+        any && self.access == ACCESS_ALL
+    }
+}
+
+/// Puts a cgroup under `list`. Returns a warning where the host offers no bpf(2).
+pub(super) fn restrict(
+    cgroup: BorrowedFd<'_>,
+    list: &[LinuxDeviceCgroup],
+) -> Result<Option<String>> {
+    let rules = list.iter().map(rule).collect::<Result<Vec<_>>>()?;
+    let program = match sys::load_device_program(&program(&rules)) {
+        Ok(program) => program,
+        Err(error) => {
+            let absent = [Errno::PERM, Errno::NOSYS, Errno::ACCESS];
+            return match Errno::from_io_error(&error) {
+                Some(errno) if absent.contains(&errno) => Ok(Some(format!(
+                    "linux.resources.devices: bpf(2) is not available ({errno}), device rules are not enforced"
+                ))),
+                _ => Err(error).doing(|| "linux.resources.devices: load the device program"),
+            };
+        }
+    };
+    match sys::attach_device_program(program.as_fd(), cgroup) {
+        Ok(()) => Ok(None),
+        Err(error) => Err(error).doing(|| "linux.resources.devices: attach the device program"),
+    }
+}
+
+fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
+    let field = "linux.resources.devices";
+    let number = |value: Option<i64>| match value {
+        None | Some(-1) => Ok(None),
+        Some(value) => i32::try_from(value)
+            .map(Some)
+            .map_err(|_| Error::invalid(field, format!("{value} is no device number"))),
+    };
+    let mut access = 0;
+    for letter in device.access().as_deref().unwrap_or("rwm").chars() {
+        access |= match letter {
+            'r' => ACCESS_READ,
+            'w' => ACCESS_WRITE,
+            'm' => ACCESS_MKNOD,
+            _ => {
+                return Err(Error::invalid(
+                    field,
+                    format!("access {letter:?} is unknown"),
+                ));
+            }
+        };
+    }
+    let kind = match device.typ() {
+        Some(LinuxDeviceType::B) => Some(TYPE_BLOCK),
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(TYPE_CHARACTER),
+        Some(LinuxDeviceType::A) | None => None,
+        Some(LinuxDeviceType::P) => return Err(Error::invalid(field, "type p is no device")),
+    };
+    Ok(Rule {
+        allow: device.allow(),
+        kind,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        access: if access == 0 { ACCESS_ALL } else { access },
+    })
+}
+
+// Registers: r1 context, r2 type, r3 access, r4 major, r5 minor, r0 result.
+const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> DeviceInstruction {
+    DeviceInstruction {
+        code,
+        registers,
+        offset,
+        immediate,
+    }
+}
+
+const MOVE_IMMEDIATE: u8 = 0xb7;
+const MOVE_32: u8 = 0xbc;
+const AND_32: u8 = 0x54;
+const SHIFT_RIGHT_32: u8 = 0x74;
+const LOAD_WORD: u8 = 0x61;
+const JUMP_NOT_EQUAL: u8 = 0x55;
+const EXIT: u8 = 0x95;
+
+fn program(rules: &[Rule]) -> DeviceProgram {
+    let mut program = vec![
+        // access_type: access in the upper half, type in the lower.
+        instruction(LOAD_WORD, 0x12, 0, 0),
+        instruction(MOVE_32, 0x23, 0, 0),
+        instruction(AND_32, 0x02, 0, 0xffff),
+        instruction(SHIFT_RIGHT_32, 0x03, 0, 16),
+        instruction(LOAD_WORD, 0x14, 4, 0),
+        instruction(LOAD_WORD, 0x15, 8, 0),
+    ];
+    for rule in rules.iter().rev() {
+        program.extend(check(rule));
+        if rule.matches_everything() {
+            // What follows could not be reached, which the kernel's verifier refuses.
+            return program;
+        }
+    }
+    program.extend(verdict(0));
+    program
+}
+
+fn verdict(value: i32) -> [DeviceInstruction; 2] {
+    [
+        instruction(MOVE_IMMEDIATE, 0x00, 0, value),
+        instruction(EXIT, 0, 0, 0),
+    ]
+}
+
+/// Returns the rule's verdict when it matches, else falls through.
+fn check(rule: &Rule) -> Vec<DeviceInstruction> {
+    let mut tests: Vec<DeviceInstruction> = Vec::new();
+    let mut equal = |register: u8, value: i32| {
+        tests.push(instruction(JUMP_NOT_EQUAL, register, 0, value));
+    };
+    if let Some(kind) = rule.kind {
+        equal(0x02, kind);
+    }
+    if let Some(major) = rule.major {
+        equal(0x04, major);
+    }
+    if let Some(minor) = rule.minor {
+        equal(0x05, minor);
+    }
+    if rule.access != ACCESS_ALL {
+        // An allowing rule must cover all that is asked for, a denying one any of it.
+        tests.push(instruction(MOVE_32, 0x31, 0, 0));
+        match rule.allow {
+            true => {
+                tests.push(instruction(AND_32, 0x01, 0, !rule.access & ACCESS_ALL));
+                tests.push(instruction(JUMP_NOT_EQUAL, 0x01, 0, 0));
+            }
+            false => {
+                const JUMP_EQUAL: u8 = 0x15;
+                tests.push(instruction(AND_32, 0x01, 0, rule.access));
+                tests.push(instruction(JUMP_EQUAL, 0x01, 0, 0));
+            }
+        }
+    }
+    tests.extend(verdict(i32::from(rule.allow)));
+    let end = tests.len();
+    for (index, test) in tests.iter_mut().enumerate() {
+        if test.code == JUMP_NOT_EQUAL || test.code == 0x15 {
+            // A rule has at most a dozen instructions.
+            test.offset = (end - index - 1) as i16;
+        }
+    }
+    tests
+}

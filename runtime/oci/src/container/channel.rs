@@ -1,0 +1,100 @@
+//! What a child tells the shim: messages over a seqpacket socket that closes when the command is
+//! executed.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Doing, Result};
+use crate::protocol::{Failure, ResolvedUser};
+
+const MAX_MESSAGE: usize = 64 << 10;
+
+/// A message of the child.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// The terminal's master side comes with it.
+    Console,
+    /// Everything is set up; the child waits at the gate.
+    Ready {
+        user: ResolvedUser,
+        home: Option<String>,
+        warnings: Vec<String>,
+    },
+    /// It failed and exits.
+    Failed(Failure),
+}
+
+/// A received message, with the descriptor that came along.
+pub(crate) struct Received {
+    pub(crate) message: Message,
+    pub(crate) descriptor: Option<OwnedFd>,
+}
+
+/// The two ends: the shim's (non-blocking to read) and the child's.
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .doing(|| "make a socket pair")
+}
+
+/// Sends a message. Blocking.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    message: &Message,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> Result<()> {
+    // A message is made of plain strings and numbers: encoding cannot fail.
+    let bytes = serde_json::to_vec(message).unwrap_or_default();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .doing(|| "report to the shim")?;
+    Ok(())
+}
+
+/// Takes the next message: `Ok(None)` at the end, `EAGAIN` when there is none yet.
+pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Received>, Errno> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = {
+        let mut slices = [std::io::IoSliceMut::new(&mut bytes)];
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        rustix::net::recvmsg(socket.as_fd(), &mut slices, &mut control, flags)?
+    };
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let mut descriptor = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+            descriptor = descriptors.next();
+        }
+    }
+    let message = serde_json::from_slice(&bytes[..received.bytes]).map_err(|_| Errno::BADMSG)?;
+    Ok(Some(Received {
+        message,
+        descriptor,
+    }))
+}

@@ -1,0 +1,394 @@
+//! From the specification to a plan: pure and total. What berth does not offer is refused by name.
+//!
+//! The plan holds parsed, ordered steps; [`super::child`] carries them out without further decisions.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
+use rustix::process::Resource;
+use rustix::thread::CapabilitySet;
+
+use super::mount_options::{self, Options, Source};
+use super::sysctl::{self, Sysctl};
+use super::{Error, Result, credentials};
+use crate::protocol::{CreateContainer, PidNamespace, Rootfs, ShimConfig, UserSelector};
+use crate::sys::MountAttributes;
+
+/// A container, ready to be carried out.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// `CLONE_NEW*` of the child.
+    pub(crate) namespaces: u64,
+    /// The child unshares its cgroup namespace once it is in its cgroup.
+    pub(crate) own_cgroup_namespace: bool,
+    /// Namespace files to enter besides the sandbox's.
+    pub(crate) join: Vec<PathBuf>,
+    pub(crate) rootfs: Rootfs,
+    pub(crate) root_read_only: bool,
+    /// What the host's mounts become for the child, and in the end its root.
+    pub(crate) root_propagation: Option<MountAttributes>,
+    pub(crate) mounts: Vec<Mount>,
+    /// Absent where `/dev` is bound from the host.
+    pub(crate) devices: Option<Vec<Device>>,
+    pub(crate) masked: Vec<PathBuf>,
+    pub(crate) read_only: Vec<PathBuf>,
+    pub(crate) sysctls: Vec<Sysctl>,
+    /// Set only in a UTS namespace of its own.
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    pub(crate) user: UserSelector,
+    pub(crate) process: ProcessPlan,
+    pub(crate) terminal: bool,
+}
+
+/// A process of a container: the first, or a further one.
+#[derive(Debug, Clone)]
+pub(crate) struct ProcessPlan {
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: Vec<String>,
+    pub(crate) working_directory: PathBuf,
+    pub(crate) umask: u32,
+    pub(crate) limits: Vec<Limit>,
+    pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) no_new_privileges: bool,
+}
+
+/// A resource limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Limit {
+    pub(crate) name: String,
+    pub(crate) resource: Resource,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// Capability sets; the inheritable one is always empty (CVE-2022-29162).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Capabilities {
+    pub(crate) bounding: CapabilitySet,
+    pub(crate) effective: CapabilitySet,
+    pub(crate) permitted: CapabilitySet,
+    pub(crate) ambient: CapabilitySet,
+}
+
+/// A mount.
+#[derive(Debug, Clone)]
+pub(crate) struct Mount {
+    pub(crate) destination: PathBuf,
+    /// The file system's type; empty for binds.
+    pub(crate) kind: String,
+    pub(crate) source: PathBuf,
+    pub(crate) options: Options,
+}
+
+/// A device node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) path: PathBuf,
+    pub(crate) kind: DeviceKind,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// What a device node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    Character { major: u32, minor: u32 },
+    Block { major: u32, minor: u32 },
+    Fifo,
+}
+
+/// Devices every container has, and their minor numbers of major 1 and 5.
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// Plans a container of a sandbox.
+pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Plan> {
+    let spec = &request.spec;
+    refuse_unsupported(spec)?;
+    let default_linux = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&default_linux);
+    let namespaces = namespaces(sandbox, linux)?;
+    let mounts = mounts(spec)?;
+    let dev_is_bound = mounts
+        .iter()
+        .any(|mount| mount.destination == Path::new("dev") && mount.options.source != Source::New);
+    let devices = if dev_is_bound {
+        None
+    } else {
+        Some(devices(linux)?)
+    };
+    let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
+    let own_uts = namespaces.clone & libc::CLONE_NEWUTS as u64 != 0;
+    let process = spec.process().as_ref();
+    let process = process.ok_or_else(|| Error::invalid("process", "is missing"))?;
+    Ok(Plan {
+        namespaces: namespaces.clone,
+        own_cgroup_namespace: namespaces.own_cgroup,
+        join: namespaces.join,
+        rootfs: request.rootfs.clone(),
+        root_read_only: spec
+            .root()
+            .as_ref()
+            .and_then(|root| root.readonly())
+            .unwrap_or(false),
+        root_propagation: root_propagation(linux)?,
+        mounts,
+        devices,
+        masked: paths(linux.masked_paths()),
+        read_only: paths(linux.readonly_paths()),
+        sysctls: sysctls(linux)?,
+        hostname: spec
+            .hostname()
+            .clone()
+            .filter(|name| own_uts && !name.is_empty()),
+        domainname: spec
+            .domainname()
+            .clone()
+            .filter(|name| own_uts && !name.is_empty()),
+        user: request.user.clone(),
+        process: plan_process(process)?,
+        terminal: request.stdio.tty,
+    })
+}
+
+/// Plans a process from its specification.
+pub(crate) fn plan_process(process: &Process) -> Result<ProcessPlan> {
+    let arguments = process.args().clone().unwrap_or_default();
+    if arguments.is_empty() {
+        return Err(Error::invalid("process.args", "is empty"));
+    }
+    let environment = process.env().clone().unwrap_or_default();
+    if arguments
+        .iter()
+        .chain(&environment)
+        .any(|text| text.contains('\0'))
+    {
+        return Err(Error::invalid(
+            "process",
+            "an argument or variable holds a NUL byte",
+        ));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(Error::invalid("process.cwd", "is not an absolute path"));
+    }
+    let refused = [
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.ioPriority", process.io_priority().is_some()),
+        (
+            "process.execCPUAffinity",
+            process.exec_cpu_affinity().is_some(),
+        ),
+        (
+            "process.apparmorProfile",
+            is_set(process.apparmor_profile()),
+        ),
+        ("process.selinuxLabel", is_set(process.selinux_label())),
+    ];
+    refuse(&refused)?;
+    Ok(ProcessPlan {
+        arguments,
+        environment,
+        working_directory: process.cwd().clone(),
+        umask: process.user().umask().unwrap_or(0o022),
+        limits: credentials::limits(process)?,
+        oom_score_adj: process.oom_score_adj(),
+        capabilities: credentials::capabilities(process),
+        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+    })
+}
+
+fn is_set(text: &Option<String>) -> bool {
+    text.as_ref().is_some_and(|text| !text.is_empty())
+}
+
+fn refuse(fields: &[(&str, bool)]) -> Result<()> {
+    match fields.iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(Error::invalid(*field, "is not supported")),
+        None => Ok(()),
+    }
+}
+
+fn refuse_unsupported(spec: &Spec) -> Result<()> {
+    refuse(&[("hooks", spec.hooks().is_some())])?;
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    refuse(&[
+        ("linux.uidMappings", mapped(linux.uid_mappings())),
+        ("linux.gidMappings", mapped(linux.gid_mappings())),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.personality", linux.personality().is_some()),
+        ("linux.timeOffsets", linux.time_offsets().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("linux.netDevices", linux.net_devices().is_some()),
+        ("linux.mountLabel", is_set(linux.mount_label())),
+    ])
+}
+
+struct Namespaces {
+    clone: u64,
+    own_cgroup: bool,
+    join: Vec<PathBuf>,
+}
+
+fn namespaces(sandbox: &ShimConfig, linux: &Linux) -> Result<Namespaces> {
+    use LinuxNamespaceType as N;
+    let mut result = Namespaces {
+        clone: libc::CLONE_NEWNS as u64,
+        own_cgroup: false,
+        join: Vec::new(),
+    };
+    if sandbox.pid == PidNamespace::Container {
+        result.clone |= libc::CLONE_NEWPID as u64;
+    }
+    for namespace in linux.namespaces().iter().flatten() {
+        let kind = namespace.typ();
+        let sandbox_has_it = match kind {
+            N::Network => sandbox.new_network,
+            N::Ipc => sandbox.new_ipc,
+            N::Uts => sandbox.hostname.is_some(),
+            N::Pid | N::Mount => true,
+            N::Cgroup | N::User | N::Time => false,
+        };
+        match (kind, namespace.path()) {
+            (N::User | N::Time, _) => {
+                let field = format!("linux.namespaces: {kind}");
+                return Err(Error::invalid(field, "is not supported"));
+            }
+            _ if sandbox_has_it => {}
+            (N::Network | N::Ipc | N::Uts, Some(path)) => result.join.push(path.clone()),
+            (N::Cgroup, None) => result.own_cgroup = true,
+            (N::Cgroup, Some(_)) => {
+                return Err(Error::invalid(
+                    "linux.namespaces: cgroup",
+                    "joining one is not supported",
+                ));
+            }
+            (N::Network, None) => result.clone |= libc::CLONE_NEWNET as u64,
+            (N::Ipc, None) => result.clone |= libc::CLONE_NEWIPC as u64,
+            (N::Uts, None) => result.clone |= libc::CLONE_NEWUTS as u64,
+            (N::Pid | N::Mount, _) => {}
+        }
+    }
+    Ok(result)
+}
+
+fn root_propagation(linux: &Linux) -> Result<Option<MountAttributes>> {
+    let Some(text) = linux
+        .rootfs_propagation()
+        .as_ref()
+        .filter(|text| !text.is_empty())
+    else {
+        return Ok(None);
+    };
+    let parsed = mount_options::propagation(text);
+    parsed
+        .map(Some)
+        .ok_or_else(|| Error::invalid("linux.rootfsPropagation", format!("{text} is unknown")))
+}
+
+fn mounts(spec: &Spec) -> Result<Vec<Mount>> {
+    let mut mounts = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        let field = format!("mounts[{}]", mount.destination().display());
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+            return Err(Error::invalid(field, "id-mapped mounts are not supported"));
+        }
+        if !mount.destination().is_absolute() {
+            return Err(Error::invalid(
+                field,
+                "the destination is not an absolute path",
+            ));
+        }
+        let mut kind = mount.typ().clone().unwrap_or_default();
+        let mut options =
+            mount_options::parse(&field, mount.options().as_deref().unwrap_or_default())?;
+        if options.source == Source::New && matches!(kind.as_str(), "bind" | "none" | "") {
+            options.source = Source::Bind;
+        }
+        if kind == "cgroup" {
+            kind = "cgroup2".to_owned();
+        }
+        let source = mount.source().clone().unwrap_or_default();
+        if options.source != Source::New && !source.is_absolute() {
+            return Err(Error::invalid(field, "the source is not an absolute path"));
+        }
+        let destination = super::rootfd::clean(mount.destination());
+        if destination.as_os_str().is_empty() {
+            return Err(Error::invalid(field, "cannot mount over the root"));
+        }
+        mounts.push(Mount {
+            destination,
+            kind,
+            source,
+            options,
+        });
+    }
+    Ok(mounts)
+}
+
+fn devices(linux: &Linux) -> Result<Vec<Device>> {
+    let mut devices: Vec<Device> = DEFAULT_DEVICES
+        .iter()
+        .map(|(path, major, minor)| Device {
+            path: super::rootfd::clean(Path::new(path)),
+            kind: DeviceKind::Character {
+                major: *major,
+                minor: *minor,
+            },
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        })
+        .collect();
+    for device in linux.devices().iter().flatten() {
+        let field = || format!("linux.devices[{}]", device.path().display());
+        let number = |value: i64, name: &str| {
+            let refused = |_| Error::invalid(field(), format!("{name} {value} is out of range"));
+            u32::try_from(value).map_err(refused)
+        };
+        let kind = match device.typ() {
+            LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character {
+                major: number(device.major(), "major")?,
+                minor: number(device.minor(), "minor")?,
+            },
+            LinuxDeviceType::B => DeviceKind::Block {
+                major: number(device.major(), "major")?,
+                minor: number(device.minor(), "minor")?,
+            },
+            LinuxDeviceType::P => DeviceKind::Fifo,
+            LinuxDeviceType::A => return Err(Error::invalid(field(), "type a names no device")),
+        };
+        let path = super::rootfd::clean(device.path());
+        devices.retain(|known| known.path != path);
+        devices.push(Device {
+            path,
+            kind,
+            mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+        });
+    }
+    Ok(devices)
+}
+
+fn sysctls(linux: &Linux) -> Result<Vec<Sysctl>> {
+    let mut sysctls = linux
+        .sysctl()
+        .iter()
+        .flatten()
+        .map(|(name, value)| sysctl::parse(name, value))
+        .collect::<Result<Vec<_>>>()?;
+    sysctls.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(sysctls)
+}

@@ -1,0 +1,151 @@
+//! From numbered rules to a program: ranges of equal verdicts, found by a balanced binary search.
+//!
+//! A container's every system call runs this program, so its depth matters more than its length:
+//! about nine comparisons, where a linear filter has hundreds.
+
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
+
+use super::Error;
+pub use super::assembler::Instruction;
+use super::assembler::{answer, check, load_architecture, load_number, select, split};
+use super::rules::{self, AbiRules, Rule, Rules, UNKNOWN, Verdict};
+use super::table::{Abi, X32_BIT};
+
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+const MAX_INSTRUCTIONS: usize = 4096;
+
+const FLAG_LOG: u32 = 1 << 1;
+const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+
+/// A filter ready to be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The instructions, at most 4096.
+    pub instructions: Vec<Instruction>,
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u32,
+}
+
+/// Compiles a profile.
+///
+/// # Errors
+/// When the profile asks for what berth does not offer; nothing is left out silently but names that
+/// an ABI lacks.
+pub fn compile(profile: &LinuxSeccomp) -> Result<Program, Error> {
+    if profile.listener_path().is_some() || profile.listener_metadata().is_some() {
+        return Err(Error::Action("SCMP_ACT_NOTIFY (listenerPath)".to_owned()));
+    }
+    let instructions = program(&rules::number(profile)?);
+    if instructions.len() > MAX_INSTRUCTIONS {
+        return Err(Error::TooLong(instructions.len()));
+    }
+    Ok(Program {
+        instructions,
+        flags: flags(profile)?,
+    })
+}
+
+fn flags(profile: &LinuxSeccomp) -> Result<u32, Error> {
+    use LinuxSeccompFilterFlag as Flag;
+    // Like runc: mitigations of speculation stay as the host has them unless flags are given.
+    let Some(flags) = profile.flags() else {
+        return Ok(FLAG_SPEC_ALLOW);
+    };
+    flags.iter().try_fold(0, |bits, flag| match flag {
+        Flag::SeccompFilterFlagLog => Ok(bits | FLAG_LOG),
+        Flag::SeccompFilterFlagSpecAllow => Ok(bits | FLAG_SPEC_ALLOW),
+        // One thread loads it before the command runs, so there is nothing to synchronize.
+        Flag::SeccompFilterFlagTsync => Ok(bits),
+        Flag::SeccompFilterFlagWaitKillableRecv => Err(Error::Flag(
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV".to_owned(),
+        )),
+    })
+}
+
+fn program(rules: &Rules) -> Vec<Instruction> {
+    let foreign = || vec![answer(Verdict::FOREIGN_ABI)];
+    let tree = |abi: Abi, base: u32| match rules.abis.get(&abi) {
+        Some(of_abi) => search(&ranges(of_abi, rules.default, abi.narrow()), base),
+        None => foreign(),
+    };
+    let mut wide = vec![load_number()];
+    wide.extend(split(
+        X32_BIT,
+        tree(Abi::X86_64, 0),
+        tree(Abi::X32, X32_BIT),
+    ));
+    let mut narrow = vec![load_number()];
+    narrow.extend(tree(Abi::I386, 0));
+    let others = match rules.abis.contains_key(&Abi::I386) {
+        true => select(AUDIT_ARCH_I386, narrow, foreign()),
+        false => foreign(),
+    };
+    let mut program = vec![load_architecture()];
+    program.extend(select(AUDIT_ARCH_X86_64, wide, others));
+    program
+}
+
+/// Numbers from `start` up to the next range's start share a closed block.
+struct Range {
+    start: u32,
+    block: Vec<Instruction>,
+}
+
+fn ranges(abi: &AbiRules, default: Verdict, narrow: bool) -> Vec<Range> {
+    let mut list: Vec<Range> = Vec::new();
+    let mut push = |start: u32, block: Vec<Instruction>| match list.last_mut() {
+        Some(last) if last.block == block => {}
+        Some(last) if last.start == start => last.block = block,
+        _ => list.push(Range { start, block }),
+    };
+    push(0, vec![answer(default)]);
+    for (number, rule) in &abi.rules {
+        push(*number, block(rule, default, narrow));
+        push(number + 1, vec![answer(default)]);
+    }
+    if let Some(start) = abi.unknown_from {
+        push(start, vec![answer(UNKNOWN)]);
+    }
+    merge(list)
+}
+
+/// Joins neighbours that a replaced block made equal.
+fn merge(list: Vec<Range>) -> Vec<Range> {
+    let mut merged: Vec<Range> = Vec::with_capacity(list.len());
+    for range in list {
+        if merged.last().is_none_or(|last| last.block != range.block) {
+            merged.push(range);
+        }
+    }
+    merged
+}
+
+fn block(rule: &Rule, default: Verdict, narrow: bool) -> Vec<Instruction> {
+    match rule {
+        Rule::Always(verdict) => vec![answer(*verdict)],
+        Rule::Conditional(alternatives) => {
+            let mut block: Vec<Instruction> = alternatives
+                .iter()
+                .flat_map(|(conditions, verdict)| check(conditions, narrow, *verdict))
+                .collect();
+            block.push(answer(default));
+            block
+        }
+    }
+}
+
+fn search(ranges: &[Range], base: u32) -> Vec<Instruction> {
+    match ranges {
+        [] => vec![answer(Verdict::FOREIGN_ABI)],
+        [only] => only.block.clone(),
+        _ => {
+            let (below, above) = ranges.split_at(ranges.len() / 2);
+            split(
+                base + above[0].start,
+                search(below, base),
+                search(above, base),
+            )
+        }
+    }
+}

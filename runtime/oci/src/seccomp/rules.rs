@@ -1,0 +1,234 @@
+//! From an OCI profile to numbered rules: pure, no instructions yet.
+//!
+//! Follows what runc makes of a profile through libseccomp: a rule without argument conditions wins
+//! over those with; conditions that name one argument twice are alternatives; names an ABI lacks are
+//! skipped; numbers above the highest one named answer ENOSYS when the default denies.
+
+use std::collections::{BTreeMap, HashMap};
+
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+};
+
+use super::Error;
+use super::table::{self, Abi, Numbers};
+
+const RET_KILL_PROCESS: u32 = 0x8000_0000;
+const RET_KILL_THREAD: u32 = 0x0000_0000;
+const RET_TRAP: u32 = 0x0003_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+const RET_TRACE: u32 = 0x7ff0_0000;
+const RET_LOG: u32 = 0x7ffc_0000;
+const RET_ALLOW: u32 = 0x7fff_0000;
+const RET_DATA: u32 = 0xffff;
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+
+/// What a filter answers, as `SECCOMP_RET_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Verdict(pub(super) u32);
+
+impl Verdict {
+    /// The verdict for calls of an ABI that the profile does not name.
+    pub(super) const FOREIGN_ABI: Self = Self(RET_KILL_THREAD);
+
+    fn new(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Self, Error> {
+        use LinuxSeccompAction as A;
+        let value = errno.unwrap_or(EPERM) & RET_DATA;
+        Ok(Self(match action {
+            A::ScmpActKill | A::ScmpActKillThread => RET_KILL_THREAD,
+            A::ScmpActKillProcess => RET_KILL_PROCESS,
+            A::ScmpActTrap => RET_TRAP,
+            A::ScmpActErrno => RET_ERRNO | value,
+            A::ScmpActTrace => RET_TRACE | value,
+            A::ScmpActLog => RET_LOG,
+            A::ScmpActAllow => RET_ALLOW,
+            A::ScmpActNotify => return Err(Error::Action(action.to_string())),
+        }))
+    }
+
+    fn lets_pass(self) -> bool {
+        self.0 == RET_ALLOW || self.0 == RET_LOG
+    }
+}
+
+/// One comparison of a system call's argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub(super) index: u8,
+    pub(super) test: Test,
+}
+
+/// How an argument is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Test {
+    Equal(u64),
+    NotEqual(u64),
+    Less(u64),
+    LessOrEqual(u64),
+    Greater(u64),
+    GreaterOrEqual(u64),
+    Masked { mask: u64, value: u64 },
+}
+
+/// What happens to one system call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// Always the same.
+    Always(Verdict),
+    /// The first alternative whose conditions all hold; else the default.
+    Conditional(Vec<(Vec<Condition>, Verdict)>),
+}
+
+/// The rules of one ABI.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct AbiRules {
+    pub(super) rules: BTreeMap<u32, Rule>,
+    /// The first number that answers ENOSYS, where the default denies.
+    pub(super) unknown_from: Option<u32>,
+}
+
+/// A whole profile, numbered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rules {
+    pub(super) default: Verdict,
+    pub(super) abis: BTreeMap<Abi, AbiRules>,
+}
+
+/// The verdict of numbers that are newer than the profile.
+pub(super) const UNKNOWN: Verdict = Verdict(RET_ERRNO | ENOSYS);
+
+/// Numbers a profile.
+pub(super) fn number(profile: &LinuxSeccomp) -> Result<Rules, Error> {
+    let default = Verdict::new(profile.default_action(), profile.default_errno_ret())?;
+    let names = table::load();
+    let mut abis = BTreeMap::new();
+    for abi in abis_of(profile)? {
+        let mut rules = AbiRules::default();
+        for syscall in profile.syscalls().iter().flatten() {
+            add(&mut rules, abi, &names, syscall, default)?;
+        }
+        if !default.lets_pass() && default != UNKNOWN {
+            let highest = highest_named(profile, abi, &names);
+            rules.unknown_from = highest.map(|number| number + 1);
+        }
+        abis.insert(abi, rules);
+    }
+    Ok(Rules { default, abis })
+}
+
+fn abis_of(profile: &LinuxSeccomp) -> Result<Vec<Abi>, Error> {
+    let Some(architectures) = profile
+        .architectures()
+        .as_ref()
+        .filter(|list| !list.is_empty())
+    else {
+        return Ok(vec![Abi::X86_64]);
+    };
+    let mut abis: Vec<Abi> = architectures
+        .iter()
+        .filter_map(|architecture| match architecture {
+            Arch::ScmpArchNative | Arch::ScmpArchX86_64 => Some(Abi::X86_64),
+            Arch::ScmpArchX86 => Some(Abi::I386),
+            Arch::ScmpArchX32 => Some(Abi::X32),
+            _ => None,
+        })
+        .collect();
+    if abis.is_empty() {
+        return Err(Error::Architectures);
+    }
+    // libseccomp starts every filter with the native ABI.
+    abis.push(Abi::X86_64);
+    abis.sort_unstable();
+    abis.dedup();
+    Ok(abis)
+}
+
+fn highest_named(
+    profile: &LinuxSeccomp,
+    abi: Abi,
+    names: &HashMap<&'static str, Numbers>,
+) -> Option<u32> {
+    let syscalls = profile.syscalls().iter().flatten();
+    let named = syscalls.flat_map(|syscall| syscall.names());
+    named
+        .filter_map(|name| names.get(name.as_str())?.get(abi))
+        .max()
+}
+
+fn add(
+    rules: &mut AbiRules,
+    abi: Abi,
+    names: &HashMap<&'static str, Numbers>,
+    syscall: &LinuxSyscall,
+    default: Verdict,
+) -> Result<(), Error> {
+    let verdict = Verdict::new(syscall.action(), syscall.errno_ret())?;
+    let alternatives = alternatives(syscall.args().as_deref().unwrap_or_default())?;
+    if verdict == default {
+        return Ok(());
+    }
+    for name in syscall.names() {
+        let Some(number) = names
+            .get(name.as_str())
+            .and_then(|numbers| numbers.get(abi))
+        else {
+            continue;
+        };
+        let known = rules
+            .rules
+            .entry(number)
+            .or_insert_with(|| Rule::Conditional(Vec::new()));
+        match known {
+            Rule::Always(_) => {}
+            known if alternatives.is_empty() => *known = Rule::Always(verdict),
+            Rule::Conditional(list) => {
+                list.extend(alternatives.iter().map(|all| (all.clone(), verdict)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Each inner list is a conjunction; the outer one a disjunction; empty means no condition.
+fn alternatives(arguments: &[LinuxSeccompArg]) -> Result<Vec<Vec<Condition>>, Error> {
+    let conditions = arguments
+        .iter()
+        .map(condition)
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut indices: Vec<u8> = conditions.iter().map(|condition| condition.index).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    if conditions.is_empty() {
+        Ok(Vec::new())
+    } else if indices.len() < conditions.len() {
+        Ok(conditions
+            .into_iter()
+            .map(|condition| vec![condition])
+            .collect())
+    } else {
+        Ok(vec![conditions])
+    }
+}
+
+fn condition(argument: &LinuxSeccompArg) -> Result<Condition, Error> {
+    use LinuxSeccompOperator as Op;
+    let index = argument.index();
+    let value = argument.value();
+    let narrow = u8::try_from(index).ok().filter(|index| *index < 6);
+    Ok(Condition {
+        index: narrow.ok_or(Error::ArgumentIndex(index))?,
+        test: match argument.op() {
+            Op::ScmpCmpNe => Test::NotEqual(value),
+            Op::ScmpCmpLt => Test::Less(value),
+            Op::ScmpCmpLe => Test::LessOrEqual(value),
+            Op::ScmpCmpEq => Test::Equal(value),
+            Op::ScmpCmpGe => Test::GreaterOrEqual(value),
+            Op::ScmpCmpGt => Test::Greater(value),
+            Op::ScmpCmpMaskedEq => Test::Masked {
+                mask: value,
+                value: argument.value_two().unwrap_or(0),
+            },
+        },
+    })
+}

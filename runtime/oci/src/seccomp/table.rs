@@ -1,0 +1,77 @@
+//! System call numbers of the three x86 ABIs, by name.
+//!
+//! Facts of the kernel's ABI in `syscalls.tsv`: name, x86_64, i386, x32 (without its marker bit); `-`
+//! where an ABI lacks the call.
+
+use std::collections::HashMap;
+
+/// The bit that marks an x32 system call number.
+pub(super) const X32_BIT: u32 = 0x4000_0000;
+
+/// A system call ABI that a filter tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Abi {
+    /// Native 64-bit.
+    X86_64,
+    /// 32-bit compatibility.
+    I386,
+    /// 64-bit instructions with 32-bit pointers.
+    X32,
+}
+
+impl Abi {
+    /// Whether arguments are 32 bits wide.
+    pub(super) fn narrow(self) -> bool {
+        self == Self::I386
+    }
+
+    fn column(self) -> usize {
+        match self {
+            Self::X86_64 => 0,
+            Self::I386 => 1,
+            Self::X32 => 2,
+        }
+    }
+}
+
+/// Numbers of one name, by [`Abi::column`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers([Option<u32>; 3]);
+
+impl Numbers {
+    /// The number in `abi`; for x32 without [`X32_BIT`].
+    pub(super) fn get(self, abi: Abi) -> Option<u32> {
+        self.0[abi.column()]
+    }
+}
+
+/// All names with their numbers.
+pub(super) fn load() -> HashMap<&'static str, Numbers> {
+    include_str!("syscalls.tsv")
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split('\t');
+            let name = fields.next()?;
+            let mut number = || fields.next().and_then(|field| field.parse().ok());
+            Some((name, Numbers([number(), number(), number()])))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_agree_with_the_c_library() {
+        let table = load();
+        let native = |name: &str| table[name].get(Abi::X86_64).map(i64::from);
+        assert_eq!(native("clone3"), Some(libc::SYS_clone3));
+        assert_eq!(native("openat2"), Some(libc::SYS_openat2));
+        assert_eq!(native("cachestat"), Some(libc::SYS_cachestat));
+        assert_eq!(native("futex_waitv"), Some(libc::SYS_futex_waitv));
+        assert_eq!(table["socketcall"].get(Abi::I386), Some(102));
+        assert_eq!(table["socketcall"].get(Abi::X86_64), None);
+        assert_eq!(table["ioctl"].get(Abi::X32), Some(514));
+    }
+}

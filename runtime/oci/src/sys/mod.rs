@@ -1,0 +1,17 @@
+//! System calls that no safe crate offers, as typed functions. All `unsafe` of this crate is here.
+//!
+//! Owns clone3(2), mount_setattr(2), seccomp(2), bpf(2), close_range(2), execve(2), signal masks and
+//! a few ioctls. Everything else goes through `rustix`.
+
+mod process;
+mod restrict;
+
+pub(crate) use process::{
+    CloneFlags, Cloned, adopt_descriptor, block_signals, clone3, close_range_from, execute,
+    exit_now, loopback_up, release_signals, reset_signals, signal_descriptor, signal_process,
+    unshare, wait_signal,
+};
+pub(crate) use restrict::{
+    DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program, close_all_above,
+    load_device_program, load_filter, set_mount_attributes,
+};
