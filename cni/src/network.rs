@@ -1,0 +1,444 @@
+//! The pod network of one node: the order of things, and what is undone when one of them fails.
+//!
+//! ```text
+//! attach   lease ──► guard and host ports ┐
+//!          lease files to disk            ├─► addresses and routes in the pod ──► done
+//!          veth pair, one message         ┘
+//! detach   guard and host ports off ──► lease free ──► done       links, connections: reaper
+//! ```
+//! An attachment's operations never overlap; different attachments' run side by side. Operations
+//! run to their end even when the caller stops waiting.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipnet::IpNet;
+use rtnetlink::Handle;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::attachment::{Attach, AttachmentId};
+use crate::config::{Config, Layout};
+use crate::firewall::{Desired, Firewall};
+use crate::ipam::{Lease, Record, Store};
+use crate::link::bridge::{self, Bridge};
+use crate::link::pod::Pod;
+use crate::link::reaper::Reaper;
+use crate::link::{self, veth};
+use crate::netns::NetNs;
+use crate::route::{self, Peer, Routes};
+use crate::{Error, hostport, sysctl};
+
+/// The pod network of one node. Dropping it changes nothing in the kernel.
+#[derive(Debug)]
+pub struct Network {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    node: NetNs,
+    handle: Handle,
+    bridge: Bridge,
+    store: Arc<Store>,
+    firewall: Firewall,
+    reaper: Reaper,
+    locks: Mutex<HashMap<AttachmentId, Arc<tokio::sync::Mutex<()>>>>,
+    routes: tokio::sync::Mutex<Routes>,
+    /// Where pods keep their address: the configured ranges and the peers'.
+    cluster: Mutex<Vec<IpNet>>,
+}
+
+impl Network {
+    /// Makes or adopts bridge, gateway addresses, kernel settings and rules, and reads the
+    /// leases. Repeating it is harmless; running pods do not notice. Must be called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// When the configuration cannot work, clashes with what is on the node, another process uses
+    /// the state directory, or the kernel refuses something.
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        let layout = Layout::resolve(&config)?;
+        let node = node_of(&config)?;
+        let store = open_store(&layout).await?;
+        let handle = link::connect(&node, || Ok(())).await?;
+        bridge::check_foreign(&handle, &layout).await?;
+        let bridge = bridge::ensure(&handle, &layout).await?;
+        apply_settings(&node, &layout).await?;
+        bridge::address(&handle, &layout, &bridge).await?;
+        adopt(&handle, &bridge, &store).await?;
+        let firewall = Firewall::open(&node, &layout).await?;
+        let routes = known_routes(&handle).await?;
+        let cluster = cluster(&layout, &routes);
+        let desired = Desired {
+            records: store.records(),
+            cluster: cluster.clone(),
+        };
+        firewall.rebuild(desired).await?;
+        let reaper = Reaper::start(handle.clone(), bridge.clone(), firewall.clone());
+        tracing::info!(bridge = bridge.name, mtu = bridge.mtu, "pod network is up");
+        let inner = Inner {
+            layout,
+            node,
+            handle,
+            bridge,
+            store,
+            firewall,
+            reaper,
+            locks: Mutex::default(),
+            routes: tokio::sync::Mutex::new(routes),
+            cluster: Mutex::new(cluster),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Gives the pod its interface, addresses and host ports; returns the addresses, primary
+    /// family first. Attaching twice returns the same addresses and mends what is missing.
+    ///
+    /// # Errors
+    /// When no address is left, a host port is taken, or the namespace cannot be wired. Nothing
+    /// of a new attachment is left then.
+    pub async fn attach(&self, request: Attach) -> Result<Vec<IpAddr>, Error> {
+        let inner = self.inner.clone();
+        run(async move { inner.attach(request).await }).await
+    }
+
+    /// Takes addresses and host ports back and cuts the pod off. Its links are deleted shortly
+    /// after. Succeeds when there is nothing to take.
+    ///
+    /// # Errors
+    /// When the kernel or the disk refuses; the attachment is then kept, and may be detached
+    /// again.
+    pub async fn detach(&self, id: &AttachmentId) -> Result<(), Error> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        run(async move { inner.detach(&id).await }).await
+    }
+
+    /// Frees everything that is not held by one of `live`, and waits until it is gone. Attach
+    /// nothing while the list is being made and this runs.
+    ///
+    /// # Errors
+    /// All failures; everything is tried.
+    pub async fn collect(&self, live: &[AttachmentId]) -> Result<(), Error> {
+        let (inner, live) = (self.inner.clone(), live.iter().cloned().collect());
+        run(async move { inner.collect(&live).await }).await
+    }
+
+    /// Makes the routes to other nodes' pods exactly these.
+    ///
+    /// # Errors
+    /// Names each claim that was refused and each route the kernel refused; the others are made.
+    pub async fn set_peers(&self, peers: Vec<Peer>) -> Result<(), Error> {
+        let inner = self.inner.clone();
+        run(async move { inner.set_peers(&peers).await }).await
+    }
+
+    /// Whether pods can be attached and reached.
+    ///
+    /// # Errors
+    /// Names the first thing that is missing or was changed.
+    pub async fn status(&self) -> Result<(), Error> {
+        let inner = &self.inner;
+        bridge::check(&inner.handle, &inner.layout, &inner.bridge).await?;
+        inner.firewall.check().await?;
+        let settings = settings(&inner.layout);
+        let changed = inner
+            .node
+            .inside(move || settings.into_iter().find(|s| !s.holds()))
+            .await?;
+        match changed {
+            None => Ok(()),
+            Some(s) => Err(Error::NotReady(format!("{} is not {}", s.name, s.value))),
+        }
+    }
+
+    /// Waits until the links and connections of detached pods are gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses to delete something.
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.inner.reaper.flush().await
+    }
+
+    /// Removes all of it: pods' links, bridge, rules, routes and leases. Kernel settings stay.
+    ///
+    /// # Errors
+    /// All failures; everything is tried.
+    pub async fn teardown(self) -> Result<(), Error> {
+        let inner = self.inner;
+        let mut errors = Vec::new();
+        errors.extend(inner.reaper.flush().await.err());
+        errors.extend(inner.firewall.erase().await.err());
+        errors.extend(erase_links(&inner.handle, &inner.bridge.name).await.err());
+        errors.extend(inner.store.erase().map_err(Error::from).err());
+        Error::collect(errors)
+    }
+
+    /// What [`Network::teardown`] does, on a node where no network is open. Only names and paths
+    /// of `config` are used.
+    ///
+    /// # Errors
+    /// All failures; everything is tried. A state directory in use stops it first.
+    pub async fn remove_all(config: Config) -> Result<(), Error> {
+        let node = node_of(&config)?;
+        let store = if config.state_dir.exists() {
+            Some(Store::open(&config.state_dir, Vec::new())?)
+        } else {
+            None
+        };
+        let mut errors = Vec::new();
+        errors.extend(crate::firewall::erase_all(&node, &config.table).await.err());
+        let handle = link::connect(&node, || Ok(())).await?;
+        errors.extend(erase_links(&handle, &config.bridge).await.err());
+        errors.extend(store.and_then(|store| store.erase().err()).map(Error::from));
+        Error::collect(errors)
+    }
+}
+
+impl Inner {
+    async fn attach(&self, request: Attach) -> Result<Vec<IpAddr>, Error> {
+        hostport::check(&request.host_ports, &self.layout)?;
+        let _lock = self.lock(&request.id).await;
+        let pod = NetNs::open(&request.netns)?;
+        if pod.is(&self.node)? {
+            let path = request.netns.display();
+            return Err(Error::Request(format!(
+                "{path} is the node's own network namespace"
+            )));
+        }
+        let mut lease = self.lease(&request).await?;
+        let fresh = lease.is_fresh();
+        let record = lease.record.clone();
+        match self.wire(&mut lease, &pod).await {
+            Ok(()) => Ok(record.addresses),
+            Err(error) if fresh => {
+                if let Err(left) = self.free(&record).await {
+                    tracing::error!(
+                        attachment = %record.attachment,
+                        error = &left as &dyn std::error::Error,
+                        "a failed attachment could not be undone"
+                    );
+                }
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn lease(&self, request: &Attach) -> Result<Lease, Error> {
+        let (store, id) = (self.store.clone(), request.id.clone());
+        let ports = request.host_ports.clone();
+        let lease = blocking(move || Ok(store.acquire(&id, &ports)?)).await?;
+        // The address of a pod that was just detached: first its link and connections must go.
+        if lease.is_fresh() && self.reaper.holds(&lease.record.addresses) {
+            self.reaper.flush().await?;
+        }
+        Ok(lease)
+    }
+
+    async fn wire(&self, lease: &mut Lease, ns: &NetNs) -> Result<(), Error> {
+        let record = &lease.record.clone();
+        let unsynced = lease.unsynced();
+        let synced = blocking(move || Ok(unsynced.sync()?));
+        let pair = async {
+            let pod = Pod::open(ns, &self.layout).await?;
+            let inner = pod.interface().await?;
+            veth::ensure(&self.handle, &self.bridge, record, ns, inner.as_ref()).await?;
+            Ok(pod)
+        };
+        let ((), (), pod) =
+            tokio::try_join!(synced, self.firewall.add(record, self.desired()), pair)?;
+        pod.configure(&self.layout, &record.addresses).await
+    }
+
+    async fn detach(&self, id: &AttachmentId) -> Result<(), Error> {
+        let _lock = self.lock(id).await;
+        match self.store.get(id) {
+            Some(record) => self.free(&record).await,
+            // The lease is gone; a link may have been left by a crash.
+            None => self.reaper.delete(veth::name(&self.bridge.name, id), &[]),
+        }
+    }
+
+    /// Cuts off, frees, and leaves the rest to the reaper. Every step can be repeated.
+    async fn free(&self, record: &Record) -> Result<(), Error> {
+        let mut desired = self.desired();
+        desired
+            .records
+            .retain(|other| other.attachment != record.attachment);
+        self.firewall.remove(record, desired).await?;
+        veth::forget(&self.handle, &self.bridge, record).await?;
+        let name = veth::name(&self.bridge.name, &record.attachment);
+        self.reaper.delete(name, &record.addresses)?;
+        let (store, id) = (self.store.clone(), record.attachment.clone());
+        blocking(move || Ok(store.release(&id)?)).await
+    }
+
+    async fn collect(&self, live: &HashSet<AttachmentId>) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        for record in self.store.records() {
+            if !live.contains(&record.attachment) {
+                errors.extend(self.detach(&record.attachment).await.err());
+            }
+        }
+        let bridge = &self.bridge.name;
+        let kept: HashSet<String> = self
+            .store
+            .records()
+            .iter()
+            .map(|r| veth::name(bridge, &r.attachment))
+            .collect();
+        for link in link::list(&self.handle).await? {
+            if self.bridge.owns(&link) && !kept.contains(&link.name) {
+                errors.extend(self.reaper.delete(link.name, &[]).err());
+            }
+        }
+        errors.extend(self.reaper.flush().await.err());
+        Error::collect(errors)
+    }
+
+    async fn set_peers(&self, peers: &[Peer]) -> Result<(), Error> {
+        let mut known = self.routes.lock().await;
+        let mut own: Vec<IpNet> = self.layout.families.iter().map(|f| f.subnet).collect();
+        own.extend(bridge::own_addresses(&self.handle).await?);
+        let (routes, mut errors) = route::accept(peers, &own);
+        let wider = cluster(&self.layout, &routes);
+        if *known != routes {
+            *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = wider;
+            // Rules first: a route without its rule would masquerade.
+            self.firewall.set_cluster(self.desired()).await?;
+        }
+        let present = route::present(&self.handle).await?;
+        let failures = route::apply(&self.handle, &route::plan(&routes, &present)).await;
+        errors.extend(failures);
+        *known = routes;
+        Error::collect(errors)
+    }
+
+    fn desired(&self) -> Desired {
+        let cluster = self
+            .cluster
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Desired {
+            records: self.store.records(),
+            cluster,
+        }
+    }
+
+    /// Waits for this attachment's other operations.
+    async fn lock(&self, id: &AttachmentId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            locks.entry(id.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+}
+
+/// Runs to the end even if the caller's future is dropped.
+async fn run<T, F>(work: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+{
+    tokio::spawn(work).await.map_err(|_| Error::Stopped)?
+}
+
+async fn blocking<T, F>(work: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, Error> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Stopped)?
+}
+
+fn node_of(config: &Config) -> Result<NetNs, Error> {
+    match &config.netns {
+        Some(path) => NetNs::open(path),
+        None => NetNs::current(),
+    }
+}
+
+async fn open_store(layout: &Layout) -> Result<Arc<Store>, Error> {
+    let dir = layout.state_dir.clone();
+    let ranges = layout.families.iter().map(|family| family.range).collect();
+    blocking(move || Ok(Arc::new(Store::open(&dir, ranges)?))).await
+}
+
+fn settings(layout: &Layout) -> Vec<sysctl::Setting> {
+    sysctl::node(&layout.bridge, layout.uses_v4(), layout.uses_v6())
+}
+
+async fn apply_settings(node: &NetNs, layout: &Layout) -> Result<(), Error> {
+    let (settings, bridge, v6) = (settings(layout), layout.bridge.clone(), layout.has_v6());
+    node.inside(move || {
+        if v6 {
+            sysctl::keep_router_advertisements(&bridge)?;
+        }
+        settings.iter().try_for_each(sysctl::Setting::apply)
+    })
+    .await?
+}
+
+/// Leases that were lost on disk but whose interface is there.
+async fn adopt(handle: &Handle, bridge: &Bridge, store: &Arc<Store>) -> Result<(), Error> {
+    for link in link::list(handle).await? {
+        let record = link
+            .alias
+            .as_deref()
+            .filter(|_| bridge.owns(&link))
+            .and_then(veth::parse_alias);
+        let Some(record) = record.filter(|record| store.get(&record.attachment).is_none()) else {
+            continue;
+        };
+        let (store, attachment) = (store.clone(), record.attachment.clone());
+        if blocking(move || Ok(store.adopt(record)?)).await? {
+            tracing::warn!(%attachment, link = link.name, "lost lease restored from its link");
+        }
+    }
+    Ok(())
+}
+
+/// The routes that an earlier start left, so that their pods are not masqueraded until the peers
+/// are known again.
+async fn known_routes(handle: &Handle) -> Result<Routes, Error> {
+    let present = route::present(handle).await?;
+    Ok(present
+        .into_iter()
+        .filter_map(|route| Some((route.destination, route.via?)))
+        .collect())
+}
+
+fn cluster(layout: &Layout, routes: &Routes) -> Vec<IpNet> {
+    layout
+        .cluster
+        .iter()
+        .chain(routes.keys())
+        .copied()
+        .collect()
+}
+
+async fn erase_links(handle: &Handle, bridge: &str) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    for group in [bridge::group(bridge), bridge::doomed(bridge)] {
+        errors.extend(link::reaper::delete_group(handle, group).await.err());
+    }
+    match link::find(handle, bridge).await {
+        Ok(Some(link)) if link.is_bridge => {
+            errors.extend(veth::delete(handle, link.index).await.err());
+        }
+        Ok(_) => {}
+        Err(error) => errors.push(error),
+    }
+    let present = route::present(handle).await?;
+    errors.extend(route::apply(handle, &route::plan(&Routes::new(), &present)).await);
+    Error::collect(errors)
+}
