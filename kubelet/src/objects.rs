@@ -1,0 +1,243 @@
+//! The ConfigMaps and Secrets that a pod refers to, and what fetching them gave.
+//!
+//! [`references`] lists what to fetch; environment, volumes and image credentials are then resolved
+//! from a [`Fetched`] without any I/O. The texts are the API server's own, since users search for
+//! them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume};
+
+/// Which kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A ConfigMap.
+    ConfigMap,
+    /// A Secret.
+    Secret,
+}
+
+impl Kind {
+    /// As the API server writes it in messages: `configmap`, `secret`.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "configmap",
+            Self::Secret => "secret",
+        }
+    }
+
+    /// The resource in API paths: `configmaps`, `secrets`.
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "configmaps",
+            Self::Secret => "secrets",
+        }
+    }
+}
+
+/// Names an object of the pod's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+}
+
+impl ObjectRef {
+    /// Names a ConfigMap.
+    pub fn config_map(name: impl Into<String>) -> Self {
+        Self { kind: Kind::ConfigMap, name: name.into() }
+    }
+
+    /// Names a Secret.
+    pub fn secret(name: impl Into<String>) -> Self {
+        Self { kind: Kind::Secret, name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.kind.noun(), self.name)
+    }
+}
+
+/// What asking for one object gave.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// The ConfigMap.
+    ConfigMap(Arc<ConfigMap>),
+    /// The Secret.
+    Secret(Arc<Secret>),
+    /// The API server has no such object.
+    NotFound,
+    /// It could not be asked, or refused; the text says why.
+    Failed(String),
+}
+
+/// Why an object is not at hand.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// The API server has no such object.
+    #[error("{0} not found")]
+    NotFound(ObjectRef),
+    /// Nobody has asked for it yet.
+    #[error("failed to sync {} cache: timed out waiting for the condition", .0.kind.noun())]
+    NotFetched(ObjectRef),
+    /// Asking failed.
+    #[error("{message}")]
+    Failed {
+        /// The object.
+        object: ObjectRef,
+        /// What the API server or the network said.
+        message: String,
+    },
+}
+
+/// The objects of one pod's namespace, as far as they were fetched.
+#[derive(Debug, Clone, Default)]
+pub struct Fetched {
+    lookups: BTreeMap<ObjectRef, Lookup>,
+}
+
+impl Fetched {
+    /// Records what asking for an object gave.
+    pub fn insert(&mut self, object: ObjectRef, lookup: Lookup) {
+        self.lookups.insert(object, lookup);
+    }
+
+    /// A ConfigMap.
+    pub fn config_map(&self, name: &str) -> Result<&ConfigMap, ObjectError> {
+        let object = ObjectRef::config_map(name);
+        match self.lookups.get(&object) {
+            Some(Lookup::ConfigMap(config_map)) => Ok(config_map),
+            other => Err(failure(object, other)),
+        }
+    }
+
+    /// A Secret.
+    pub fn secret(&self, name: &str) -> Result<&Secret, ObjectError> {
+        let object = ObjectRef::secret(name);
+        match self.lookups.get(&object) {
+            Some(Lookup::Secret(secret)) => Ok(secret),
+            other => Err(failure(object, other)),
+        }
+    }
+}
+
+impl FromIterator<(ObjectRef, Lookup)> for Fetched {
+    fn from_iter<I: IntoIterator<Item = (ObjectRef, Lookup)>>(iter: I) -> Self {
+        Self { lookups: iter.into_iter().collect() }
+    }
+}
+
+fn failure(object: ObjectRef, lookup: Option<&Lookup>) -> ObjectError {
+    match lookup {
+        Some(Lookup::NotFound) => ObjectError::NotFound(object),
+        Some(Lookup::Failed(message)) => ObjectError::Failed { object, message: message.clone() },
+        None | Some(Lookup::ConfigMap(_) | Lookup::Secret(_)) => ObjectError::NotFetched(object),
+    }
+}
+
+/// Takes an optional object's absence for what it is; other failures stay.
+pub fn allow_missing<T>(
+    lookup: Result<T, ObjectError>,
+    optional: Option<bool>,
+) -> Result<Option<T>, ObjectError> {
+    match lookup {
+        Ok(object) => Ok(Some(object)),
+        Err(ObjectError::NotFound(_)) if optional == Some(true) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Every object that a pod's environment, volumes and pull secrets name.
+pub fn references(pod: &Pod) -> BTreeSet<ObjectRef> {
+    let mut found = BTreeSet::new();
+    let Some(spec) = &pod.spec else { return found };
+    let init = spec.init_containers.iter().flatten();
+    for container in init.chain(&spec.containers) {
+        container_references(container, &mut found);
+    }
+    for volume in spec.volumes.iter().flatten() {
+        volume_references(volume, &mut found);
+    }
+    for secret in spec.image_pull_secrets.iter().flatten() {
+        found.insert(ObjectRef::secret(&secret.name));
+    }
+    found.retain(|object| !object.name.is_empty());
+    found
+}
+
+fn container_references(container: &Container, found: &mut BTreeSet<ObjectRef>) {
+    for source in container.env_from.iter().flatten() {
+        found.extend(source.config_map_ref.iter().map(|r| ObjectRef::config_map(&r.name)));
+        found.extend(source.secret_ref.iter().map(|r| ObjectRef::secret(&r.name)));
+    }
+    let sources = container.env.iter().flatten().filter_map(|v| v.value_from.as_ref());
+    for source in sources {
+        found.extend(source.config_map_key_ref.iter().map(|r| ObjectRef::config_map(&r.name)));
+        found.extend(source.secret_key_ref.iter().map(|r| ObjectRef::secret(&r.name)));
+    }
+}
+
+fn volume_references(volume: &Volume, found: &mut BTreeSet<ObjectRef>) {
+    found.extend(volume.config_map.iter().map(|v| ObjectRef::config_map(&v.name)));
+    let secret = volume.secret.iter().filter_map(|v| v.secret_name.as_ref());
+    found.extend(secret.map(ObjectRef::secret));
+    let projected = volume.projected.iter().flat_map(|v| v.sources.iter().flatten());
+    for source in projected {
+        found.extend(source.config_map.iter().map(|s| ObjectRef::config_map(&s.name)));
+        found.extend(source.secret.iter().map(|s| ObjectRef::secret(&s.name)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_place_that_names_an_object_is_found() {
+        let pod = serde_json::from_value(json!({"spec": {
+            "imagePullSecrets": [{"name": "pull"}, {"name": ""}],
+            "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "from-cm"}}, {"secretRef": {"name": "from-s"}}]}],
+            "containers": [{"name": "c", "env": [
+                {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "key-cm", "key": "k"}}},
+                {"name": "B", "valueFrom": {"secretKeyRef": {"name": "key-s", "key": "k"}}},
+            ]}],
+            "volumes": [
+                {"name": "v1", "configMap": {"name": "vol-cm"}},
+                {"name": "v2", "secret": {"secretName": "vol-s"}},
+                {"name": "v3", "projected": {"sources": [{"configMap": {"name": "proj-cm"}}, {"secret": {"name": "proj-s"}}]}},
+            ],
+        }}))
+        .unwrap();
+        let found: Vec<_> = references(&pod).into_iter().map(|r| r.name).collect();
+        let expected = [
+            "from-cm", "key-cm", "proj-cm", "vol-cm", "from-s", "key-s", "proj-s", "pull", "vol-s",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn failures_read_as_upstream_writes_them() {
+        let mut fetched = Fetched::default();
+        assert_eq!(
+            fetched.config_map("x").unwrap_err().to_string(),
+            "failed to sync configmap cache: timed out waiting for the condition"
+        );
+        fetched.insert(ObjectRef::config_map("x"), Lookup::NotFound);
+        let error = fetched.config_map("x").unwrap_err();
+        assert_eq!(error.to_string(), "configmap \"x\" not found");
+        assert!(allow_missing::<()>(Err(error.clone()), Some(true)).unwrap().is_none());
+        assert!(allow_missing::<()>(Err(error), None).is_err());
+        fetched.insert(ObjectRef::secret("y"), Lookup::Failed("forbidden".into()));
+        let error = fetched.secret("y").unwrap_err();
+        assert_eq!(error.to_string(), "forbidden");
+        assert!(allow_missing::<()>(Err(error), Some(true)).is_err());
+    }
+}

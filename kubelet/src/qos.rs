@@ -1,0 +1,234 @@
+//! QoS classes and what follows from them: cgroup paths and limits, OOM scores.
+//!
+//! Serves the Kubernetes QoS rules (pod-level resources included) and cgroup v2. Everything here is
+//! a pure function of the pod; writing cgroups is the runtime's.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::Pod;
+
+mod cgroup;
+mod demand;
+
+pub use cgroup::{
+    CgroupPolicy, class_weights, container_resources, container_weight, linear_weight,
+    pod_resources, quota_us, shares,
+};
+pub use demand::{ContainerDemand, InvalidResource, PodDemand, ResourceAmounts};
+
+/// The quality-of-service class of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Every container has equal requests and limits for CPU and memory.
+    Guaranteed,
+    /// Some request or limit is set.
+    Burstable,
+    /// No CPU or memory request or limit is set.
+    BestEffort,
+}
+
+impl Class {
+    /// As it is written in `status.qosClass`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+
+    /// The cgroup of the class, relative to the cgroup mount.
+    pub fn cgroup_path(self) -> PathBuf {
+        match self {
+            Self::Guaranteed => "kubepods".into(),
+            Self::Burstable => "kubepods/burstable".into(),
+            Self::BestEffort => "kubepods/besteffort".into(),
+        }
+    }
+}
+
+/// The cgroup of a pod, relative to the cgroup mount: `kubepods/burstable/pod<uid>`.
+pub fn pod_cgroup_path(class: Class, uid: &str) -> PathBuf {
+    class.cgroup_path().join(format!("pod{uid}"))
+}
+
+const GUARANTEED_OOM_SCORE: i64 = -997;
+const BEST_EFFORT_OOM_SCORE: i64 = 1000;
+/// The priority from which on pods are critical (`2 · HighestUserDefinablePriority`).
+const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// Whether the node cannot do without the pod: a critical pod of `system-node-critical`.
+pub fn is_node_critical(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let annotated = |key: &str| {
+        let annotations = pod.metadata.annotations.as_ref();
+        annotations.and_then(|a| a.get(key))
+    };
+    let is_static = annotated("kubernetes.io/config.source").is_some_and(|source| source != "api");
+    let is_mirror = annotated("kubernetes.io/config.mirror").is_some();
+    let critical = is_static || is_mirror || spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY;
+    critical && spec.priority_class_name.as_deref() == Some("system-node-critical")
+}
+
+/// The `oom_score_adj` of a container: −997 for guaranteed and node-critical pods, 1000 for
+/// best-effort ones, and in between the less the more memory is requested.
+///
+/// A sidecar is never a likelier victim than the pod's likeliest main container is safe: it takes the
+/// lowest score among the main containers when its own is higher.
+pub fn oom_score_adj(
+    pod: &Pod,
+    demand: &PodDemand,
+    container: &str,
+    memory_capacity_bytes: u64,
+) -> i32 {
+    if is_node_critical(pod) {
+        return GUARANTEED_OOM_SCORE as i32;
+    }
+    match demand.class() {
+        Class::Guaranteed => return GUARANTEED_OOM_SCORE as i32,
+        Class::BestEffort => return BEST_EFFORT_OOM_SCORE as i32,
+        Class::Burstable => {}
+    }
+    let Some(own) = demand.container(container) else {
+        return BEST_EFFORT_OOM_SCORE as i32;
+    };
+    let share = demand.unclaimed_memory_bytes_a_container();
+    let score = |c: &ContainerDemand| {
+        let request = c.request("memory").value().saturating_add(share);
+        let capacity = i128::from(memory_capacity_bytes.max(1));
+        let used = i128::from(request) * 1000 / capacity;
+        1000 - i64::try_from(used).unwrap_or(i64::MAX)
+    };
+    let mut adjustment = score(own);
+    if own.is_sidecar {
+        let lowest = demand.containers.iter().map(score).min();
+        adjustment = adjustment.min(lowest.unwrap_or(adjustment));
+    }
+    let bounded =
+        adjustment.clamp(BEST_EFFORT_OOM_SCORE + GUARANTEED_OOM_SCORE, BEST_EFFORT_OOM_SCORE - 1);
+    bounded as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    fn demand(pod: &Pod) -> PodDemand {
+        PodDemand::parse(pod).unwrap()
+    }
+
+    fn class_of(spec: serde_json::Value) -> Class {
+        demand(&pod(spec)).class()
+    }
+
+    fn container(resources: serde_json::Value) -> serde_json::Value {
+        json!({"name": "c", "resources": resources})
+    }
+
+    #[test]
+    fn classes_follow_requests_and_limits() {
+        let full = json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1024Mi"}});
+        let limits_only = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        let lower = json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}});
+        let zero = json!({"requests": {"cpu": "0"}, "limits": {"memory": "0"}});
+        let storage = json!({"requests": {"ephemeral-storage": "1Gi"}});
+        for (containers, expected) in [
+            (vec![json!({})], Class::BestEffort),
+            (vec![zero], Class::BestEffort),
+            (vec![storage], Class::BestEffort),
+            (vec![full.clone()], Class::Guaranteed),
+            (vec![limits_only], Class::Guaranteed),
+            (vec![lower], Class::Burstable),
+            (vec![full.clone(), json!({})], Class::Burstable),
+            (vec![json!({"limits": {"cpu": "1"}})], Class::Burstable),
+        ] {
+            let containers: Vec<_> = containers.into_iter().map(container).collect();
+            assert_eq!(class_of(json!({"containers": containers})), expected, "{containers:?}");
+        }
+        let with_init = json!({"containers": [container(full.clone())], "initContainers": [container(json!({}))]});
+        assert_eq!(class_of(with_init), Class::Burstable);
+    }
+
+    #[test]
+    fn pod_level_resources_decide_the_class_alone() {
+        let spec = json!({
+            "containers": [container(json!({}))],
+            "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+        });
+        assert_eq!(class_of(spec), Class::Guaranteed);
+        let spec = json!({
+            "containers": [container(json!({}))],
+            "resources": {"requests": {"cpu": "1"}},
+        });
+        assert_eq!(class_of(spec), Class::Burstable);
+    }
+
+    #[test]
+    fn cgroup_paths_are_the_upstream_ones() {
+        for (class, expected) in [
+            (Class::Guaranteed, "kubepods/podu-1"),
+            (Class::Burstable, "kubepods/burstable/podu-1"),
+            (Class::BestEffort, "kubepods/besteffort/podu-1"),
+        ] {
+            assert_eq!(pod_cgroup_path(class, "u-1"), PathBuf::from(expected));
+        }
+    }
+
+    #[test]
+    fn oom_scores_follow_the_class_and_the_memory_request() {
+        const CAPACITY: u64 = 4_000_000_000;
+        let score = |resources: serde_json::Value| {
+            let pod = pod(json!({"containers": [container(resources)]}));
+            oom_score_adj(&pod, &demand(&pod), "c", CAPACITY)
+        };
+        assert_eq!(score(json!({})), 1000);
+        assert_eq!(score(json!({"limits": {"cpu": "1", "memory": "1G"}})), -997);
+        assert_eq!(score(json!({"requests": {"memory": "1G"}})), 750);
+        assert_eq!(score(json!({"requests": {"memory": "4G"}})), 3);
+        assert_eq!(score(json!({"requests": {"memory": "8Ei"}})), 3);
+        assert_eq!(score(json!({"requests": {"cpu": "1"}})), 999);
+    }
+
+    #[test]
+    fn node_critical_pods_score_like_guaranteed_ones() {
+        let mut pod = pod(json!({
+            "containers": [container(json!({}))],
+            "priority": 2_000_001_000,
+            "priorityClassName": "system-node-critical",
+        }));
+        let demand = demand(&pod);
+        assert_eq!(oom_score_adj(&pod, &demand, "c", 1 << 30), -997);
+        pod.spec.as_mut().unwrap().priority_class_name = Some("system-cluster-critical".into());
+        assert_eq!(oom_score_adj(&pod, &demand, "c", 1 << 30), 1000);
+    }
+
+    #[test]
+    fn pod_level_memory_is_shared_by_the_containers() {
+        let pod = pod(json!({
+            "containers": [
+                {"name": "a", "resources": {"requests": {"memory": "1G"}}},
+                {"name": "b"},
+            ],
+            "resources": {"requests": {"memory": "2G"}},
+        }));
+        let demand = demand(&pod);
+        assert_eq!(oom_score_adj(&pod, &demand, "a", 4_000_000_000), 625);
+        assert_eq!(oom_score_adj(&pod, &demand, "b", 4_000_000_000), 875);
+    }
+
+    #[test]
+    fn a_sidecar_is_as_safe_as_the_safest_main_container() {
+        let pod = pod(json!({
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+            "containers": [{"name": "a", "resources": {"requests": {"memory": "1G"}}}],
+        }));
+        let demand = demand(&pod);
+        assert_eq!(oom_score_adj(&pod, &demand, "s", 4_000_000_000), 750);
+    }
+}

@@ -1,0 +1,324 @@
+//! The tables: every field of a pod's specification and what becomes of it.
+
+use serde_json::Value;
+
+use super::Severity;
+use super::Support::{Depends, Honoured, List, Object, Refuse, Report};
+use super::Table;
+
+/// `PodSpec`.
+pub static POD_SPEC: Table = Table {
+    name: "PodSpec",
+    fields: &[
+        ("activeDeadlineSeconds", Honoured),
+        ("affinity", Honoured),
+        ("automountServiceAccountToken", Honoured),
+        ("containers", List(&CONTAINER)),
+        ("dnsConfig", Honoured),
+        ("dnsPolicy", Honoured),
+        ("enableServiceLinks", Honoured),
+        ("ephemeralContainers", Report("ephemeral containers are not started")),
+        ("hostAliases", Honoured),
+        ("hostIPC", Honoured),
+        ("hostNetwork", Honoured),
+        ("hostPID", Honoured),
+        ("hostUsers", Depends(host_users)),
+        ("hostname", Honoured),
+        ("hostnameOverride", Honoured),
+        ("imagePullSecrets", Honoured),
+        ("initContainers", List(&INIT_CONTAINER)),
+        ("nodeName", Honoured),
+        ("nodeSelector", Honoured),
+        ("os", Honoured),
+        ("overhead", Honoured),
+        ("preemptionPolicy", Honoured),
+        ("priority", Honoured),
+        ("priorityClassName", Honoured),
+        ("readinessGates", Refuse("readiness gates are not supported")),
+        ("resourceClaims", Refuse("dynamic resource allocation is not supported")),
+        ("resources", Object(&RESOURCES)),
+        ("restartPolicy", Honoured),
+        ("runtimeClassName", Refuse("runtime classes are not supported")),
+        ("schedulerName", Honoured),
+        ("schedulingGates", Honoured),
+        ("schedulingGroup", Honoured),
+        ("securityContext", Object(&POD_SECURITY)),
+        ("serviceAccount", Honoured),
+        ("serviceAccountName", Honoured),
+        ("setHostnameAsFQDN", Honoured),
+        ("shareProcessNamespace", Honoured),
+        ("subdomain", Honoured),
+        ("terminationGracePeriodSeconds", Honoured),
+        ("tolerations", Honoured),
+        ("topologySpreadConstraints", Honoured),
+        ("volumes", List(&VOLUME)),
+    ],
+};
+
+const LIVENESS: &str = "liveness probes are not run";
+const READINESS: &str = "readiness probes are not run; the container counts as ready";
+const STARTUP: &str = "startup probes are not run; the container counts as started";
+const DEVICES: &str = "block devices are not supported";
+const RESTART_RULES: &str = "restart rules of single containers are not supported";
+
+/// `Container`, as a main container.
+pub static CONTAINER: Table = Table {
+    name: "Container",
+    fields: &[
+        ("args", Honoured),
+        ("command", Honoured),
+        ("env", List(&ENV_VAR)),
+        ("envFrom", Honoured),
+        ("image", Honoured),
+        ("imagePullPolicy", Honoured),
+        ("lifecycle", Object(&LIFECYCLE)),
+        ("livenessProbe", Report(LIVENESS)),
+        ("name", Honoured),
+        ("ports", Honoured),
+        ("readinessProbe", Report(READINESS)),
+        ("resizePolicy", Depends(resize_policy)),
+        ("resources", Object(&RESOURCES)),
+        ("restartPolicy", Refuse("restart policies of single containers are not supported")),
+        ("restartPolicyRules", Refuse(RESTART_RULES)),
+        ("securityContext", Object(&SECURITY)),
+        ("startupProbe", Report(STARTUP)),
+        ("stdin", Honoured),
+        ("stdinOnce", Honoured),
+        ("terminationMessagePath", Honoured),
+        ("terminationMessagePolicy", Honoured),
+        ("tty", Honoured),
+        ("volumeDevices", Refuse(DEVICES)),
+        ("volumeMounts", Honoured),
+        ("workingDir", Honoured),
+    ],
+};
+
+/// `Container`, as an init container.
+pub static INIT_CONTAINER: Table = Table {
+    name: "Container",
+    fields: &[
+        ("args", Honoured),
+        ("command", Honoured),
+        ("env", List(&ENV_VAR)),
+        ("envFrom", Honoured),
+        ("image", Honoured),
+        ("imagePullPolicy", Honoured),
+        ("lifecycle", Object(&LIFECYCLE)),
+        ("livenessProbe", Report(LIVENESS)),
+        ("name", Honoured),
+        ("ports", Honoured),
+        ("readinessProbe", Report(READINESS)),
+        ("resizePolicy", Depends(resize_policy)),
+        ("resources", Object(&RESOURCES)),
+        (
+            "restartPolicy",
+            Refuse("sidecars (init containers that are restarted) are not supported"),
+        ),
+        ("restartPolicyRules", Refuse(RESTART_RULES)),
+        ("securityContext", Object(&SECURITY)),
+        ("startupProbe", Report(STARTUP)),
+        ("stdin", Honoured),
+        ("stdinOnce", Honoured),
+        ("terminationMessagePath", Honoured),
+        ("terminationMessagePolicy", Honoured),
+        ("tty", Honoured),
+        ("volumeDevices", Refuse(DEVICES)),
+        ("volumeMounts", Honoured),
+        ("workingDir", Honoured),
+    ],
+};
+
+/// `Lifecycle`.
+pub static LIFECYCLE: Table = Table {
+    name: "Lifecycle",
+    fields: &[
+        ("postStart", Refuse("postStart hooks are not run")),
+        ("preStop", Refuse("preStop hooks are not run")),
+        ("stopSignal", Refuse("stop signals other than the image's are not supported")),
+    ],
+};
+
+/// `EnvVar`.
+pub static ENV_VAR: Table = Table {
+    name: "EnvVar",
+    fields: &[("name", Honoured), ("value", Honoured), ("valueFrom", Object(&ENV_VAR_SOURCE))],
+};
+
+/// `EnvVarSource`.
+pub static ENV_VAR_SOURCE: Table = Table {
+    name: "EnvVarSource",
+    fields: &[
+        ("configMapKeyRef", Honoured),
+        ("fieldRef", Honoured),
+        ("fileKeyRef", Refuse("variables from files are not supported")),
+        ("resourceFieldRef", Honoured),
+        ("secretKeyRef", Honoured),
+    ],
+};
+
+/// `ResourceRequirements`.
+pub static RESOURCES: Table = Table {
+    name: "ResourceRequirements",
+    fields: &[
+        ("claims", Refuse("dynamic resource allocation is not supported")),
+        ("limits", Honoured),
+        ("requests", Honoured),
+    ],
+};
+
+const SELINUX: &str = "SELinux labels are not applied";
+const WINDOWS: &str = "options for Windows mean nothing on Linux";
+
+/// `SecurityContext`.
+pub static SECURITY: Table = Table {
+    name: "SecurityContext",
+    fields: &[
+        ("allowPrivilegeEscalation", Honoured),
+        ("appArmorProfile", Depends(app_armor)),
+        ("capabilities", Honoured),
+        ("privileged", Honoured),
+        ("procMount", Honoured),
+        ("readOnlyRootFilesystem", Honoured),
+        ("runAsGroup", Honoured),
+        ("runAsNonRoot", Honoured),
+        ("runAsUser", Honoured),
+        ("seLinuxOptions", Report(SELINUX)),
+        ("seccompProfile", Honoured),
+        ("windowsOptions", Report(WINDOWS)),
+    ],
+};
+
+/// `PodSecurityContext`.
+pub static POD_SECURITY: Table = Table {
+    name: "PodSecurityContext",
+    fields: &[
+        ("appArmorProfile", Depends(app_armor)),
+        ("fsGroup", Honoured),
+        ("fsGroupChangePolicy", Honoured),
+        ("runAsGroup", Honoured),
+        ("runAsNonRoot", Honoured),
+        ("runAsUser", Honoured),
+        ("seLinuxChangePolicy", Report(SELINUX)),
+        ("seLinuxOptions", Report(SELINUX)),
+        ("seccompProfile", Honoured),
+        ("supplementalGroups", Honoured),
+        ("supplementalGroupsPolicy", Honoured),
+        ("sysctls", Honoured),
+        ("windowsOptions", Report(WINDOWS)),
+    ],
+};
+
+const REMOVED: &str = "volumes of this kind no longer exist in Kubernetes";
+const NETWORK: &str = "network volumes of this kind are not supported";
+
+/// `Volume`.
+pub static VOLUME: Table = Table {
+    name: "Volume",
+    fields: &[
+        ("awsElasticBlockStore", Refuse(REMOVED)),
+        ("azureDisk", Refuse(REMOVED)),
+        ("azureFile", Refuse(REMOVED)),
+        ("cephfs", Refuse(REMOVED)),
+        ("cinder", Refuse(REMOVED)),
+        ("configMap", Honoured),
+        ("csi", Refuse("CSI volumes are not supported")),
+        ("downwardAPI", Honoured),
+        ("emptyDir", Object(&EMPTY_DIR)),
+        ("ephemeral", Refuse("generic ephemeral volumes are not supported")),
+        ("fc", Refuse(NETWORK)),
+        ("flexVolume", Refuse("flex volumes are not supported, as they run programs of the host")),
+        ("flocker", Refuse(REMOVED)),
+        ("gcePersistentDisk", Refuse(REMOVED)),
+        (
+            "gitRepo",
+            Refuse(
+                "gitRepo volumes are not supported, as a repository can run programs on the host",
+            ),
+        ),
+        ("glusterfs", Refuse(REMOVED)),
+        ("hostPath", Honoured),
+        ("image", Refuse("image volumes are not supported")),
+        ("iscsi", Refuse(NETWORK)),
+        ("name", Honoured),
+        ("nfs", Refuse(NETWORK)),
+        ("persistentVolumeClaim", Refuse("persistent volume claims are not supported")),
+        ("photonPersistentDisk", Refuse(REMOVED)),
+        ("portworxVolume", Refuse(REMOVED)),
+        ("projected", Object(&PROJECTED)),
+        ("quobyte", Refuse(REMOVED)),
+        ("rbd", Refuse(REMOVED)),
+        ("scaleIO", Refuse(REMOVED)),
+        ("secret", Honoured),
+        ("storageos", Refuse(REMOVED)),
+        ("vsphereVolume", Refuse(REMOVED)),
+    ],
+};
+
+/// `EmptyDirVolumeSource`.
+pub static EMPTY_DIR: Table = Table {
+    name: "EmptyDirVolumeSource",
+    fields: &[("medium", Depends(medium)), ("sizeLimit", Honoured)],
+};
+
+/// `ProjectedVolumeSource`.
+pub static PROJECTED: Table = Table {
+    name: "ProjectedVolumeSource",
+    fields: &[("defaultMode", Honoured), ("sources", List(&PROJECTION))],
+};
+
+/// `VolumeProjection`.
+pub static PROJECTION: Table = Table {
+    name: "VolumeProjection",
+    fields: &[
+        ("clusterTrustBundle", Refuse("cluster trust bundles are not supported")),
+        ("configMap", Honoured),
+        ("downwardAPI", Honoured),
+        ("podCertificate", Refuse("pod certificates are not supported")),
+        ("secret", Honoured),
+        ("serviceAccountToken", Honoured),
+    ],
+};
+
+/// All tables, for the test that compares them with the API.
+pub static ALL: &[&Table] = &[
+    &POD_SPEC,
+    &CONTAINER,
+    &INIT_CONTAINER,
+    &LIFECYCLE,
+    &ENV_VAR,
+    &ENV_VAR_SOURCE,
+    &RESOURCES,
+    &SECURITY,
+    &POD_SECURITY,
+    &VOLUME,
+    &EMPTY_DIR,
+    &PROJECTED,
+    &PROJECTION,
+];
+
+fn host_users(value: &Value) -> Option<(Severity, &'static str)> {
+    (value == &Value::Bool(false)).then_some((
+        Severity::Refuse,
+        "user namespaces are not supported: the pod would run with the host's user ids",
+    ))
+}
+
+fn app_armor(value: &Value) -> Option<(Severity, &'static str)> {
+    match value.get("type").and_then(Value::as_str) {
+        Some("Unconfined") => None,
+        Some("RuntimeDefault") => Some((Severity::Report, "no AppArmor profile is applied")),
+        _ => Some((Severity::Refuse, "AppArmor profiles are not supported")),
+    }
+}
+
+/// `NotRequired` is what the API server writes by itself.
+fn resize_policy(value: &Value) -> Option<(Severity, &'static str)> {
+    let restarts =
+        |entry: &Value| entry.get("restartPolicy").and_then(Value::as_str) != Some("NotRequired");
+    let any = value.as_array().is_some_and(|entries| entries.iter().any(restarts));
+    any.then_some((Severity::Report, "containers are not resized in place"))
+}
+
+fn medium(value: &Value) -> Option<(Severity, &'static str)> {
+    (value != "Memory").then_some((Severity::Refuse, "this medium is not supported"))
+}
