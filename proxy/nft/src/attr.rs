@@ -56,10 +56,7 @@ impl<'a> Attrs<'a> {
     /// Text up to the first NUL.
     pub(crate) fn text(self, wanted: u16) -> Option<&'a str> {
         let bytes = self.find(wanted)?;
-        let end = bytes
-            .iter()
-            .position(|byte| *byte == 0)
-            .unwrap_or(bytes.len());
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         std::str::from_utf8(bytes.get(..end)?).ok()
     }
 }
@@ -98,13 +95,7 @@ mod tests {
 
     #[test]
     fn lying_lengths_end_the_iteration_without_a_panic() {
-        for bytes in [
-            &[0u8, 0, 1, 0][..],
-            &[3, 0, 1, 0],
-            &[200, 0, 1, 0, 9],
-            &[8],
-            &[],
-        ] {
+        for bytes in [&[0u8, 0, 1, 0][..], &[3, 0, 1, 0], &[200, 0, 1, 0, 9], &[8], &[]] {
             assert_eq!(Attrs(bytes).count(), 0);
         }
         let unpadded = [5u8, 0, 1, 0, 42];

@@ -10,8 +10,7 @@ use nix::libc;
 
 use crate::sys::{self, Header, Piece, RuleContext};
 use crate::{
-    Chain, Element, Error, Expr, Family, Field, Key, Object, ObjectKind, Operation, Rule, Set,
-    Table, Value,
+    Chain, Element, Error, Family, Key, Object, ObjectKind, Operation, Rule, Set, Table, Value,
 };
 
 /// nf_tables' number among the netfilter subsystems.
@@ -54,9 +53,7 @@ impl Default for Batch {
 
 impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Batch")
-            .field("objects", &self.objects)
-            .finish_non_exhaustive()
+        f.debug_struct("Batch").field("objects", &self.objects).finish_non_exhaustive()
     }
 }
 
@@ -102,14 +99,7 @@ impl Batch {
 
     /// Adds a table; fails when there is one.
     pub fn create_table(&mut self, table: &Table) {
-        self.table(
-            table,
-            (
-                libc::NFT_MSG_NEWTABLE,
-                Operation::Create,
-                CREATE | EXCLUSIVE,
-            ),
-        );
+        self.table(table, (libc::NFT_MSG_NEWTABLE, Operation::Create, CREATE | EXCLUSIVE));
     }
 
     /// Deletes a table and everything in it.
@@ -118,12 +108,8 @@ impl Batch {
     }
 
     fn table(&mut self, table: &Table, (message, operation, flags): (i32, Operation, u16)) {
-        let object = Object::new(
-            operation,
-            ObjectKind::Table,
-            table.family,
-            table.name().to_owned(),
-        );
+        let object =
+            Object::new(operation, ObjectKind::Table, table.family, table.name().to_owned());
         let header = self.header(message, table.family, flags, object);
         let bytes = sys::table(&mut self.buffer, header, table);
         self.bytes.extend_from_slice(bytes);
@@ -162,11 +148,7 @@ impl Batch {
     /// Deletes the rule with a handle, as a dump returned it.
     pub fn delete_rule(&mut self, chain: &Chain, handle: u64) {
         let rule = Rule::new(chain);
-        self.rule(
-            &rule,
-            Some(handle),
-            (libc::NFT_MSG_DELRULE, Operation::Delete, 0),
-        );
+        self.rule(&rule, Some(handle), (libc::NFT_MSG_DELRULE, Operation::Delete, 0));
     }
 
     fn rule(&mut self, rule: &Rule, handle: Option<u64>, what: (i32, Operation, u16)) {
@@ -178,37 +160,29 @@ impl Batch {
             self.error.get_or_insert(Error::Malformed { object });
             return;
         }
-        let choices = match self.choices(rule) {
-            Ok(choices) => choices,
+        let nameless = match self.nameless_sets(rule) {
+            Ok(sets) => sets,
             Err(error) => {
                 self.error.get_or_insert(error);
                 return;
             }
         };
         let header = self.header(message, rule.table.family, flags, object);
-        let context = RuleContext {
-            handle,
-            choices: &choices,
-        };
+        let context = RuleContext { handle, nameless: &nameless };
         let bytes = sys::rule(&mut self.buffer, header, rule, context);
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Adds the nameless verdict maps a rule's random choices look up.
-    fn choices(&mut self, rule: &Rule) -> Result<Vec<Set>, Error> {
+    /// Adds the nameless sets that a rule's instructions look up.
+    fn nameless_sets(&mut self, rule: &Rule) -> Result<Vec<Set>, Error> {
         let mut sets = Vec::new();
         for instruction in &rule.exprs {
-            let Expr::Choose(verdicts) = instruction else {
-                continue;
-            };
-            let set = Set::anonymous_choice(&rule.table, self.sets + 1)?;
-            self.add_set(&set);
-            let numbered = (0u32..).map(Field::Mark).zip(verdicts);
-            self.add_elements(
-                &set,
-                numbered.map(|(n, to)| Element::verdict(n, to.clone())),
-            );
-            sets.push(set);
+            let id = self.sets + 1;
+            if let Some((set, elements)) = Set::of_instruction(&rule.table, instruction, id)? {
+                self.add_set(&set);
+                self.add_elements(&set, elements);
+                sets.push(set);
+            }
         }
         Ok(sets)
     }
@@ -237,11 +211,7 @@ impl Batch {
         set: &Set,
         elements: impl IntoIterator<Item = impl std::borrow::Borrow<Element> + 'e>,
     ) {
-        self.elements(
-            set,
-            elements,
-            (libc::NFT_MSG_NEWSETELEM, Operation::Add, CREATE),
-        );
+        self.elements(set, elements, (libc::NFT_MSG_NEWSETELEM, Operation::Add, CREATE));
     }
 
     /// Deletes elements by their keys. One that does not exist fails the transaction.
@@ -250,11 +220,7 @@ impl Batch {
         set: &Set,
         elements: impl IntoIterator<Item = impl std::borrow::Borrow<Element> + 'e>,
     ) {
-        self.elements(
-            set,
-            elements,
-            (libc::NFT_MSG_DELSETELEM, Operation::Delete, 0),
-        );
+        self.elements(set, elements, (libc::NFT_MSG_DELSETELEM, Operation::Delete, 0));
     }
 
     /// Deletes all elements of a set.
@@ -278,11 +244,8 @@ impl Batch {
                 return;
             }
             let half = interval_end(set, element);
-            let more: usize = pieces(set, element, half.as_ref())
-                .iter()
-                .flatten()
-                .map(Piece::cost)
-                .sum();
+            let more: usize =
+                pieces(set, element, half.as_ref()).iter().flatten().map(Piece::cost).sum();
             if cost + more > sys::ELEMENTS_MAX {
                 self.element_group(set, &group, what);
                 group.clear();
@@ -354,21 +317,14 @@ impl Batch {
             self.bytes[flags].copy_from_slice(&with_ack.to_ne_bytes());
         }
         self.bracket(BATCH_END, next_sequence());
-        Ok(Some(Finished {
-            bytes: self.bytes,
-            first: self.first,
-            last,
-            objects: self.objects,
-        }))
+        Ok(Some(Finished { bytes: self.bytes, first: self.first, last, objects: self.objects }))
     }
 }
 
 /// The key just after a range of a single field, where the kernel wants its end. `None` for
 /// other elements and for ranges up to the last key.
 fn interval_end(set: &Set, element: &Element) -> Option<crate::Data> {
-    (set.interval && set.key.len() == 1)
-        .then(|| element.key.end().successor())
-        .flatten()
+    (set.interval && set.key.len() == 1).then(|| element.key.end().successor()).flatten()
 }
 
 /// What an element is to the kernel: one piece, or the two ends of an interval.
@@ -402,13 +358,7 @@ impl Object {
         family: Family,
         path: String,
     ) -> Self {
-        Self {
-            operation,
-            kind,
-            family: Some(family),
-            path,
-            detail: None,
-        }
+        Self { operation, kind, family: Some(family), path, detail: None }
     }
 
     pub(crate) fn of_set(operation: Operation, kind: ObjectKind, set: &Set) -> Self {

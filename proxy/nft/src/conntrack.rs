@@ -77,11 +77,7 @@ impl Socket {
     /// # Errors
     /// When the kernel refuses.
     pub fn delete_flow(&mut self, flow: &Flow) -> Result<(), Error> {
-        let family = if flow.original.source.is_ipv6() {
-            Family::Ip6
-        } else {
-            Family::Ip
-        };
+        let family = if flow.original.source.is_ipv6() { Family::Ip6 } else { Family::Ip };
         let mut attributes = Vec::new();
         put_tuple(&mut attributes, &flow.original);
         put(&mut attributes, ID, &flow.id.to_be_bytes());
@@ -113,11 +109,7 @@ fn object(operation: Operation, family: Family) -> Object {
 }
 
 fn inet_family(family: Family) -> u8 {
-    if family == Family::Ip6 {
-        libc::AF_INET6 as u8
-    } else {
-        libc::AF_INET as u8
-    }
+    if family == Family::Ip6 { libc::AF_INET6 as u8 } else { libc::AF_INET as u8 }
 }
 
 /// Lets the kernel leave other protocols out of a dump.
@@ -199,9 +191,6 @@ mod tests {
         };
         let mut out = Vec::new();
         put_tuple(&mut out, &written);
-        assert_eq!(
-            tuple(Attrs(&out).nested(TUPLE_ORIG).unwrap()),
-            Some(written)
-        );
+        assert_eq!(tuple(Attrs(&out).nested(TUPLE_ORIG).unwrap()), Some(written));
     }
 }

@@ -190,11 +190,7 @@ impl Data {
         types
             .iter()
             .map(|&data_type| {
-                let step = if types.len() > 1 {
-                    data_type.padded_size()
-                } else {
-                    data_type.size()
-                };
+                let step = if types.len() > 1 { data_type.padded_size() } else { data_type.size() };
                 let (head, tail) = rest.split_at_checked(step)?;
                 rest = tail;
                 Field::read(data_type, head.get(..data_type.size())?)
@@ -276,13 +272,8 @@ mod tests {
     fn the_successor_of_the_last_address_does_not_exist() {
         let last = Data::from(Field::Ipv4([255; 4].into()));
         assert_eq!(last.successor(), None);
-        let next = Data::from(Field::Ipv4([10, 0, 0, 255].into()))
-            .successor()
-            .unwrap();
+        let next = Data::from(Field::Ipv4([10, 0, 0, 255].into())).successor().unwrap();
         assert_eq!(next, Data::from(Field::Ipv4([10, 0, 1, 0].into())));
-        assert_eq!(
-            next.predecessor().unwrap(),
-            Data::from(Field::Ipv4([10, 0, 0, 255].into()))
-        );
+        assert_eq!(next.predecessor().unwrap(), Data::from(Field::Ipv4([10, 0, 0, 255].into())));
     }
 }

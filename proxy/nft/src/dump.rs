@@ -66,9 +66,7 @@ impl Socket {
         let mut request = Request::read(libc::NFT_MSG_GETGEN, 0, ObjectKind::Batch, &[]);
         request.flags = 0;
         let found = self.dump(&request, |out, _, attrs| out.extend(attrs.be32(1)))?;
-        found.first().copied().ok_or(Error::Malformed {
-            object: request.object,
-        })
+        found.first().copied().ok_or(Error::Malformed { object: request.object })
     }
 
     /// All tables of a family.
@@ -76,21 +74,13 @@ impl Socket {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn tables(&mut self, family: Family) -> Result<Vec<TableInfo>, Error> {
-        let request = Request::read(
-            libc::NFT_MSG_GETTABLE,
-            family.number(),
-            ObjectKind::Table,
-            &[],
-        );
+        let request =
+            Request::read(libc::NFT_MSG_GETTABLE, family.number(), ObjectKind::Table, &[]);
         self.dump(&request, |out, number, attrs| {
             let family = Family::from_number(number);
             if let (Some(family), Some(name)) = (family, attrs.text(1)) {
                 let comment = attrs.find(6).and_then(comment);
-                out.push(TableInfo {
-                    family,
-                    name: name.to_owned(),
-                    comment,
-                });
+                out.push(TableInfo { family, name: name.to_owned(), comment });
             }
         })
     }
@@ -100,23 +90,15 @@ impl Socket {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn chains(&mut self, table: &Table) -> Result<Vec<ChainInfo>, Error> {
-        let request = Request::read(
-            libc::NFT_MSG_GETCHAIN,
-            table.family.number(),
-            ObjectKind::Chain,
-            &[],
-        );
+        let request =
+            Request::read(libc::NFT_MSG_GETCHAIN, table.family.number(), ObjectKind::Chain, &[]);
         self.dump(&request, |out, _, attrs| {
             if attrs.text(1) != Some(table.name()) {
                 return;
             }
-            let base = attrs
-                .nested(4)
-                .and_then(|hook| Some((hook.be32(1)?, hook.be32(2)?.cast_signed())));
-            out.extend(attrs.text(3).map(|name| ChainInfo {
-                name: name.to_owned(),
-                base,
-            }));
+            let base =
+                attrs.nested(4).and_then(|hook| Some((hook.be32(1)?, hook.be32(2)?.cast_signed())));
+            out.extend(attrs.text(3).map(|name| ChainInfo { name: name.to_owned(), base }));
         })
     }
 
@@ -126,11 +108,7 @@ impl Socket {
     /// When the kernel cannot be asked.
     pub fn rules(&mut self, table: &Table) -> Result<Vec<RuleInfo>, Error> {
         let mut attributes = Vec::new();
-        put(
-            &mut attributes,
-            1,
-            table.name.as_c_str().to_bytes_with_nul(),
-        );
+        put(&mut attributes, 1, table.name.as_c_str().to_bytes_with_nul());
         let request = Request::read(
             libc::NFT_MSG_GETRULE,
             table.family.number(),
@@ -159,11 +137,7 @@ impl Socket {
     /// When the kernel cannot be asked.
     pub fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>, Error> {
         let mut attributes = Vec::new();
-        put(
-            &mut attributes,
-            1,
-            table.name.as_c_str().to_bytes_with_nul(),
-        );
+        put(&mut attributes, 1, table.name.as_c_str().to_bytes_with_nul());
         let request = Request::read(
             libc::NFT_MSG_GETSET,
             table.family.number(),
@@ -173,11 +147,7 @@ impl Socket {
         let found = self.dump(&request, |out, _, attrs| {
             if let (Some(name), Some(key_len)) = (attrs.text(2), attrs.be32(5)) {
                 let flags = attrs.be32(3).unwrap_or(0);
-                out.push(SetInfo {
-                    name: name.to_owned(),
-                    flags,
-                    key_len,
-                });
+                out.push(SetInfo { name: name.to_owned(), flags, key_len });
             }
         });
         or_nothing(found)
@@ -189,11 +159,7 @@ impl Socket {
     /// [`Error::Rejected`] when there is no such set.
     pub fn elements(&mut self, set: &Set) -> Result<Vec<Element>, Error> {
         let mut attributes = Vec::new();
-        put(
-            &mut attributes,
-            1,
-            set.table.name.as_c_str().to_bytes_with_nul(),
-        );
+        put(&mut attributes, 1, set.table.name.as_c_str().to_bytes_with_nul());
         put(&mut attributes, 2, set.name.as_c_str().to_bytes_with_nul());
         let mut request = Request::read(
             libc::NFT_MSG_GETSETELEM,
@@ -228,13 +194,8 @@ fn comment(udata: &[u8]) -> Option<String> {
     while let [kind, length, tail @ ..] = rest {
         let (value, next) = tail.split_at_checked(usize::from(*length))?;
         if *kind == 0 {
-            let end = value
-                .iter()
-                .position(|byte| *byte == 0)
-                .unwrap_or(value.len());
-            return std::str::from_utf8(value.get(..end)?)
-                .ok()
-                .map(str::to_owned);
+            let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+            return std::str::from_utf8(value.get(..end)?).ok().map(str::to_owned);
         }
         rest = next;
     }
@@ -256,11 +217,7 @@ fn piece(set: &Set, attrs: Attrs<'_>) -> Option<(Edge, Element)> {
         Some(end) if set.concat_intervals() && end != key => Key::Range(key, end),
         _ => Key::One(key),
     };
-    let edge = if attrs.be32(3).unwrap_or(0) & INTERVAL_END != 0 {
-        Edge::End
-    } else {
-        Edge::Start
-    };
+    let edge = if attrs.be32(3).unwrap_or(0) & INTERVAL_END != 0 { Edge::End } else { Edge::Start };
     let value = match (&set.carries, edge) {
         (Carries::Nothing, _) | (_, Edge::End) => Value::None,
         (Carries::Data(_), Edge::Start) => Value::Data(data(2)?),
@@ -270,14 +227,7 @@ fn piece(set: &Set, attrs: Attrs<'_>) -> Option<(Edge, Element)> {
             Value::Verdict(Verdict::from_code(verdict.be32(1)?.cast_signed(), chain)?)
         }
     };
-    Some((
-        edge,
-        Element {
-            key,
-            value,
-            timeout: None,
-        },
-    ))
+    Some((edge, Element { key, value, timeout: None }))
 }
 
 /// Puts the ends of intervals together. A start without an end reaches to the last key.
@@ -285,10 +235,7 @@ fn joined(mut pieces: Vec<(Edge, Element)>) -> Vec<Element> {
     // An end comes before a start of the same key: intervals may touch.
     pieces.sort_by(|(left_edge, left), (right_edge, right)| {
         let order = |edge: &Edge| u8::from(*edge == Edge::Start);
-        left.key
-            .start()
-            .cmp(right.key.start())
-            .then(order(left_edge).cmp(&order(right_edge)))
+        left.key.start().cmp(right.key.start()).then(order(left_edge).cmp(&order(right_edge)))
     });
     let mut out: Vec<Element> = Vec::new();
     let mut open = false;
@@ -303,11 +250,7 @@ fn joined(mut pieces: Vec<(Edge, Element)>) -> Vec<Element> {
                 if let (Some(last), Some(end)) = (out.last_mut(), element.key.start().predecessor())
                 {
                     let start = last.key.start().clone();
-                    last.key = if start == end {
-                        Key::One(start)
-                    } else {
-                        Key::Range(start, end)
-                    };
+                    last.key = if start == end { Key::One(start) } else { Key::Range(start, end) };
                 }
             }
             Edge::End => {}
@@ -316,11 +259,7 @@ fn joined(mut pieces: Vec<(Edge, Element)>) -> Vec<Element> {
     if let (true, Some(last)) = (open, out.last_mut()) {
         let start = last.key.start().clone();
         let end = Data::from_bytes(&vec![0xff; start.as_bytes().len()]);
-        last.key = if start == end {
-            Key::One(start)
-        } else {
-            Key::Range(start, end)
-        };
+        last.key = if start == end { Key::One(start) } else { Key::Range(start, end) };
     }
     out
 }

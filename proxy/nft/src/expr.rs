@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::{Family, Name, Set};
+use crate::{Family, Field, Name, Set};
 
 /// A register. 16 registers of 4 bytes; a longer value takes several in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -225,67 +225,32 @@ pub enum Expr {
     /// Set packet metadata (the mark).
     SetMeta { key: Meta, from: Reg },
     /// Load packet bytes.
-    Payload {
-        base: BaseHeader,
-        offset: u32,
-        len: u32,
-        to: Reg,
-    },
+    Payload { base: BaseHeader, offset: u32, len: u32, to: Reg },
     /// Load conntrack facts.
     Ct { key: Ct, to: Reg },
     /// Set conntrack facts (the mark).
     SetCt { key: Ct, from: Reg },
     /// Look up the route of an address. Flags: 1 saddr, 2 daddr, 4 mark, 8 iif, 16 oif.
-    Fib {
-        result: FibResult,
-        flags: u32,
-        to: Reg,
-    },
+    Fib { result: FibResult, flags: u32, to: Reg },
     /// Compare; stop the rule unless true.
     Compare { reg: Reg, op: Cmp, data: Vec<u8> },
     /// `to = (from & mask) ^ xor`.
-    Bitwise {
-        from: Reg,
-        to: Reg,
-        mask: Vec<u8>,
-        xor: Vec<u8>,
-    },
+    Bitwise { from: Reg, to: Reg, mask: Vec<u8>, xor: Vec<u8> },
     /// Load a constant.
     Immediate { to: Reg, data: Vec<u8> },
     /// Look a key up in a set (no target), map (data register) or verdict map
     /// ([`Reg::VERDICT`]).
-    Lookup {
-        set: Name,
-        key: Reg,
-        to: Option<Reg>,
-        inverted: Inverted,
-    },
+    Lookup { set: Name, key: Reg, to: Option<Reg>, inverted: Inverted },
     /// Load a number below `modulus`, plus `offset`.
-    Numgen {
-        kind: NumgenKind,
-        modulus: u32,
-        offset: u32,
-        to: Reg,
-    },
+    Numgen { kind: NumgenKind, modulus: u32, offset: u32, to: Reg },
+    /// Go on when the register holds one of the values, all of one type.
+    OneOf { reg: Reg, values: Vec<Field> },
     /// Take one of the verdicts at random, each equally often. An empty list does nothing.
     Choose(Vec<Verdict>),
     /// Load a hash of registers below `modulus`, plus `offset`.
-    Jhash {
-        from: Reg,
-        len: u32,
-        modulus: u32,
-        seed: u32,
-        offset: u32,
-        to: Reg,
-    },
+    Jhash { from: Reg, len: u32, modulus: u32, seed: u32, offset: u32, to: Reg },
     /// Translate addresses.
-    Nat {
-        kind: Nat,
-        family: Family,
-        address: Option<Reg>,
-        port: Option<Reg>,
-        flags: NatFlags,
-    },
+    Nat { kind: Nat, family: Family, address: Option<Reg>, port: Option<Reg>, flags: NatFlags },
     /// Source NAT to the address of the outgoing interface.
     Masquerade { flags: NatFlags },
     /// Destination NAT to this host.
@@ -297,13 +262,7 @@ pub enum Expr {
     /// Count packets and bytes.
     Counter,
     /// Add to, refresh in or delete from a set.
-    Dynset {
-        op: DynsetOp,
-        set: Name,
-        key: Reg,
-        data: Option<Reg>,
-        timeout: Option<Duration>,
-    },
+    Dynset { op: DynsetOp, set: Name, key: Reg, data: Option<Reg>, timeout: Option<Duration> },
     /// Leave the packet untracked.
     Notrack,
 }
@@ -344,20 +303,12 @@ pub enum Load {
 impl Load {
     /// Source address of the family's packets; IPv4 unless the family is [`Family::Ip6`].
     pub fn saddr(family: Family) -> Self {
-        if family == Family::Ip6 {
-            Self::Ip6Saddr
-        } else {
-            Self::Ip4Saddr
-        }
+        if family == Family::Ip6 { Self::Ip6Saddr } else { Self::Ip4Saddr }
     }
 
     /// Destination address of the family's packets; IPv4 unless the family is [`Family::Ip6`].
     pub fn daddr(family: Family) -> Self {
-        if family == Family::Ip6 {
-            Self::Ip6Daddr
-        } else {
-            Self::Ip4Daddr
-        }
+        if family == Family::Ip6 { Self::Ip6Daddr } else { Self::Ip4Daddr }
     }
 
     /// Registers it fills.
@@ -372,12 +323,7 @@ impl Load {
     /// The instruction that loads the fact.
     pub fn into_expr(self, to: Reg) -> Expr {
         use BaseHeader::{Link, Network, Transport};
-        let payload = |base, offset, len| Expr::Payload {
-            base,
-            offset,
-            len,
-            to,
-        };
+        let payload = |base, offset, len| Expr::Payload { base, offset, len, to };
         match self {
             Self::Ip4Saddr => payload(Network, 12, 4),
             Self::Ip4Daddr => payload(Network, 16, 4),
@@ -387,26 +333,11 @@ impl Load {
             Self::Dport => payload(Transport, 2, 2),
             Self::EtherDaddr => payload(Link, 0, 6),
             Self::EtherSaddr => payload(Link, 6, 6),
-            Self::L4Proto => Expr::Meta {
-                key: Meta::L4proto,
-                to,
-            },
-            Self::Iifname => Expr::Meta {
-                key: Meta::Iifname,
-                to,
-            },
-            Self::Oifname => Expr::Meta {
-                key: Meta::Oifname,
-                to,
-            },
-            Self::Nfproto => Expr::Meta {
-                key: Meta::Nfproto,
-                to,
-            },
-            Self::Mark => Expr::Meta {
-                key: Meta::Mark,
-                to,
-            },
+            Self::L4Proto => Expr::Meta { key: Meta::L4proto, to },
+            Self::Iifname => Expr::Meta { key: Meta::Iifname, to },
+            Self::Oifname => Expr::Meta { key: Meta::Oifname, to },
+            Self::Nfproto => Expr::Meta { key: Meta::Nfproto, to },
+            Self::Mark => Expr::Meta { key: Meta::Mark, to },
             Self::CtMark => Expr::Ct { key: Ct::Mark, to },
         }
     }
@@ -415,11 +346,6 @@ impl Load {
 impl Expr {
     /// A lookup of `key` in a set, map or verdict map.
     pub fn lookup(set: &Set, key: Reg, to: Option<Reg>) -> Self {
-        Self::Lookup {
-            set: set.name.clone(),
-            key,
-            to,
-            inverted: Inverted::No,
-        }
+        Self::Lookup { set: set.name.clone(), key, to, inverted: Inverted::No }
     }
 }

@@ -14,6 +14,7 @@
 //! - no integer-typed field in a concatenation: use [`DataType::Mark`] (the type list leaves out
 //!   the plain integer for that reason);
 //! - never feed the result of one map lookup into another lookup through registers;
+//! - no port of conntrack's original tuple in a concatenation: carry a packet mark instead;
 //! - a number generator is the whole key of a lookup, never a part of a concatenation.
 //!
 //! # Example

@@ -72,16 +72,9 @@ impl Family {
     }
 
     pub(crate) fn from_number(number: u8) -> Option<Self> {
-        [
-            Self::Inet,
-            Self::Ip,
-            Self::Arp,
-            Self::Netdev,
-            Self::Bridge,
-            Self::Ip6,
-        ]
-        .into_iter()
-        .find(|family| family.number() == number)
+        [Self::Inet, Self::Ip, Self::Arp, Self::Netdev, Self::Bridge, Self::Ip6]
+            .into_iter()
+            .find(|family| family.number() == number)
     }
 
     /// The word `nft` uses.
@@ -111,11 +104,7 @@ impl Table {
     /// # Errors
     /// [`Error::Name`] for a name the kernel would not take.
     pub fn new(family: Family, name: &str) -> Result<Self, Error> {
-        Ok(Self {
-            family,
-            name: Name::new(name)?,
-            comment: None,
-        })
+        Ok(Self { family, name: Name::new(name)?, comment: None })
     }
 
     /// Adds a comment, shown by `nft list` and returned by [`crate::Socket::tables`]. It is only
@@ -221,24 +210,12 @@ pub struct Base {
 impl Base {
     /// A filter chain with policy accept.
     pub fn filter(hook: Hook, priority: i32) -> Self {
-        Self {
-            kind: ChainKind::Filter,
-            hook,
-            priority,
-            policy: Policy::Accept,
-            device: None,
-        }
+        Self { kind: ChainKind::Filter, hook, priority, policy: Policy::Accept, device: None }
     }
 
     /// A nat chain with policy accept. Usual priorities: -100 before, 100 after routing.
     pub fn nat(hook: Hook, priority: i32) -> Self {
-        Self {
-            kind: ChainKind::Nat,
-            hook,
-            priority,
-            policy: Policy::Accept,
-            device: None,
-        }
+        Self { kind: ChainKind::Nat, hook, priority, policy: Policy::Accept, device: None }
     }
 
     /// Changes the policy.
@@ -271,11 +248,7 @@ impl Chain {
     /// # Errors
     /// [`Error::Name`] for a name the kernel would not take.
     pub fn regular(table: &Table, name: &str) -> Result<Self, Error> {
-        Ok(Self {
-            table: table.clone(),
-            name: Name::new(name)?,
-            base: None,
-        })
+        Ok(Self { table: table.clone(), name: Name::new(name)?, base: None })
     }
 
     /// A base chain, attached to a hook.
@@ -283,11 +256,7 @@ impl Chain {
     /// # Errors
     /// [`Error::Name`] for a name the kernel would not take.
     pub fn base(table: &Table, name: &str, base: Base) -> Result<Self, Error> {
-        Ok(Self {
-            table: table.clone(),
-            name: Name::new(name)?,
-            base: Some(base),
-        })
+        Ok(Self { table: table.clone(), name: Name::new(name)?, base: Some(base) })
     }
 
     /// The chain's name.

@@ -63,20 +63,13 @@ impl Rule {
     /// Loads facts into registers from the first on, and returns the register after them.
     fn load(self, facts: &[Load]) -> (Self, usize) {
         facts.iter().fold((self, 0), |(rule, word), fact| {
-            (
-                rule.expr(fact.into_expr(Reg::word(word))),
-                word + fact.words(),
-            )
+            (rule.expr(fact.into_expr(Reg::word(word))), word + fact.words())
         })
     }
 
     fn compare(self, fact: Load, op: Cmp, field: Field) -> Self {
         let data = Data::from(field).as_bytes().to_vec();
-        self.load(&[fact]).0.expr(Expr::Compare {
-            reg: Reg::word(0),
-            op,
-            data,
-        })
+        self.load(&[fact]).0.expr(Expr::Compare { reg: Reg::word(0), op, data })
     }
 
     /// Matches when the fact equals the value.
@@ -87,6 +80,12 @@ impl Rule {
     /// Matches when the fact differs from the value.
     pub fn is_not(self, fact: Load, field: Field) -> Self {
         self.compare(fact, Cmp::NotEqual, field)
+    }
+
+    /// Matches when the fact is one of the values.
+    pub fn is_one_of(self, fact: Load, values: &[Field]) -> Self {
+        let (rule, _) = self.load(&[fact]);
+        rule.expr(Expr::OneOf { reg: Reg::word(0), values: values.to_vec() })
     }
 
     /// Matches an address inside `prefix/length`.
@@ -100,10 +99,7 @@ impl Rule {
     }
 
     fn prefix(self, fact: Load, op: Cmp, (prefix, length): (std::net::IpAddr, u8)) -> Self {
-        let start = crate::Key::prefix(prefix, length)
-            .start()
-            .as_bytes()
-            .to_vec();
+        let start = crate::Key::prefix(prefix, length).start().as_bytes().to_vec();
         let mask = match prefix {
             std::net::IpAddr::V4(_) => crate::Key::prefix([255u8; 4], length),
             std::net::IpAddr::V6(_) => crate::Key::prefix([255u8; 16], length),
@@ -118,17 +114,8 @@ impl Rule {
         let xor = vec![0; mask.len()];
         self.load(&[fact])
             .0
-            .expr(Expr::Bitwise {
-                from: reg,
-                to: reg,
-                mask,
-                xor,
-            })
-            .expr(Expr::Compare {
-                reg,
-                op,
-                data: value,
-            })
+            .expr(Expr::Bitwise { from: reg, to: reg, mask, xor })
+            .expr(Expr::Compare { reg, op, data: value })
     }
 
     /// Matches members of a set; several facts form a concatenation.
@@ -148,53 +135,28 @@ impl Rule {
 
     fn lookup(self, facts: &[Load], set: &Set, (to, inverted): (Option<Reg>, Inverted)) -> Self {
         let (rule, _) = self.load(facts);
-        rule.expr(Expr::Lookup {
-            set: set.name.clone(),
-            key: Reg::word(0),
-            to,
-            inverted,
-        })
+        rule.expr(Expr::Lookup { set: set.name.clone(), key: Reg::word(0), to, inverted })
     }
 
     /// Goes to one of the chains at random, each equally often.
     pub fn goto_one_of<'a>(self, chains: impl IntoIterator<Item = &'a Chain>) -> Self {
-        let verdicts = chains
-            .into_iter()
-            .map(|chain| Verdict::Goto(chain.name.clone()));
+        let verdicts = chains.into_iter().map(|chain| Verdict::Goto(chain.name.clone()));
         self.expr(Expr::Choose(verdicts.collect()))
     }
 
     /// Matches connections in one of the given states.
     pub fn ct_state(self, states: CtState) -> Self {
-        self.any_bit(
-            Expr::Ct {
-                key: Ct::State,
-                to: Reg::word(0),
-            },
-            states.0,
-        )
+        self.any_bit(Expr::Ct { key: Ct::State, to: Reg::word(0) }, states.0)
     }
 
     /// Matches connections whose destination was translated.
     pub fn ct_status_dnat(self) -> Self {
-        self.any_bit(
-            Expr::Ct {
-                key: Ct::Status,
-                to: Reg::word(0),
-            },
-            IPS_DST_NAT,
-        )
+        self.any_bit(Expr::Ct { key: Ct::Status, to: Reg::word(0) }, IPS_DST_NAT)
     }
 
     /// Matches packets whose mark has one of the bits.
     pub fn mark_has(self, bits: u32) -> Self {
-        self.any_bit(
-            Expr::Meta {
-                key: Meta::Mark,
-                to: Reg::word(0),
-            },
-            bits,
-        )
+        self.any_bit(Expr::Meta { key: Meta::Mark, to: Reg::word(0) }, bits)
     }
 
     fn any_bit(self, load: Expr, bits: u32) -> Self {
@@ -206,11 +168,7 @@ impl Rule {
                 mask: bits.to_ne_bytes().to_vec(),
                 xor: vec![0; 4],
             })
-            .expr(Expr::Compare {
-                reg,
-                op: Cmp::NotEqual,
-                data: vec![0; 4],
-            })
+            .expr(Expr::Compare { reg, op: Cmp::NotEqual, data: vec![0; 4] })
     }
 
     /// Matches packets to one of the host's own addresses.
@@ -235,12 +193,7 @@ impl Rule {
 
     fn fib_local(self, flags: u32, op: Cmp) -> Self {
         let to = Reg::word(0);
-        self.expr(Expr::Fib {
-            result: FibResult::AddressType,
-            flags,
-            to,
-        })
-        .expr(Expr::Compare {
+        self.expr(Expr::Fib { result: FibResult::AddressType, flags, to }).expr(Expr::Compare {
             reg: to,
             op,
             data: RTN_LOCAL.to_ne_bytes().to_vec(),
@@ -250,20 +203,14 @@ impl Rule {
     /// Sets mark bits, keeping the others.
     pub fn set_mark_bits(self, bits: u32) -> Self {
         let reg = Reg::word(0);
-        self.expr(Expr::Meta {
-            key: Meta::Mark,
-            to: reg,
-        })
-        .expr(Expr::Bitwise {
-            from: reg,
-            to: reg,
-            mask: (!bits).to_ne_bytes().to_vec(),
-            xor: bits.to_ne_bytes().to_vec(),
-        })
-        .expr(Expr::SetMeta {
-            key: Meta::Mark,
-            from: reg,
-        })
+        self.expr(Expr::Meta { key: Meta::Mark, to: reg })
+            .expr(Expr::Bitwise {
+                from: reg,
+                to: reg,
+                mask: (!bits).to_ne_bytes().to_vec(),
+                xor: bits.to_ne_bytes().to_vec(),
+            })
+            .expr(Expr::SetMeta { key: Meta::Mark, from: reg })
     }
 
     /// Destination NAT to what a map holds for the key: an address, or an address and a port.
@@ -274,14 +221,13 @@ impl Rule {
         let words = if family == Family::Ip6 { 4 } else { 1 };
         let port = (map.data_types().len() > 1).then_some(Reg::word(words));
         let (rule, _) = self.load(facts);
-        rule.expr(Expr::lookup(map, reg, Some(reg)))
-            .expr(Expr::Nat {
-                kind: Nat::Destination,
-                family,
-                address: Some(reg),
-                port,
-                flags: NatFlags::default(),
-            })
+        rule.expr(Expr::lookup(map, reg, Some(reg))).expr(Expr::Nat {
+            kind: Nat::Destination,
+            family,
+            address: Some(reg),
+            port,
+            flags: NatFlags::default(),
+        })
     }
 
     /// Destination NAT to a constant.
@@ -295,22 +241,12 @@ impl Rule {
     }
 
     fn nat(mut self, kind: Nat, address: std::net::IpAddr, port: Option<u16>) -> Self {
-        let (family, words) = if address.is_ipv6() {
-            (Family::Ip6, 4)
-        } else {
-            (Family::Ip, 1)
-        };
+        let (family, words) = if address.is_ipv6() { (Family::Ip6, 4) } else { (Family::Ip, 1) };
         let data = Data::from(Field::from(address)).as_bytes().to_vec();
-        self = self.expr(Expr::Immediate {
-            to: Reg::word(0),
-            data,
-        });
+        self = self.expr(Expr::Immediate { to: Reg::word(0), data });
         if let Some(port) = port {
             let data = port.to_be_bytes().to_vec();
-            self = self.expr(Expr::Immediate {
-                to: Reg::word(words),
-                data,
-            });
+            self = self.expr(Expr::Immediate { to: Reg::word(words), data });
         }
         self.expr(Expr::Nat {
             kind,
@@ -323,26 +259,20 @@ impl Rule {
 
     /// Source NAT to the outgoing interface's address, with fully random ports.
     pub fn masquerade(self) -> Self {
-        self.expr(Expr::Masquerade {
-            flags: NatFlags::FULLY_RANDOM,
-        })
+        self.expr(Expr::Masquerade { flags: NatFlags::FULLY_RANDOM })
     }
 
     /// Destination NAT to this host's own port.
     pub fn redirect(self, port: u16) -> Self {
         let to = Reg::word(0);
-        self.expr(Expr::Immediate {
-            to,
-            data: port.to_be_bytes().to_vec(),
-        })
-        .expr(Expr::Redirect { port: Some(to) })
+        self.expr(Expr::Immediate { to, data: port.to_be_bytes().to_vec() })
+            .expr(Expr::Redirect { port: Some(to) })
     }
 
     /// Refuses a TCP packet with a reset. Adds the match for TCP, without which the kernel
     /// refuses the rule.
     pub fn reject_with_tcp_reset(self) -> Self {
-        self.is(Load::L4Proto, Field::Proto(6))
-            .expr(Expr::Reject(Reject::TcpReset))
+        self.is(Load::L4Proto, Field::Proto(6)).expr(Expr::Reject(Reject::TcpReset))
     }
 
     /// Refuses with ICMP port unreachable of the table's family.
@@ -388,9 +318,5 @@ impl Rule {
 
 /// The family of the addresses a map holds.
 fn data_family(map: &Set) -> Family {
-    if map.data_types().contains(&crate::DataType::Ipv6) {
-        Family::Ip6
-    } else {
-        Family::Ip
-    }
+    if map.data_types().contains(&crate::DataType::Ipv6) { Family::Ip6 } else { Family::Ip }
 }

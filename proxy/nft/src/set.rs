@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Data, DataType, Error, Field, Name, Table, Verdict};
+use crate::{Data, DataType, Error, Expr, Field, Name, Table, Verdict};
 
 /// What the elements of a set carry besides their key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,13 +28,27 @@ pub struct Set {
 }
 
 impl Set {
-    /// A nameless verdict map keyed by an integer, for the one rule that looks it up.
-    pub(crate) fn anonymous_choice(table: &Table, id: u32) -> Result<Self, Error> {
-        let set = Self::new(table, "__map%d", &[DataType::Mark], Carries::Verdict)?;
-        Ok(Self {
-            anonymous: Some(id),
-            ..set
-        })
+    /// The nameless set that one instruction of one rule looks up, and its elements.
+    pub(crate) fn of_instruction(
+        table: &Table,
+        instruction: &Expr,
+        id: u32,
+    ) -> Result<Option<(Self, Vec<Element>)>, Error> {
+        let (set, elements) = match instruction {
+            Expr::Choose(verdicts) => {
+                let numbered = (0u32..).map(Field::Mark).zip(verdicts);
+                let elements = numbered.map(|(n, to)| Element::verdict(n, to.clone())).collect();
+                (Self::new(table, "__map%d", &[DataType::Mark], Carries::Verdict)?, elements)
+            }
+            Expr::OneOf { values, .. } => {
+                let Some(first) = values.first() else { return Ok(None) };
+                let elements = values.iter().map(|value| Element::key(*value)).collect();
+                let key = [first.data_type()];
+                (Self::new(table, "__set%d", &key, Carries::Nothing)?, elements)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some((Self { anonymous: Some(id), ..set }, elements)))
     }
 
     /// A set of keys. More than one type makes the key a concatenation.
@@ -169,11 +183,7 @@ impl Key {
     /// All addresses of `prefix/length`; host bits of `prefix` are ignored.
     pub fn prefix(prefix: impl Into<std::net::IpAddr>, length: u8) -> Self {
         let (from, to) = prefix_bounds(prefix.into(), length);
-        if from == to {
-            Self::One(from.into())
-        } else {
-            Self::Range(from.into(), to.into())
-        }
+        if from == to { Self::One(from.into()) } else { Self::Range(from.into(), to.into()) }
     }
 
     /// The lower end.
@@ -195,24 +205,14 @@ impl Key {
 fn prefix_bounds(prefix: std::net::IpAddr, length: u8) -> (Field, Field) {
     match prefix {
         std::net::IpAddr::V4(addr) => {
-            let mask = u32::MAX
-                .checked_shl(32 - u32::from(length.min(32)))
-                .unwrap_or(0);
+            let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
             let first = addr.to_bits() & mask;
-            (
-                Field::Ipv4(first.into()),
-                Field::Ipv4((first | !mask).into()),
-            )
+            (Field::Ipv4(first.into()), Field::Ipv4((first | !mask).into()))
         }
         std::net::IpAddr::V6(addr) => {
-            let mask = u128::MAX
-                .checked_shl(128 - u32::from(length.min(128)))
-                .unwrap_or(0);
+            let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
             let first = addr.to_bits() & mask;
-            (
-                Field::Ipv6(first.into()),
-                Field::Ipv6((first | !mask).into()),
-            )
+            (Field::Ipv6(first.into()), Field::Ipv6((first | !mask).into()))
         }
     }
 }
@@ -248,29 +248,17 @@ pub struct Element {
 impl Element {
     /// An element of a set.
     pub fn key(key: impl Into<Key>) -> Self {
-        Self {
-            key: key.into(),
-            value: Value::None,
-            timeout: None,
-        }
+        Self { key: key.into(), value: Value::None, timeout: None }
     }
 
     /// An element of a map.
     pub fn data(key: impl Into<Key>, data: impl Into<Data>) -> Self {
-        Self {
-            key: key.into(),
-            value: Value::Data(data.into()),
-            timeout: None,
-        }
+        Self { key: key.into(), value: Value::Data(data.into()), timeout: None }
     }
 
     /// An element of a verdict map.
     pub fn verdict(key: impl Into<Key>, verdict: Verdict) -> Self {
-        Self {
-            key: key.into(),
-            value: Value::Verdict(verdict),
-            timeout: None,
-        }
+        Self { key: key.into(), value: Value::Verdict(verdict), timeout: None }
     }
 
     /// Lets the element expire.
@@ -291,10 +279,7 @@ mod tests {
     fn a_prefix_covers_its_first_and_last_address() {
         let key = Key::prefix(Ipv4Addr::new(10, 1, 2, 3), 16);
         assert_eq!(key.start(), &Data::from(Field::Ipv4([10, 1, 0, 0].into())));
-        assert_eq!(
-            key.end(),
-            &Data::from(Field::Ipv4([10, 1, 255, 255].into()))
-        );
+        assert_eq!(key.end(), &Data::from(Field::Ipv4([10, 1, 255, 255].into())));
         assert!(matches!(Key::prefix(Ipv4Addr::LOCALHOST, 32), Key::One(_)));
         assert_eq!(
             Key::prefix(Ipv4Addr::LOCALHOST, 0).end(),
@@ -305,13 +290,8 @@ mod tests {
     #[test]
     fn an_element_of_the_wrong_length_or_kind_does_not_fit() {
         let table = Table::new(Family::Ip, "t").unwrap();
-        let map = Set::map(
-            &table,
-            "m",
-            &[DataType::Proto, DataType::Service],
-            &[DataType::Ipv4],
-        )
-        .unwrap();
+        let map = Set::map(&table, "m", &[DataType::Proto, DataType::Service], &[DataType::Ipv4])
+            .unwrap();
         let key = [Field::Proto(6), Field::Port(1)];
         assert!(map.fits(&Element::data(key, Field::Ipv4([1; 4].into()))));
         assert!(!map.fits(&Element::key(key)));

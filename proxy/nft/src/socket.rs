@@ -70,11 +70,7 @@ impl Socket {
         sys::enable_netlink_option(fd.as_fd(), libc::NETLINK_EXT_ACK).map_err(Error::Open)?;
         sys::enable_netlink_option(fd.as_fd(), libc::NETLINK_CAP_ACK).map_err(Error::Open)?;
         let _ = socket::setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER);
-        let mut socket = Self {
-            fd,
-            send_buffer: 0,
-            read: vec![0; READ_BUFFER],
-        };
+        let mut socket = Self { fd, send_buffer: 0, read: vec![0; READ_BUFFER] };
         socket.reserve(SEND_BUFFER)?;
         Ok(socket)
     }
@@ -112,10 +108,7 @@ impl Socket {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(source) => {
-                    return Err(Error::Send {
-                        object: object(),
-                        source,
-                    });
+                    return Err(Error::Send { object: object(), source });
                 }
             }
         }
@@ -143,10 +136,8 @@ impl Socket {
             let length = match self.receive() {
                 Ok(length) => length,
                 Err(source) => {
-                    return Err(refusal.unwrap_or_else(|| Error::Receive {
-                        object: Object::batch(),
-                        source,
-                    }));
+                    return Err(refusal
+                        .unwrap_or_else(|| Error::Receive { object: Object::batch(), source }));
                 }
             };
             let mut complete = false;
@@ -180,9 +171,7 @@ impl Socket {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::Interrupted {
-            object: request.object.clone(),
-        })
+        Err(Error::Interrupted { object: request.object.clone() })
     }
 
     fn dump_once(
@@ -197,10 +186,8 @@ impl Socket {
         self.send(&bytes, object)?;
         let mut interrupted = false;
         loop {
-            let length = self.receive().map_err(|source| Error::Receive {
-                object: object(),
-                source,
-            })?;
+            let length =
+                self.receive().map_err(|source| Error::Receive { object: object(), source })?;
             for message in messages(self.read.get(..length).unwrap_or_default()) {
                 if message.seq != seq {
                     continue;
@@ -209,10 +196,9 @@ impl Socket {
                 if let Some(reply) = reply(&message) {
                     return match reply.errno {
                         Errno::EINTR => Err(Error::Interrupted { object: object() }),
-                        errno if errno != Errno::from_raw(0) => Err(Error::Rejected {
-                            object: object(),
-                            source: errno,
-                        }),
+                        errno if errno != Errno::from_raw(0) => {
+                            Err(Error::Rejected { object: object(), source: errno })
+                        }
                         _ if interrupted => Err(Error::Interrupted { object: object() }),
                         _ => Ok(()),
                     };
@@ -237,10 +223,8 @@ impl Socket {
         let (bytes, seq) = request.encode(flags as u16);
         self.send(&bytes, object)?;
         loop {
-            let length = self.receive().map_err(|source| Error::Receive {
-                object: object(),
-                source,
-            })?;
+            let length =
+                self.receive().map_err(|source| Error::Receive { object: object(), source })?;
             for message in messages(self.read.get(..length).unwrap_or_default()) {
                 let Some(reply) = reply(&message) else {
                     continue;
@@ -248,10 +232,7 @@ impl Socket {
                 if message.seq == seq {
                     return match reply.errno {
                         errno if errno == Errno::from_raw(0) => Ok(()),
-                        source => Err(Error::Rejected {
-                            object: object(),
-                            source,
-                        }),
+                        source => Err(Error::Rejected { object: object(), source }),
                     };
                 }
             }
@@ -311,12 +292,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let half = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         let length = word(0)? as usize;
         let payload = bytes.get(HEADER..length)?;
-        let message = Message {
-            kind: half(4)?,
-            flags: half(6)?,
-            seq: word(8)?,
-            payload,
-        };
+        let message = Message { kind: half(4)?, flags: half(6)?, seq: word(8)?, payload };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(message)
     })
@@ -330,19 +306,13 @@ fn reply(message: &Message<'_>) -> Option<Reply> {
     if kind != libc::NLMSG_ERROR && kind != libc::NLMSG_DONE {
         return None;
     }
-    let code = message
-        .payload
-        .first_chunk::<4>()
-        .map_or(0, |raw| i32::from_ne_bytes(*raw));
+    let code = message.payload.first_chunk::<4>().map_or(0, |raw| i32::from_ne_bytes(*raw));
     let hint = (kind == libc::NLMSG_ERROR && message.flags & TLVS != 0)
         .then(|| message.payload.get(4 + HEADER..))
         .flatten()
         .and_then(|attrs| Attrs(attrs).text(HINT))
         .map(str::to_owned);
-    Some(Reply {
-        errno: Errno::from_raw(code.wrapping_neg()),
-        hint,
-    })
+    Some(Reply { errno: Errno::from_raw(code.wrapping_neg()), hint })
 }
 
 fn refused(finished: &Finished, seq: u32, reply: Reply) -> Error {
@@ -351,10 +321,7 @@ fn refused(finished: &Finished, seq: u32, reply: Reply) -> Error {
     if reply.hint.is_some() {
         object.detail = reply.hint;
     }
-    Error::Rejected {
-        object,
-        source: reply.errno,
-    }
+    Error::Rejected { object, source: reply.errno }
 }
 
 #[cfg(test)]
@@ -375,12 +342,8 @@ mod tests {
     #[test]
     fn an_error_message_carries_its_number() {
         let payload = (-2i32).to_ne_bytes();
-        let message = Message {
-            kind: libc::NLMSG_ERROR as u16,
-            flags: 0,
-            seq: 1,
-            payload: &payload,
-        };
+        let message =
+            Message { kind: libc::NLMSG_ERROR as u16, flags: 0, seq: 1, payload: &payload };
         assert_eq!(reply(&message).unwrap().errno, Errno::ENOENT);
     }
 }

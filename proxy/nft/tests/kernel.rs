@@ -40,11 +40,7 @@ fn nft(args: &[&str], input: Option<&str>) -> Output {
 
 fn list() -> String {
     let output = nft(&["list", "ruleset"], None);
-    assert!(
-        output.status.success(),
-        "nft list: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "nft list: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -81,15 +77,8 @@ fn everything(family: Family) -> Batch {
             Field::Ipv4(Ipv4Addr::new(10, 0, 0, last))
         }
     };
-    let net: IpAddr = if v6 {
-        "fd00::".parse().unwrap()
-    } else {
-        "10.0.0.0".parse().unwrap()
-    };
-    let table = Table::new(family, "every")
-        .unwrap()
-        .comment("one of each")
-        .unwrap();
+    let net: IpAddr = if v6 { "fd00::".parse().unwrap() } else { "10.0.0.0".parse().unwrap() };
+    let table = Table::new(family, "every").unwrap().comment("one of each").unwrap();
     let key = [address, DataType::Proto, DataType::Service];
     let mut batch = Batch::new();
     batch.add_table(&table);
@@ -118,94 +107,38 @@ fn everything(family: Family) -> Batch {
         batch.add_chain(chain);
     }
     let facts = [Load::daddr(family), Load::L4Proto, Load::Dport];
+    let transport = [Field::Proto(6), Field::Proto(17), Field::Proto(132)];
+    let any = Rule::new(&pre).is_one_of(Load::L4Proto, &transport);
+    batch.add_rule(&any.dnat_map(&facts, &map));
     batch.add_rule(&Rule::new(&mangle).vmap(&[Load::Mark], &pick));
-    batch.add_rule(
-        &Rule::new(&pre)
-            .is(Load::L4Proto, Field::Proto(6))
-            .goto_one_of([&chosen; 3]),
-    );
-    batch.add_rule(
-        &Rule::new(&pre)
-            .vmap(&facts, &services)
-            .comment("pick a service"),
-    );
-    batch.add_rule(
-        &Rule::new(&pre)
-            .daddr_is_local()
-            .goto_one_of([&chosen, &chosen]),
-    );
-    batch.add_rule(
-        &Rule::new(&pre)
-            .is(Load::L4Proto, Field::Proto(6))
-            .redirect(10),
-    );
-    batch.add_rule(
-        &Rule::new(&chosen)
-            .is(Load::L4Proto, Field::Proto(6))
-            .dnat_map(&facts, &map),
-    );
-    batch.add_rule(
-        &Rule::new(&chosen).is(Load::L4Proto, Field::Proto(17)).dnat(
-            match host(9) {
-                Field::Ipv4(addr) => addr.into(),
-                Field::Ipv6(addr) => addr.into(),
-                _ => unreachable!(),
-            },
-            Some(53),
-        ),
-    );
+    batch.add_rule(&Rule::new(&pre).is(Load::L4Proto, Field::Proto(6)).goto_one_of([&chosen; 3]));
+    batch.add_rule(&Rule::new(&pre).vmap(&facts, &services).comment("pick a service"));
+    batch.add_rule(&Rule::new(&pre).daddr_is_local().goto_one_of([&chosen, &chosen]));
+    batch.add_rule(&Rule::new(&pre).is(Load::L4Proto, Field::Proto(6)).redirect(10));
+    batch.add_rule(&Rule::new(&chosen).is(Load::L4Proto, Field::Proto(6)).dnat_map(&facts, &map));
+    batch.add_rule(&Rule::new(&chosen).is(Load::L4Proto, Field::Proto(17)).dnat(
+        match host(9) {
+            Field::Ipv4(addr) => addr.into(),
+            Field::Ipv6(addr) => addr.into(),
+            _ => unreachable!(),
+        },
+        Some(53),
+    ));
     let masquerade = Rule::new(&post).ct_status_dnat().saddr_is_not_local();
-    batch.add_rule(
-        &masquerade
-            .not_in_set(&[Load::saddr(family)], &nets)
-            .masquerade(),
-    );
-    batch.add_rule(
-        &Rule::new(&post)
-            .in_prefix(Load::saddr(family), net, 24)
-            .snat(net),
-    );
-    batch.add_rule(
-        &Rule::new(&forward)
-            .ct_state(CtState::INVALID)
-            .counter()
-            .drop(),
-    );
-    batch.add_rule(
-        &Rule::new(&forward)
-            .ct_state(CtState::ESTABLISHED | CtState::RELATED)
-            .accept(),
-    );
-    batch.add_rule(
-        &Rule::new(&forward)
-            .in_set(&facts, &set)
-            .reject_with_tcp_reset(),
-    );
-    batch.add_rule(
-        &Rule::new(&forward)
-            .in_set(&facts, &set)
-            .reject_with_port_unreachable(),
-    );
+    batch.add_rule(&masquerade.not_in_set(&[Load::saddr(family)], &nets).masquerade());
+    batch.add_rule(&Rule::new(&post).in_prefix(Load::saddr(family), net, 24).snat(net));
+    batch.add_rule(&Rule::new(&forward).ct_state(CtState::INVALID).counter().drop());
+    batch.add_rule(&Rule::new(&forward).ct_state(CtState::ESTABLISHED | CtState::RELATED).accept());
+    batch.add_rule(&Rule::new(&forward).in_set(&facts, &set).reject_with_tcp_reset());
+    batch.add_rule(&Rule::new(&forward).in_set(&facts, &set).reject_with_port_unreachable());
     let ports = [Load::daddr(family), Load::Dport, Load::saddr(family)];
     let allowed = Rule::new(&forward).is(Load::L4Proto, Field::Proto(6));
     batch.add_rule(&allowed.in_set(&ports, &allow).goto(&aside));
     let eth0 = Field::ifname("eth0").unwrap();
-    batch.add_rule(
-        &Rule::new(&mangle)
-            .is(Load::Iifname, eth0)
-            .set_mark_bits(0x4000),
-    );
-    batch.add_rule(
-        &Rule::new(&mangle)
-            .mark_has(0x4000)
-            .is_not(Load::Mark, Field::Mark(7))
-            .accept(),
-    );
-    batch.add_rule(
-        &Rule::new(&mangle)
-            .in_set(&[Load::Iifname], &names)
-            .verdict(Verdict::Return),
-    );
+    batch.add_rule(&Rule::new(&mangle).is(Load::Iifname, eth0).set_mark_bits(0x4000));
+    batch
+        .add_rule(&Rule::new(&mangle).mark_has(0x4000).is_not(Load::Mark, Field::Mark(7)).accept());
+    batch.add_rule(&Rule::new(&mangle).in_set(&[Load::Iifname], &names).verdict(Verdict::Return));
     batch.add_rule(
         &Rule::new(&mangle)
             .not_in_prefix(Load::daddr(family), net, 24)
@@ -221,16 +154,10 @@ fn everything(family: Family) -> Batch {
 
     let to = Name::new("chosen").unwrap();
     let aside = Name::new("aside").unwrap();
-    batch.add_elements(
-        &set,
-        [Element::key([host(1), Field::Proto(6), Field::Port(80)])],
-    );
+    batch.add_elements(&set, [Element::key([host(1), Field::Proto(6), Field::Port(80)])]);
     batch.add_elements(
         &map,
-        [Element::data(
-            [host(1), Field::Proto(6), Field::Port(80)],
-            [host(2), Field::Port(8080)],
-        )],
+        [Element::data([host(1), Field::Proto(6), Field::Port(80)], [host(2), Field::Port(8080)])],
     );
     batch.add_elements(
         &services,
@@ -246,11 +173,7 @@ fn everything(family: Family) -> Batch {
         &pick,
         [0, 1].map(|n| Element::verdict(Field::Mark(n), Verdict::Goto(aside.clone()))),
     );
-    let high: IpAddr = if v6 {
-        "ff00::".parse().unwrap()
-    } else {
-        "240.0.0.0".parse().unwrap()
-    };
+    let high: IpAddr = if v6 { "ff00::".parse().unwrap() } else { "240.0.0.0".parse().unwrap() };
     batch.add_elements(
         &nets,
         [
@@ -279,6 +202,7 @@ fn nft_prints_and_reloads_one_of_everything_in_both_families() {
             "fib daddr type local",
             "dnat ip to ip daddr . meta l4proto . tcp dport map @endpoints",
             "dnat ip6 to ip6 daddr . meta l4proto . tcp dport map @endpoints",
+            "meta l4proto { 6, 17, 132 } dnat ip to",
             "masquerade fully-random",
             "reject with tcp reset",
             "10.0.0.1 . tcp . 80 : 10.0.0.2 . 8080",
@@ -286,10 +210,7 @@ fn nft_prints_and_reloads_one_of_everything_in_both_families() {
             "ct state invalid",
             "policy drop",
         ] {
-            assert!(
-                printed.contains(wanted),
-                "{wanted} is missing in\n{printed}"
-            );
+            assert!(printed.contains(wanted), "{wanted} is missing in\n{printed}");
         }
     });
 }
@@ -300,18 +221,13 @@ fn elements_come_back_as_they_were_added() {
         let table = Table::new(Family::Ip, "t").unwrap();
         let key = [DataType::Ipv4, DataType::Proto, DataType::Service];
         let map = Set::map(&table, "m", &key, &[DataType::Ipv4, DataType::Service]).unwrap();
-        let nets = Set::of_keys(&table, "n", &[DataType::Ipv4])
-            .unwrap()
-            .interval();
+        let nets = Set::of_keys(&table, "n", &[DataType::Ipv4]).unwrap().interval();
         let chain = Chain::regular(&table, "c").unwrap();
         let verdicts = Set::vmap(&table, "v", &[DataType::Ipv4]).unwrap();
         let mut many: Vec<_> = (0..5000u32)
             .map(|n| {
                 let vip = Field::Ipv4((0x0a60_0000 + n).into());
-                Element::data(
-                    [vip, Field::Proto(6), Field::Port(80)],
-                    [vip, Field::Port(n as u16)],
-                )
+                Element::data([vip, Field::Proto(6), Field::Port(80)], [vip, Field::Port(n as u16)])
             })
             .collect();
         let ranges = [Key::prefix([10, 0, 0, 0], 8), Key::prefix([11, 0, 0, 0], 8)];
@@ -334,10 +250,7 @@ fn elements_come_back_as_they_were_added() {
         many.sort();
         assert_eq!(found, many);
         assert_eq!(socket.elements(&nets).unwrap(), ranges);
-        assert_eq!(
-            socket.elements(&verdicts).unwrap(),
-            [Element::verdict(ip("1.2.3.4"), to)]
-        );
+        assert_eq!(socket.elements(&verdicts).unwrap(), [Element::verdict(ip("1.2.3.4"), to)]);
 
         let mut batch = Batch::new();
         batch.delete_elements(&map, &many[1..]);
@@ -362,10 +275,7 @@ fn a_refused_object_is_named_and_nothing_is_applied() {
         let mut socket = Socket::open().unwrap();
         let error = socket.commit(batch).unwrap_err();
         assert_eq!(error.errno(), Some(nix::errno::Errno::ENOENT));
-        assert!(
-            error.to_string().contains("add elements ip t missing"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("add elements ip t missing"), "{error}");
         assert_eq!(socket.tables(Family::Ip).unwrap(), []);
         assert!(socket.commit(Batch::new()).is_ok());
     });
@@ -397,24 +307,11 @@ fn tables_chains_rules_and_sets_are_listed_and_the_generation_moves() {
         assert_eq!(tables[0].comment.as_deref(), Some("one of each"));
         let table = Table::new(Family::Ip, "every").unwrap();
         let chains = socket.chains(&table).unwrap();
-        assert!(
-            chains
-                .iter()
-                .any(|c| c.name == "pre" && c.base == Some((0, -100)))
-        );
+        assert!(chains.iter().any(|c| c.name == "pre" && c.base == Some((0, -100))));
         let rules = socket.rules(&table).unwrap();
-        assert!(
-            rules
-                .iter()
-                .any(|r| r.comment.as_deref() == Some("pick a service"))
-        );
-        assert_eq!(socket.sets(&table).unwrap().len(), 10);
-        assert_eq!(
-            socket
-                .rules(&Table::new(Family::Ip, "none").unwrap())
-                .unwrap(),
-            []
-        );
+        assert!(rules.iter().any(|r| r.comment.as_deref() == Some("pick a service")));
+        assert_eq!(socket.sets(&table).unwrap().len(), 11);
+        assert_eq!(socket.rules(&Table::new(Family::Ip, "none").unwrap()).unwrap(), []);
         let mut batch = Batch::new();
         batch.delete_rule(&Chain::regular(&table, "pre").unwrap(), rules[0].handle);
         batch.flush_chain(&Chain::regular(&table, "mangle").unwrap());

@@ -37,12 +37,7 @@ impl Raw {
         // SAFETY: the library reads at most `VALUE_MAX` bytes or up to a NUL; both lie inside
         // the padded copy, and it copies what it reads.
         let _ = unsafe {
-            ffi::nftnl_expr_set(
-                self.0.as_ptr(),
-                attribute as u16,
-                padded.as_ptr(),
-                padded.len,
-            )
+            ffi::nftnl_expr_set(self.0.as_ptr(), attribute as u16, padded.as_ptr(), padded.len)
         };
         self
     }
@@ -90,12 +85,7 @@ pub(super) fn build(expr: &Expr) -> Raw {
         Expr::SetMeta { key, from } => Raw::new(c"meta")
             .u32(ffi::NFTNL_EXPR_META_KEY, *key as u32)
             .reg(ffi::NFTNL_EXPR_META_SREG, *from),
-        Expr::Payload {
-            base,
-            offset,
-            len,
-            to,
-        } => Raw::new(c"payload")
+        Expr::Payload { base, offset, len, to } => Raw::new(c"payload")
             .u32(ffi::NFTNL_EXPR_PAYLOAD_BASE, *base as u32)
             .u32(ffi::NFTNL_EXPR_PAYLOAD_OFFSET, *offset)
             .u32(ffi::NFTNL_EXPR_PAYLOAD_LEN, *len)
@@ -114,12 +104,7 @@ pub(super) fn build(expr: &Expr) -> Raw {
             .reg(ffi::NFTNL_EXPR_CMP_SREG, *reg)
             .u32(ffi::NFTNL_EXPR_CMP_OP, *op as u32)
             .value(ffi::NFTNL_EXPR_CMP_DATA, data),
-        Expr::Bitwise {
-            from,
-            to,
-            mask,
-            xor,
-        } => Raw::new(c"bitwise")
+        Expr::Bitwise { from, to, mask, xor } => Raw::new(c"bitwise")
             .reg(ffi::NFTNL_EXPR_BITWISE_SREG, *from)
             .reg(ffi::NFTNL_EXPR_BITWISE_DREG, *to)
             .u32(ffi::NFTNL_EXPR_BITWISE_LEN, mask.len() as u32)
@@ -137,22 +122,26 @@ pub(super) fn build(expr: &Expr) -> Raw {
         Expr::Numgen { .. } | Expr::Jhash { .. } => build_number(expr),
         Expr::Nat { .. } | Expr::Masquerade { .. } | Expr::Redirect { .. } => build_nat(expr),
         Expr::Reject(reject) => build_reject(*reject),
-        Expr::Choose(_) => unreachable!("a choice is built with its set"),
+        Expr::Choose(_) | Expr::OneOf { .. } => unreachable!("built with its set"),
     }
 }
 
-/// Builds a random number and its lookup in a nameless verdict map.
-pub(super) fn build_choice(modulus: usize, set: &Set) -> (Raw, Raw) {
-    let to = Reg::word(0);
-    let number = Expr::Numgen {
-        kind: NumgenKind::Random,
-        modulus: u32::try_from(modulus).unwrap_or(u32::MAX),
-        offset: 0,
-        to,
+/// Builds an instruction that looks a nameless set up.
+pub(super) fn build_with_set(expr: &Expr, set: &Set) -> Vec<Raw> {
+    let lookup = |key, to| {
+        build(&Expr::lookup(set, key, to))
+            .u32(ffi::NFTNL_EXPR_LOOKUP_SET_ID, set.anonymous.unwrap_or(0))
     };
-    let lookup = build(&Expr::lookup(set, to, Some(Reg::VERDICT)))
-        .u32(ffi::NFTNL_EXPR_LOOKUP_SET_ID, set.anonymous.unwrap_or(0));
-    (build(&number), lookup)
+    match expr {
+        Expr::OneOf { reg, .. } => vec![lookup(*reg, None)],
+        Expr::Choose(verdicts) => {
+            let to = Reg::word(0);
+            let modulus = u32::try_from(verdicts.len()).unwrap_or(u32::MAX);
+            let number = Expr::Numgen { kind: NumgenKind::Random, modulus, offset: 0, to };
+            vec![build(&number), lookup(to, Some(Reg::VERDICT))]
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn build_verdict(verdict: &Verdict) -> Raw {
@@ -167,26 +156,12 @@ fn build_verdict(verdict: &Verdict) -> Raw {
 
 fn build_set_use(expr: &Expr) -> Raw {
     match expr {
-        Expr::Lookup {
-            set,
-            key,
-            to,
-            inverted,
-        } => Raw::new(c"lookup")
+        Expr::Lookup { set, key, to, inverted } => Raw::new(c"lookup")
             .name(ffi::NFTNL_EXPR_LOOKUP_SET, set)
             .reg(ffi::NFTNL_EXPR_LOOKUP_SREG, *key)
             .maybe_reg(ffi::NFTNL_EXPR_LOOKUP_DREG, *to)
-            .u32(
-                ffi::NFTNL_EXPR_LOOKUP_FLAGS,
-                u32::from(*inverted == Inverted::Yes),
-            ),
-        Expr::Dynset {
-            op,
-            set,
-            key,
-            data,
-            timeout,
-        } => {
+            .u32(ffi::NFTNL_EXPR_LOOKUP_FLAGS, u32::from(*inverted == Inverted::Yes)),
+        Expr::Dynset { op, set, key, data, timeout } => {
             let raw = Raw::new(c"dynset")
                 .name(ffi::NFTNL_EXPR_DYNSET_SET_NAME, set)
                 .u32(ffi::NFTNL_EXPR_DYNSET_OP, *op as u32)
@@ -205,24 +180,12 @@ fn build_set_use(expr: &Expr) -> Raw {
 
 fn build_number(expr: &Expr) -> Raw {
     match expr {
-        Expr::Numgen {
-            kind,
-            modulus,
-            offset,
-            to,
-        } => Raw::new(c"numgen")
+        Expr::Numgen { kind, modulus, offset, to } => Raw::new(c"numgen")
             .u32(ffi::NFTNL_EXPR_NG_TYPE, *kind as u32)
             .u32(ffi::NFTNL_EXPR_NG_MODULUS, *modulus)
             .u32(ffi::NFTNL_EXPR_NG_OFFSET, *offset)
             .reg(ffi::NFTNL_EXPR_NG_DREG, *to),
-        Expr::Jhash {
-            from,
-            len,
-            modulus,
-            seed,
-            offset,
-            to,
-        } => Raw::new(c"hash")
+        Expr::Jhash { from, len, modulus, seed, offset, to } => Raw::new(c"hash")
             .u32(ffi::NFTNL_EXPR_HASH_TYPE, 0)
             .reg(ffi::NFTNL_EXPR_HASH_SREG, *from)
             .reg(ffi::NFTNL_EXPR_HASH_DREG, *to)
@@ -236,13 +199,7 @@ fn build_number(expr: &Expr) -> Raw {
 
 fn build_nat(expr: &Expr) -> Raw {
     match expr {
-        Expr::Nat {
-            kind,
-            family,
-            address,
-            port,
-            flags,
-        } => {
+        Expr::Nat { kind, family, address, port, flags } => {
             let raw = Raw::new(c"nat")
                 .u32(ffi::NFTNL_EXPR_NAT_TYPE, *kind as u32)
                 .u32(ffi::NFTNL_EXPR_NAT_FAMILY, u32::from(family.number()))
@@ -261,11 +218,7 @@ fn build_nat(expr: &Expr) -> Raw {
 }
 
 fn flagged(raw: Raw, attribute: u32, flags: u32) -> Raw {
-    if flags == 0 {
-        raw
-    } else {
-        raw.u32(attribute, flags)
-    }
+    if flags == 0 { raw } else { raw.u32(attribute, flags) }
 }
 
 fn build_reject(reject: Reject) -> Raw {
@@ -278,7 +231,5 @@ fn build_reject(reject: Reject) -> Raw {
         Reject::Port6Unreachable => (ICMP_UNREACH, 4),
         Reject::AnyPortUnreachable => (ICMPX_UNREACH, 1),
     };
-    Raw::new(c"reject")
-        .u32(ffi::NFTNL_EXPR_REJECT_TYPE, kind)
-        .u8(ffi::NFTNL_EXPR_REJECT_CODE, code)
+    Raw::new(c"reject").u32(ffi::NFTNL_EXPR_REJECT_TYPE, kind).u8(ffi::NFTNL_EXPR_REJECT_CODE, code)
 }

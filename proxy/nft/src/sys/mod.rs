@@ -88,10 +88,7 @@ impl Padded {
         let value = &value[..value.len().min(VALUE_MAX)];
         let mut bytes = [0; VALUE_MAX * 2];
         bytes[..value.len()].copy_from_slice(value);
-        Self {
-            bytes,
-            len: value.len() as u32,
-        }
+        Self { bytes, len: value.len() as u32 }
     }
 
     fn as_ptr(&self) -> *const std::ffi::c_void {

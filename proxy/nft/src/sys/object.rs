@@ -126,10 +126,7 @@ pub(crate) fn table<'a>(buffer: &'a mut Buffer, header: Header, table: &Table) -
 /// Builds a message about a chain.
 pub(crate) fn chain<'a>(buffer: &'a mut Buffer, header: Header, chain: &Chain) -> &'a [u8] {
     let raw = RawChain::new();
-    raw.u32(
-        ffi::NFTNL_CHAIN_FAMILY,
-        u32::from(chain.table.family.number()),
-    );
+    raw.u32(ffi::NFTNL_CHAIN_FAMILY, u32::from(chain.table.family.number()));
     raw.str(ffi::NFTNL_CHAIN_TABLE, chain.table.name.as_c_str());
     raw.str(ffi::NFTNL_CHAIN_NAME, chain.name.as_c_str());
     if let Some(base) = &chain.base {
@@ -159,8 +156,8 @@ pub(crate) fn chain<'a>(buffer: &'a mut Buffer, header: Header, chain: &Chain) -
 pub(crate) struct RuleContext<'a> {
     /// The kernel's handle of an existing rule.
     pub(crate) handle: Option<u64>,
-    /// The nameless sets of the rule's choices, in order.
-    pub(crate) choices: &'a [Set],
+    /// The nameless sets of the rule's instructions, in order.
+    pub(crate) nameless: &'a [Set],
 }
 
 /// Builds a message about a rule: `rule` itself, or the one with a handle, or every rule of the
@@ -172,24 +169,19 @@ pub(crate) fn rule<'a>(
     context: RuleContext<'_>,
 ) -> &'a [u8] {
     let raw = RawRule::new();
-    raw.u32(
-        ffi::NFTNL_RULE_FAMILY,
-        u32::from(rule.table.family.number()),
-    );
+    raw.u32(ffi::NFTNL_RULE_FAMILY, u32::from(rule.table.family.number()));
     raw.str(ffi::NFTNL_RULE_TABLE, rule.table.name.as_c_str());
     raw.str(ffi::NFTNL_RULE_CHAIN, rule.chain.as_c_str());
     if let Some(handle) = context.handle {
         // SAFETY: the object is live and the handle is a 64-bit attribute.
         unsafe { ffi::nftnl_rule_set_u64(raw.0.as_ptr(), ffi::NFTNL_RULE_HANDLE as u16, handle) };
     }
-    let mut choices = context.choices.iter();
+    let mut nameless = context.nameless.iter();
     for instruction in rule.exprs.iter().take(super::EXPRS_MAX) {
         match instruction {
-            Expr::Choose(verdicts) => {
-                if let Some(set) = choices.next() {
-                    let (number, lookup) = expr::build_choice(verdicts.len(), set);
-                    raw.push(number);
-                    raw.push(lookup);
+            Expr::Choose(_) | Expr::OneOf { .. } => {
+                if let Some(set) = nameless.next() {
+                    expr::build_with_set(instruction, set).into_iter().for_each(|e| raw.push(e));
                 }
             }
             other => raw.push(expr::build(other)),
@@ -260,12 +252,7 @@ impl RawElement {
         // SAFETY: the padded copy is as large as the library's largest field, which bounds what
         // it reads and writes.
         let _ = unsafe {
-            ffi::nftnl_set_elem_set(
-                self.0.as_ptr(),
-                attribute as u16,
-                padded.as_ptr(),
-                padded.len,
-            )
+            ffi::nftnl_set_elem_set(self.0.as_ptr(), attribute as u16, padded.as_ptr(), padded.len)
         };
     }
 }
@@ -306,16 +293,10 @@ pub(crate) fn set<'a>(buffer: &'a mut Buffer, header: Header, set: &Set, id: u32
     let raw = RawSet::named(set);
     raw.u32(ffi::NFTNL_SET_ID, id);
     raw.u32(ffi::NFTNL_SET_FLAGS, set_flags(set));
-    let key_type = if set.anonymous.is_some() {
-        INTEGER_TYPE
-    } else {
-        DataType::concat_id(&set.key)
-    };
+    let key_type =
+        if set.anonymous.is_some() { INTEGER_TYPE } else { DataType::concat_id(&set.key) };
     raw.u32(ffi::NFTNL_SET_KEY_TYPE, key_type);
-    raw.u32(
-        ffi::NFTNL_SET_KEY_LEN,
-        DataType::concat_len(&set.key) as u32,
-    );
+    raw.u32(ffi::NFTNL_SET_KEY_LEN, DataType::concat_len(&set.key) as u32);
     let mut notes = Vec::new();
     udata(0, &DataType::byte_order(&set.key).to_ne_bytes(), &mut notes);
     match &set.carries {
@@ -331,12 +312,7 @@ pub(crate) fn set<'a>(buffer: &'a mut Buffer, header: Header, set: &Set, id: u32
         raw.u32(ffi::NFTNL_SET_DESC_SIZE, size);
     }
     if set.concat_intervals() {
-        let lengths: Vec<u8> = set
-            .key
-            .iter()
-            .map(|field| field.size() as u8)
-            .take(16)
-            .collect();
+        let lengths: Vec<u8> = set.key.iter().map(|field| field.size() as u8).take(16).collect();
         raw.data(ffi::NFTNL_SET_DESC_CONCAT, &lengths);
     }
     if let Some(timeout) = set.timeout {
