@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use crate::ipam::{Range, RangeError};
+use crate::link::mac_of;
 use crate::sysctl::Family as Use;
 
 /// Where and how the pod network is built.
@@ -131,11 +132,7 @@ impl Layout {
             check_prefix(*cidr)?;
             cluster.push(*cidr);
         }
-        let least = if families.iter().any(Family::is_v6) {
-            1280
-        } else {
-            576
-        };
+        let least = if families.iter().any(Family::is_v6) { 1280 } else { 576 };
         if let Some(mtu) = config.mtu.filter(|mtu| !(least..=65535).contains(mtu)) {
             return Err(Error::Mtu(mtu, least));
         }
@@ -154,25 +151,20 @@ impl Layout {
     }
 
     pub(crate) fn uses_v4(&self) -> Use {
-        if self.families.iter().any(|family| !family.is_v6()) {
-            Use::Used
-        } else {
-            Use::Unused
-        }
+        if self.families.iter().any(|family| !family.is_v6()) { Use::Used } else { Use::Unused }
     }
 
     pub(crate) fn uses_v6(&self) -> Use {
-        if self.has_v6() {
-            Use::Used
-        } else {
-            Use::Unused
-        }
+        if self.has_v6() { Use::Used } else { Use::Unused }
+    }
+
+    /// The bridge's MAC: that of the primary gateway.
+    pub(crate) fn bridge_mac(&self) -> [u8; 6] {
+        self.families.first().map(|family| mac_of(family.gateway())).unwrap_or_default()
     }
 
     pub(crate) fn family_of(&self, ip: IpAddr) -> Option<&Family> {
-        self.families
-            .iter()
-            .find(|family| family.is_v6() == ip.is_ipv6())
+        self.families.iter().find(|family| family.is_v6() == ip.is_ipv6())
     }
 
     /// Whether an address that another interface has makes these ranges unusable.
@@ -201,14 +193,8 @@ fn families(pod_cidrs: &[IpNet]) -> Result<Vec<Family>, Error> {
     let mut families: Vec<Family> = Vec::new();
     for &subnet in pod_cidrs {
         check_prefix(subnet)?;
-        let family = Family {
-            subnet,
-            range: Range::new(subnet)?,
-        };
-        if let Some(other) = families
-            .iter()
-            .find(|other| other.is_v6() == family.is_v6())
-        {
+        let family = Family { subnet, range: Range::new(subnet)? };
+        if let Some(other) = families.iter().find(|other| other.is_v6() == family.is_v6()) {
             return Err(Error::SameFamily(other.subnet, subnet));
         }
         families.push(family);
@@ -221,10 +207,8 @@ pub(crate) fn check_prefix(net: IpNet) -> Result<(), Error> {
     if net.trunc() != net {
         return Err(Error::HostBits(net, net.trunc()));
     }
-    let special = |text: &str| {
-        text.parse()
-            .is_ok_and(|s: IpNet| s.contains(&net) || net.contains(&s))
-    };
+    let special =
+        |text: &str| text.parse().is_ok_and(|s: IpNet| s.contains(&net) || net.contains(&s));
     let reason = match net {
         _ if net.prefix_len() == 0 => "everything",
         IpNet::V4(_) if special("127.0.0.0/8") => "loopback",
@@ -265,11 +249,7 @@ mod tests {
     #[test]
     fn a_dual_stack_node_resolves_with_the_first_address_as_gateway() {
         let layout = Layout::resolve(&config(&["10.1.2.0/24", "fd00:1::/64"])).unwrap();
-        let gateways: Vec<_> = layout
-            .families
-            .iter()
-            .map(|f| f.gateway().to_string())
-            .collect();
+        let gateways: Vec<_> = layout.families.iter().map(|f| f.gateway().to_string()).collect();
         assert_eq!(gateways, ["10.1.2.1", "fd00:1::1"]);
     }
 
@@ -284,33 +264,16 @@ mod tests {
             refusal(&config(&["10.1.0.0/24", "10.2.0.0/24"])),
             "pod CIDRs 10.1.0.0/24 and 10.2.0.0/24 are of the same family"
         );
-        for special in [
-            "127.0.0.0/16",
-            "0.0.0.0/0",
-            "224.1.0.0/16",
-            "169.254.0.0/24",
-            "fe80::/64",
-        ] {
-            assert!(
-                refusal(&config(&[special])).contains("not a range for pods"),
-                "{special}"
-            );
+        for special in ["127.0.0.0/16", "0.0.0.0/0", "224.1.0.0/16", "169.254.0.0/24", "fe80::/64"]
+        {
+            assert!(refusal(&config(&[special])).contains("not a range for pods"), "{special}");
         }
         assert!(refusal(&config(&["10.1.2.0/31"])).contains("too small"));
     }
 
     #[test]
     fn names_that_are_paths_or_kernel_words_are_refused() {
-        for bad in [
-            "",
-            "a/b",
-            "..",
-            "all",
-            "default",
-            "lo",
-            "a b",
-            "sixteen-bytes-xx",
-        ] {
+        for bad in ["", "a/b", "..", "all", "default", "lo", "a b", "sixteen-bytes-xx"] {
             let mut config = config(&["10.1.2.0/24"]);
             config.bridge = bad.into();
             assert!(refusal(&config).starts_with("bridge name"), "{bad:?}");
@@ -328,15 +291,9 @@ mod tests {
     fn only_a_real_clash_with_another_interface_is_refused() {
         let layout = Layout::resolve(&config(&["10.1.2.0/24"])).unwrap();
         let check = |net: &str| layout.check_foreign("eth0", net.parse().unwrap());
-        assert!(
-            check("10.0.0.7/8").is_ok(),
-            "a wider network around the range"
-        );
+        assert!(check("10.0.0.7/8").is_ok(), "a wider network around the range");
         assert!(check("192.168.0.1/24").is_ok());
-        assert!(
-            check("10.1.2.77/16").is_err(),
-            "an address inside the range"
-        );
+        assert!(check("10.1.2.77/16").is_err(), "an address inside the range");
         assert!(check("10.1.2.1/24").is_err(), "the same network");
     }
 }

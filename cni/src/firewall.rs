@@ -55,22 +55,15 @@ impl Firewall {
                 .iter()
                 .map(|family| Rules::new(&layout.table, &layout.bridge, family.subnet))
                 .collect::<Result<Vec<_>, _>>()?;
-            Ok((rules, Guard::new(&layout.table, &layout.bridge)?))
+            Ok((rules, Guard::new(&layout.table, &layout.bridge, layout.bridge_mac())?))
         };
         let (rules, guard) = prepare().map_err(failed("name the nftables objects"))?;
         let (jobs, queue) = mpsc::channel::<Job>();
-        let socket = node
-            .inside(Socket::open)
-            .await?
-            .map_err(failed("open nftables"))?;
+        let socket = node.inside(Socket::open).await?.map_err(failed("open nftables"))?;
         std::thread::Builder::new()
             .name("berth-nft".into())
             .spawn(move || {
-                let mut kernel = Kernel {
-                    socket,
-                    rules,
-                    guard: Some(guard),
-                };
+                let mut kernel = Kernel { socket, rules, guard: Some(guard) };
                 while let Ok(job) = queue.recv() {
                     job(&mut kernel);
                 }
@@ -102,10 +95,7 @@ impl Firewall {
     pub(crate) async fn set_cluster(&self, desired: Desired) -> Result<(), Error> {
         let cluster = desired.cluster.clone();
         let change = move |kernel: &mut Kernel, batch: &mut Batch| {
-            kernel
-                .rules
-                .iter()
-                .for_each(|rules| rules.set_cluster(batch, &cluster));
+            kernel.rules.iter().for_each(|rules| rules.set_cluster(batch, &cluster));
         };
         self.change(change, desired).await
     }
@@ -195,34 +185,23 @@ impl Kernel {
     }
 
     fn add(&self, batch: &mut Batch, record: &Record) {
-        self.rules
-            .iter()
-            .for_each(|rules| rules.add_ports(batch, std::iter::once(record)));
+        self.rules.iter().for_each(|rules| rules.add_ports(batch, std::iter::once(record)));
         self.guard.iter().for_each(|guard| guard.add(batch, record));
     }
 
     fn remove(&self, batch: &mut Batch, record: &Record) {
-        self.rules
-            .iter()
-            .for_each(|rules| rules.remove_ports(batch, record));
-        self.guard
-            .iter()
-            .for_each(|guard| guard.remove(batch, record));
+        self.rules.iter().for_each(|rules| rules.remove_ports(batch, record));
+        self.guard.iter().for_each(|guard| guard.remove(batch, record));
     }
 
     fn tables(&self) -> Vec<&Table> {
         let rules = self.rules.iter().map(|rules| &rules.table);
-        rules
-            .chain(self.guard.iter().map(|guard| &guard.table))
-            .collect()
+        rules.chain(self.guard.iter().map(|guard| &guard.table)).collect()
     }
 
     fn forget(&mut self, addresses: &HashSet<IpAddr>) -> Result<(), Error> {
         for family in [Family::Ip, Family::Ip6] {
-            if !addresses
-                .iter()
-                .any(|ip| ip.is_ipv6() == (family == Family::Ip6))
-            {
+            if !addresses.iter().any(|ip| ip.is_ipv6() == (family == Family::Ip6)) {
                 continue;
             }
             for protocol in TRACKED {
@@ -245,15 +224,10 @@ impl Kernel {
     fn check(&mut self) -> Result<(), Error> {
         let wanted: Vec<_> = self.tables().into_iter().cloned().collect();
         for table in wanted {
-            let present = self
-                .socket
-                .tables(table.family())
-                .map_err(failed("list nftables"))?;
+            let present = self.socket.tables(table.family()).map_err(failed("list nftables"))?;
             let (family, name) = (table.family().as_str(), table.name());
             if !present.iter().any(|found| found.name == name) {
-                return Err(Error::NotReady(format!(
-                    "nftables table {family} {name} is gone"
-                )));
+                return Err(Error::NotReady(format!("nftables table {family} {name} is gone")));
             }
         }
         Ok(())
@@ -264,10 +238,8 @@ impl Kernel {
 /// network.
 pub(crate) async fn erase_all(node: &NetNs, table: &str) -> Result<(), Error> {
     let families = [Family::Ip, Family::Ip6, Family::Bridge];
-    let tables = families
-        .map(|family| Table::new(family, table))
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>();
+    let tables =
+        families.map(|family| Table::new(family, table)).into_iter().collect::<Result<Vec<_>, _>>();
     let tables = tables.map_err(failed("name the nftables objects"))?;
     node.inside(move || {
         let mut socket = Socket::open().map_err(failed("open nftables"))?;
@@ -290,21 +262,13 @@ fn erase(socket: &mut Socket, tables: &[Table]) -> Result<(), Error> {
     if batch.is_empty() {
         return Ok(());
     }
-    socket
-        .commit(batch)
-        .map_err(failed("remove the nftables tables"))
+    socket.commit(batch).map_err(failed("remove the nftables tables"))
 }
 
 fn is_unsupported(error: &berth_nft::Error) -> bool {
-    matches!(
-        error.errno(),
-        Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)
-    )
+    matches!(error.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT))
 }
 
 fn failed(action: &'static str) -> impl Fn(berth_nft::Error) -> Error {
-    move |source| Error::Firewall {
-        action,
-        source: Box::new(source),
-    }
+    move |source| Error::Firewall { action, source: Box::new(source) }
 }

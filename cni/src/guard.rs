@@ -1,4 +1,5 @@
-//! What a pod may send: frames from its own MAC and addresses, and nothing else.
+//! What a pod may send: frames from its own MAC and addresses, to the node or to groups, and
+//! nothing else.
 //!
 //! One bridge-family table. Pod ports are known by the prefix of their names; a frame from one is
 //! accepted only if port, MAC and source address (for ARP also the sender fields) are in a set,
@@ -20,6 +21,8 @@ const PRIORITY: i32 = -300;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Marks a destination MAC as a group: broadcast or multicast.
+const GROUP_BIT: [u8; 6] = [1, 0, 0, 0, 0, 0];
 
 /// The guard's objects.
 #[derive(Debug, Clone)]
@@ -29,10 +32,12 @@ pub(crate) struct Guard {
     sources4: Set,
     sources6: Set,
     bridge: String,
+    /// The bridge's MAC, the only one that pods speak to.
+    node: [u8; 6],
 }
 
 impl Guard {
-    pub(crate) fn new(table: &str, bridge: &str) -> Result<Self, berth_nft::Error> {
+    pub(crate) fn new(table: &str, bridge: &str, node: [u8; 6]) -> Result<Self, berth_nft::Error> {
         use DataType::{Ether, Ifname, Ipv4, Ipv6};
         let table = Table::new(Family::Bridge, table)?;
         Ok(Self {
@@ -41,6 +46,7 @@ impl Guard {
             sources6: Set::of_keys(&table, "sources6", &[Ifname, Ether, Ipv6])?,
             table,
             bridge: bridge.to_owned(),
+            node,
         })
     }
 
@@ -73,7 +79,12 @@ impl Guard {
     fn rules(&self) -> Vec<Rule> {
         let from_pod = || self.rule();
         let source = |load| [Load::Iifname, Load::EtherSaddr, load];
+        // Past the node, pod to pod, no policy would see it.
+        let past_node = from_pod()
+            .masked(Load::EtherDaddr, GROUP_BIT.to_vec(), (Cmp::Equal, vec![0; 6]))
+            .is_not(Load::EtherDaddr, Field::Ether(self.node));
         vec![
+            past_node.drop(),
             ethertype(from_pod(), ETHERTYPE_IPV4)
                 .in_set(&source(Load::Ip4Saddr), &self.sources4)
                 .accept(),
@@ -89,35 +100,17 @@ impl Guard {
     fn rule(&self) -> Rule {
         let prefix = veth::prefix(&self.bridge).into_bytes();
         Rule::new(&self.chain)
-            .expr(Expr::Meta {
-                key: Meta::Iifname,
-                to: Reg::word(0),
-            })
-            .expr(Expr::Compare {
-                reg: Reg::word(0),
-                op: Cmp::Equal,
-                data: prefix,
-            })
+            .expr(Expr::Meta { key: Meta::Iifname, to: Reg::word(0) })
+            .expr(Expr::Compare { reg: Reg::word(0), op: Cmp::Equal, data: prefix })
     }
 
     /// Port, Ethernet source and sender address in the set, and the sender MAC as well.
     fn arp(&self, rule: Rule) -> Rule {
-        let network = |offset, len, to| Expr::Payload {
-            base: BaseHeader::Network,
-            offset,
-            len,
-            to,
-        };
-        let port = || Expr::Meta {
-            key: Meta::Iifname,
-            to: Reg::word(0),
-        };
-        let frame_mac = Expr::Payload {
-            base: BaseHeader::Link,
-            offset: 6,
-            len: 6,
-            to: Reg::word(4),
-        };
+        let network =
+            |offset, len, to| Expr::Payload { base: BaseHeader::Network, offset, len, to };
+        let port = || Expr::Meta { key: Meta::Iifname, to: Reg::word(0) };
+        let frame_mac =
+            Expr::Payload { base: BaseHeader::Link, offset: 6, len: 6, to: Reg::word(4) };
         // arp_sha and arp_spa of ARP for Ethernet and IPv4.
         rule.expr(port())
             .expr(frame_mac)
@@ -132,11 +125,7 @@ impl Guard {
 
 fn ethertype(rule: Rule, number: u16) -> Rule {
     let data = number.to_be_bytes().to_vec();
-    rule.expr(Expr::Meta {
-        key: Meta::Protocol,
-        to: Reg::word(0),
-    })
-    .expr(Expr::Compare {
+    rule.expr(Expr::Meta { key: Meta::Protocol, to: Reg::word(0) }).expr(Expr::Compare {
         reg: Reg::word(0),
         op: Cmp::Equal,
         data,

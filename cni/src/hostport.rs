@@ -28,9 +28,7 @@ pub(crate) fn check(ports: &[HostPort], layout: &Layout) -> Result<(), Error> {
         }
         match port.host_ip {
             Some(ip) if ip.is_loopback() || ip.is_multicast() => {
-                return Err(Error::Request(format!(
-                    "{name}: address {ip} cannot lead to a pod"
-                )));
+                return Err(Error::Request(format!("{name}: address {ip} cannot lead to a pod")));
             }
             Some(ip) if layout.family_of(ip).is_none() => {
                 return Err(Error::Request(format!(
@@ -61,12 +59,7 @@ pub(crate) fn elements<'r>(records: impl Iterator<Item = &'r Record>, v6: bool) 
     let mut on = BTreeMap::new();
     let mut hairpin = BTreeSet::new();
     for record in records {
-        let Some(pod) = record
-            .addresses
-            .iter()
-            .copied()
-            .find(|ip| ip.is_ipv6() == v6)
-        else {
+        let Some(pod) = record.addresses.iter().copied().find(|ip| ip.is_ipv6() == v6) else {
             continue;
         };
         for port in &record.host_ports {
@@ -128,29 +121,19 @@ mod tests {
     #[test]
     fn ports_that_could_never_work_are_refused_with_the_reason() {
         let refusal = |ports: &[HostPort]| check(ports, &layout()).unwrap_err().to_string();
-        assert_eq!(
-            refusal(&[port(None, 0)]),
-            "host port 0/tcp: ports are 1 to 65535"
-        );
+        assert_eq!(refusal(&[port(None, 0)]), "host port 0/tcp: ports are 1 to 65535");
         assert_eq!(
             refusal(&[port(None, 80), port(Some("192.0.2.1"), 80)]),
             "host port 80/tcp is asked for twice"
         );
         assert!(refusal(&[port(Some("127.0.0.1"), 80)]).contains("cannot lead to a pod"));
         assert!(refusal(&[port(Some("2001:db8::1"), 80)]).contains("family"));
-        check(
-            &[port(Some("192.0.2.1"), 80), port(Some("192.0.2.2"), 80)],
-            &layout(),
-        )
-        .unwrap();
+        check(&[port(Some("192.0.2.1"), 80), port(Some("192.0.2.2"), 80)], &layout()).unwrap();
     }
 
     #[test]
     fn an_address_of_one_family_puts_nothing_into_the_other() {
-        let records = [record(
-            "a",
-            vec![port(Some("0.0.0.0"), 80), port(Some("2001:db8::1"), 81)],
-        )];
+        let records = [record("a", vec![port(Some("0.0.0.0"), 80), port(Some("2001:db8::1"), 81)])];
         let v4 = elements(records.iter(), false);
         assert_eq!((v4.any.len(), v4.on.len(), v4.hairpin.len()), (1, 0, 1));
         let v6 = elements(records.iter(), true);
@@ -159,10 +142,7 @@ mod tests {
 
     #[test]
     fn two_damaged_records_with_one_port_make_one_element() {
-        let records = [
-            record("a", vec![port(None, 80)]),
-            record("b", vec![port(None, 80)]),
-        ];
+        let records = [record("a", vec![port(None, 80)]), record("b", vec![port(None, 80)])];
         assert_eq!(elements(records.iter(), false).any.len(), 1);
     }
 }

@@ -17,8 +17,8 @@
 //! | `netns`, `sysctl` | entering namespaces, kernel settings |
 //!
 //! How a packet goes: pods have single addresses (/32, /128) and the node as only neighbour.
-//! Bridge ports are isolated, so whatever a pod sends is received by the node, checked by the
-//! guard, and routed: to another pod, to a peer, or, masqueraded, to the outside.
+//! Whatever a pod sends is received by the node, checked by the guard, and routed: to another pod,
+//! to a peer, or, masqueraded, to the outside.
 //!
 //! One [`Network`] a network namespace and state directory.
 

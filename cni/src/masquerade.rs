@@ -76,12 +76,7 @@ impl Rules {
         cluster: &[IpNet],
     ) -> Result<(), berth_nft::Error> {
         batch.add_table(&self.table);
-        for set in [
-            &self.cluster,
-            &self.host_ports,
-            &self.host_ports_on,
-            &self.hairpin,
-        ] {
+        for set in [&self.cluster, &self.host_ports, &self.host_ports_on, &self.hairpin] {
             batch.add_set(set);
         }
         self.protect(batch)?;
@@ -126,10 +121,7 @@ impl Rules {
         let mine = |net: &&IpNet| matches!(net, IpNet::V6(_)) == self.is_v6();
         let own: Vec<IpNet> = cluster.iter().filter(mine).copied().collect();
         let prefixes = IpNet::aggregate(&own);
-        prefixes
-            .iter()
-            .map(|net| Element::key(Key::prefix(net.addr(), net.prefix_len())))
-            .collect()
+        prefixes.iter().map(|net| Element::key(Key::prefix(net.addr(), net.prefix_len()))).collect()
     }
 
     fn protect(&self, batch: &mut Batch) -> Result<(), berth_nft::Error> {
@@ -137,11 +129,7 @@ impl Rules {
         let loopback = self.loopback();
         for address in [Load::daddr(self.family), Load::saddr(self.family)] {
             let rule = interface(Rule::new(&chain), Load::Iifname, Cmp::NotEqual, "lo");
-            batch.add_rule(
-                &rule
-                    .in_prefix(address, loopback.addr(), loopback.prefix_len())
-                    .drop(),
-            );
+            batch.add_rule(&rule.in_prefix(address, loopback.addr(), loopback.prefix_len()).drop());
         }
         let from_pods = || interface(Rule::new(&chain), Load::Iifname, Cmp::Equal, &self.bridge);
         let foreign = self.not_in(from_pods(), Load::saddr(self.family), self.pods);
@@ -164,11 +152,7 @@ impl Rules {
         let daddr = Load::daddr(self.family);
         let port = [Load::L4Proto, Load::Dport];
         let on = [daddr, Load::L4Proto, Load::Dport];
-        let chain = self.chain(
-            batch,
-            "host-ports",
-            Base::nat(Hook::Prerouting, AFTER_SERVICES),
-        )?;
+        let chain = self.chain(batch, "host-ports", Base::nat(Hook::Prerouting, AFTER_SERVICES))?;
         let local = || Rule::new(&chain).daddr_is_local();
         batch.add_rule(&local().dnat_map(&on, &self.host_ports_on));
         batch.add_rule(&local().dnat_map(&port, &self.host_ports));
@@ -193,22 +177,13 @@ impl Rules {
     }
 
     fn masquerade(&self, batch: &mut Batch) -> Result<(), berth_nft::Error> {
-        let chain = self.chain(
-            batch,
-            "masquerade",
-            Base::nat(Hook::Postrouting, SOURCE_NAT),
-        )?;
+        let chain = self.chain(batch, "masquerade", Base::nat(Hook::Postrouting, SOURCE_NAT))?;
         let (saddr, daddr) = (Load::saddr(self.family), Load::daddr(self.family));
         let hairpin = Rule::new(&chain).in_set(&[saddr, daddr], &self.hairpin);
         batch.add_rule(&hairpin.masquerade());
-        let rule = interface(
-            Rule::new(&chain),
-            Load::Oifname,
-            Cmp::NotEqual,
-            &self.bridge,
-        )
-        .in_prefix(saddr, self.pods.addr(), self.pods.prefix_len())
-        .not_in_set(&[daddr], &self.cluster);
+        let rule = interface(Rule::new(&chain), Load::Oifname, Cmp::NotEqual, &self.bridge)
+            .in_prefix(saddr, self.pods.addr(), self.pods.prefix_len())
+            .not_in_set(&[daddr], &self.cluster);
         batch.add_rule(&self.not_in(rule, daddr, self.multicast()).masquerade());
         Ok(())
     }
@@ -252,15 +227,6 @@ fn interface(rule: Rule, side: Load, op: Cmp, name: &str) -> Rule {
 
 fn icmpv6(rule: Rule, kind: u8) -> Rule {
     rule.is(Load::L4Proto, Field::Proto(ICMPV6))
-        .expr(Expr::Payload {
-            base: BaseHeader::Transport,
-            offset: 0,
-            len: 1,
-            to: Reg::word(0),
-        })
-        .expr(Expr::Compare {
-            reg: Reg::word(0),
-            op: Cmp::Equal,
-            data: vec![kind],
-        })
+        .expr(Expr::Payload { base: BaseHeader::Transport, offset: 0, len: 1, to: Reg::word(0) })
+        .expr(Expr::Compare { reg: Reg::word(0), op: Cmp::Equal, data: vec![kind] })
 }

@@ -26,19 +26,13 @@ pub(crate) struct NetNs {
 impl NetNs {
     /// Opens the namespace bound at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Namespace {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| Error::Namespace { path: path.to_owned(), source };
         // Checked first: opening a named pipe would wait for its other end.
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
             return Err(failed(io::Error::other("not a namespace file")));
         }
         let file = File::open(path).map_err(failed)?;
-        Ok(Self {
-            file: Arc::new(file),
-            path: path.to_owned(),
-        })
+        Ok(Self { file: Arc::new(file), path: path.to_owned() })
     }
 
     /// The namespace of the calling thread.
@@ -59,10 +53,7 @@ impl NetNs {
         let identity = |ns: &Self| {
             let meta = ns.file.metadata();
             meta.map(|m| (m.dev(), m.ino()))
-                .map_err(|source| Error::Namespace {
-                    path: ns.path.clone(),
-                    source,
-                })
+                .map_err(|source| Error::Namespace { path: ns.path.clone(), source })
         };
         Ok(identity(self)? == identity(other)?)
     }
@@ -93,10 +84,7 @@ impl NetNs {
     }
 
     fn failed(&self, source: io::Error) -> Error {
-        Error::Namespace {
-            path: self.path.clone(),
-            source,
-        }
+        Error::Namespace { path: self.path.clone(), source }
     }
 }
 

@@ -71,10 +71,7 @@ impl Network {
         let firewall = Firewall::open(&node, &layout).await?;
         let routes = known_routes(&handle).await?;
         let cluster = cluster(&layout, &routes);
-        let desired = Desired {
-            records: store.records(),
-            cluster: cluster.clone(),
-        };
+        let desired = Desired { records: store.records(), cluster: cluster.clone() };
         firewall.rebuild(desired).await?;
         let reaper = Reaper::start(handle.clone(), bridge.clone(), firewall.clone());
         tracing::info!(bridge = bridge.name, mtu = bridge.mtu, "pod network is up");
@@ -90,9 +87,7 @@ impl Network {
             routes: tokio::sync::Mutex::new(routes),
             cluster: Mutex::new(cluster),
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Gives the pod its interface, addresses and host ports; returns the addresses, primary
@@ -145,10 +140,7 @@ impl Network {
         bridge::check(&inner.handle, &inner.layout, &inner.bridge).await?;
         inner.firewall.check().await?;
         let settings = settings(&inner.layout);
-        let changed = inner
-            .node
-            .inside(move || settings.into_iter().find(|s| !s.holds()))
-            .await?;
+        let changed = inner.node.inside(move || settings.into_iter().find(|s| !s.holds())).await?;
         match changed {
             None => Ok(()),
             Some(s) => Err(Error::NotReady(format!("{} is not {}", s.name, s.value))),
@@ -205,9 +197,7 @@ impl Inner {
         let pod = NetNs::open(&request.netns)?;
         if pod.is(&self.node)? {
             let path = request.netns.display();
-            return Err(Error::Request(format!(
-                "{path} is the node's own network namespace"
-            )));
+            return Err(Error::Request(format!("{path} is the node's own network namespace")));
         }
         let mut lease = self.lease(&request).await?;
         let fresh = lease.is_fresh();
@@ -266,9 +256,7 @@ impl Inner {
     /// Cuts off, frees, and leaves the rest to the reaper. Every step can be repeated.
     async fn free(&self, record: &Record) -> Result<(), Error> {
         let mut desired = self.desired();
-        desired
-            .records
-            .retain(|other| other.attachment != record.attachment);
+        desired.records.retain(|other| other.attachment != record.attachment);
         self.firewall.remove(record, desired).await?;
         veth::forget(&self.handle, &self.bridge, record).await?;
         let name = veth::name(&self.bridge.name, &record.attachment);
@@ -285,12 +273,8 @@ impl Inner {
             }
         }
         let bridge = &self.bridge.name;
-        let kept: HashSet<String> = self
-            .store
-            .records()
-            .iter()
-            .map(|r| veth::name(bridge, &r.attachment))
-            .collect();
+        let kept: HashSet<String> =
+            self.store.records().iter().map(|r| veth::name(bridge, &r.attachment)).collect();
         for link in link::list(&self.handle).await? {
             if self.bridge.owns(&link) && !kept.contains(&link.name) {
                 errors.extend(self.reaper.delete(link.name, &[]).err());
@@ -319,15 +303,8 @@ impl Inner {
     }
 
     fn desired(&self) -> Desired {
-        let cluster = self
-            .cluster
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        Desired {
-            records: self.store.records(),
-            cluster,
-        }
+        let cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Desired { records: self.store.records(), cluster }
     }
 
     /// Waits for this attachment's other operations.
@@ -355,9 +332,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Error> + Send + 'static,
 {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| Error::Stopped)?
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopped)?
 }
 
 fn node_of(config: &Config) -> Result<NetNs, Error> {
@@ -391,11 +366,8 @@ async fn apply_settings(node: &NetNs, layout: &Layout) -> Result<(), Error> {
 /// Leases that were lost on disk but whose interface is there.
 async fn adopt(handle: &Handle, bridge: &Bridge, store: &Arc<Store>) -> Result<(), Error> {
     for link in link::list(handle).await? {
-        let record = link
-            .alias
-            .as_deref()
-            .filter(|_| bridge.owns(&link))
-            .and_then(veth::parse_alias);
+        let record =
+            link.alias.as_deref().filter(|_| bridge.owns(&link)).and_then(veth::parse_alias);
         let Some(record) = record.filter(|record| store.get(&record.attachment).is_none()) else {
             continue;
         };
@@ -411,19 +383,11 @@ async fn adopt(handle: &Handle, bridge: &Bridge, store: &Arc<Store>) -> Result<(
 /// are known again.
 async fn known_routes(handle: &Handle) -> Result<Routes, Error> {
     let present = route::present(handle).await?;
-    Ok(present
-        .into_iter()
-        .filter_map(|route| Some((route.destination, route.via?)))
-        .collect())
+    Ok(present.into_iter().filter_map(|route| Some((route.destination, route.via?))).collect())
 }
 
 fn cluster(layout: &Layout, routes: &Routes) -> Vec<IpNet> {
-    layout
-        .cluster
-        .iter()
-        .chain(routes.keys())
-        .copied()
-        .collect()
+    layout.cluster.iter().chain(routes.keys()).copied().collect()
 }
 
 async fn erase_links(handle: &Handle, bridge: &str) -> Result<(), Error> {

@@ -103,12 +103,7 @@ pub(crate) fn plan(desired: &Routes, present: &[Present]) -> Vec<Action> {
         .map(|route| Action::Delete(route.destination, route.via));
     let missing = desired
         .iter()
-        .filter(|&(&destination, &via)| {
-            !present.contains(&Present {
-                destination,
-                via: Some(via),
-            })
-        })
+        .filter(|&(&destination, &via)| !present.contains(&Present { destination, via: Some(via) }))
         .map(|(&destination, &via)| Action::Set(destination, via));
     stale.chain(missing).collect()
 }
@@ -119,19 +114,12 @@ pub(crate) async fn apply(handle: &Handle, actions: &[Action]) -> Vec<Error> {
     for action in actions {
         let done = match *action {
             Action::Set(destination, via) => {
-                let request = handle
-                    .route()
-                    .add(message(destination, Some(via)))
-                    .replace();
+                let request = handle.route().add(message(destination, Some(via))).replace();
                 let what = format!("add route to {destination} via {via}");
                 request.execute().await.map_err(failed(what))
             }
             Action::Delete(destination, via) => {
-                let gone = handle
-                    .route()
-                    .del(message(destination, via))
-                    .execute()
-                    .await;
+                let gone = handle.route().del(message(destination, via)).execute().await;
                 absent_is_fine(gone).map_err(failed(format!("remove route to {destination}")))
             }
         };
@@ -209,18 +197,12 @@ mod tests {
     use super::*;
 
     fn peer(cidr: &str, via: &str) -> Peer {
-        Peer {
-            pod_cidrs: vec![cidr.parse().unwrap()],
-            via: via.parse().unwrap(),
-        }
+        Peer { pod_cidrs: vec![cidr.parse().unwrap()], via: via.parse().unwrap() }
     }
 
     #[test]
     fn what_a_peer_may_not_claim_is_refused_and_the_others_stay() {
-        let own = [
-            "10.1.0.0/24".parse().unwrap(),
-            "192.0.2.1/32".parse().unwrap(),
-        ];
+        let own = ["10.1.0.0/24".parse().unwrap(), "192.0.2.1/32".parse().unwrap()];
         let peers = [
             peer("10.1.1.0/24", "192.0.2.2"),
             peer("10.1.0.0/16", "192.0.2.3"),
@@ -234,10 +216,7 @@ mod tests {
             peer("10.1.1.0/24", "192.0.2.2"),
         ];
         let (routes, refused) = accept(&peers, &own);
-        assert_eq!(
-            routes,
-            Routes::from([("10.1.1.0/24".parse().unwrap(), peers[0].via)])
-        );
+        assert_eq!(routes, Routes::from([("10.1.1.0/24".parse().unwrap(), peers[0].via)]));
         assert_eq!(refused.len(), 8, "the last one repeats the first");
     }
 
@@ -246,16 +225,10 @@ mod tests {
             let route = |((net, v6), hop): ((u8, u8), u8)| {
                 if v6 == 1 {
                     let net = Ipv6Addr::new(0xfd00, net.into(), 0, 0, 0, 0, 0, 0);
-                    (
-                        IpNet::new_assert(net.into(), 64),
-                        Ipv6Addr::from(u128::from(hop)).into(),
-                    )
+                    (IpNet::new_assert(net.into(), 64), Ipv6Addr::from(u128::from(hop)).into())
                 } else {
                     let net = Ipv4Addr::new(10, 0, net, 0);
-                    (
-                        IpNet::new_assert(net.into(), 24),
-                        Ipv4Addr::new(192, 0, 2, hop).into(),
-                    )
+                    (IpNet::new_assert(net.into(), 24), Ipv4Addr::new(192, 0, 2, hop).into())
                 }
             };
             raw.into_iter().map(route).collect()
@@ -263,13 +236,7 @@ mod tests {
     }
 
     fn as_present(routes: &Routes) -> Vec<Present> {
-        routes
-            .iter()
-            .map(|(&destination, &via)| Present {
-                destination,
-                via: Some(via),
-            })
-            .collect()
+        routes.iter().map(|(&destination, &via)| Present { destination, via: Some(via) }).collect()
     }
 
     proptest! {

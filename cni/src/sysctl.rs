@@ -15,10 +15,7 @@ pub(crate) struct Setting {
 
 impl Setting {
     pub(crate) fn new(name: impl Into<String>, value: &'static str) -> Self {
-        Self {
-            name: name.into(),
-            value,
-        }
+        Self { name: name.into(), value }
     }
 
     fn path(&self) -> PathBuf {
@@ -37,11 +34,7 @@ impl Setting {
     /// Gives it the value. One that is right is not written: `/proc/sys` may be read-only, and
     /// writing `ip_forward` resets others.
     pub(crate) fn apply(&self) -> Result<(), Error> {
-        let failed = |source| Error::Sysctl {
-            name: self.name.clone(),
-            value: self.value,
-            source,
-        };
+        let failed = |source| Error::Sysctl { name: self.name.clone(), value: self.value, source };
         if self.read().map_err(failed)? == self.value {
             return Ok(());
         }
@@ -117,10 +110,7 @@ pub(crate) fn keep_router_advertisements(bridge: &str) -> Result<(), Error> {
     let Ok(entries) = fs::read_dir(&conf) else {
         return Ok(());
     };
-    for name in entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-    {
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let setting = Setting::new(format!("ipv6/conf/{name}/accept_ra"), "2");
         let special = matches!(name.as_str(), "all" | "default" | "lo") || name == bridge;
         if !special && setting.read().is_ok_and(|value| value == "1") {

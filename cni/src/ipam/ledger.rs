@@ -26,11 +26,7 @@ struct Pool {
 
 impl Ledger {
     pub(crate) fn new(ranges: Vec<Range>) -> Self {
-        let pool = |range| Pool {
-            range,
-            previous: None,
-            blocked: BTreeSet::new(),
-        };
+        let pool = |range| Pool { range, previous: None, blocked: BTreeSet::new() };
         Self {
             pools: ranges.into_iter().map(pool).collect(),
             records: BTreeMap::new(),
@@ -94,11 +90,7 @@ impl Ledger {
         for ip in &addresses {
             self.resume_after(*ip);
         }
-        let record = Record {
-            attachment: id.clone(),
-            addresses,
-            host_ports: host_ports.to_vec(),
-        };
+        let record = Record { attachment: id.clone(), addresses, host_ports: host_ports.to_vec() };
         self.insert(record.clone());
         Ok(record)
     }
@@ -137,10 +129,7 @@ impl Ledger {
 impl Pool {
     fn next(&self, holders: &HashMap<IpAddr, AttachmentId>) -> Result<IpAddr, Error> {
         let free = |ip: &IpAddr| !holders.contains_key(ip) && !self.blocked.contains(ip);
-        self.range
-            .after(self.previous)
-            .find(free)
-            .ok_or(Error::Exhausted(self.range))
+        self.range.after(self.previous).find(free).ok_or(Error::Exhausted(self.range))
     }
 }
 
@@ -161,12 +150,7 @@ mod tests {
     use crate::attachment::Protocol;
 
     fn ledger(cidrs: &[&str]) -> Ledger {
-        Ledger::new(
-            cidrs
-                .iter()
-                .map(|c| Range::new(c.parse().unwrap()).unwrap())
-                .collect(),
-        )
+        Ledger::new(cidrs.iter().map(|c| Range::new(c.parse().unwrap()).unwrap()).collect())
     }
 
     fn id(n: usize) -> AttachmentId {
@@ -174,12 +158,7 @@ mod tests {
     }
 
     fn port(ip: Option<&str>, host_port: u16, protocol: Protocol) -> HostPort {
-        HostPort {
-            host_ip: ip.map(|ip| ip.parse().unwrap()),
-            host_port,
-            pod_port: 80,
-            protocol,
-        }
+        HostPort { host_ip: ip.map(|ip| ip.parse().unwrap()), host_port, pod_port: 80, protocol }
     }
 
     #[test]
@@ -188,15 +167,9 @@ mod tests {
         let first = ledger.reserve(&id(0), &[]).unwrap();
         ledger.release(&id(0)).unwrap();
         for n in 1..5 {
-            assert_ne!(
-                ledger.reserve(&id(n), &[]).unwrap().addresses,
-                first.addresses
-            );
+            assert_ne!(ledger.reserve(&id(n), &[]).unwrap().addresses, first.addresses);
         }
-        assert_eq!(
-            ledger.reserve(&id(5), &[]).unwrap().addresses,
-            first.addresses
-        );
+        assert_eq!(ledger.reserve(&id(5), &[]).unwrap().addresses, first.addresses);
         assert_eq!(
             ledger.reserve(&id(6), &[]).unwrap_err().to_string(),
             "no IP addresses available in range set: 10.0.0.1-10.0.0.6"
@@ -211,10 +184,7 @@ mod tests {
         assert!(ledger.reserve(&id(2), &[]).is_err());
         assert_eq!(ledger.holders.len(), 4);
         ledger.release(&id(0)).unwrap();
-        assert_eq!(
-            ledger.reserve(&id(2), &[]).unwrap().addresses[0].to_string(),
-            "10.0.0.4"
-        );
+        assert_eq!(ledger.reserve(&id(2), &[]).unwrap().addresses[0].to_string(), "10.0.0.4");
     }
 
     #[test]
@@ -223,18 +193,13 @@ mod tests {
         let ports = [port(None, 80, Protocol::Tcp)];
         let first = ledger.reserve(&id(0), &ports).unwrap();
         assert_eq!(ledger.reserve(&id(0), &ports).unwrap(), first);
-        assert!(matches!(
-            ledger.reserve(&id(0), &[]),
-            Err(Error::OtherHostPorts(_))
-        ));
+        assert!(matches!(ledger.reserve(&id(0), &[]), Err(Error::OtherHostPorts(_))));
     }
 
     #[test]
     fn host_ports_clash_when_one_packet_could_match_both() {
         let mut ledger = ledger(&["10.0.0.0/24"]);
-        ledger
-            .reserve(&id(0), &[port(Some("192.0.2.1"), 53, Protocol::Udp)])
-            .unwrap();
+        ledger.reserve(&id(0), &[port(Some("192.0.2.1"), 53, Protocol::Udp)]).unwrap();
         let free = [
             port(Some("192.0.2.2"), 53, Protocol::Udp),
             port(None, 53, Protocol::Tcp),
@@ -242,9 +207,7 @@ mod tests {
         ];
         ledger.reserve(&id(1), &free).unwrap();
         for taken in [None, Some("0.0.0.0"), Some("192.0.2.1")] {
-            let error = ledger
-                .reserve(&id(2), &[port(taken, 53, Protocol::Udp)])
-                .unwrap_err();
+            let error = ledger.reserve(&id(2), &[port(taken, 53, Protocol::Udp)]).unwrap_err();
             assert!(error.to_string().starts_with("host port 53/udp"), "{error}");
         }
     }

@@ -32,11 +32,7 @@ impl Range {
         }
         let v6 = matches!(subnet, IpNet::V6(_));
         let last = number(subnet.broadcast());
-        Ok(Self {
-            first: number(subnet.network()) + 1,
-            last: if v6 { last } else { last - 1 },
-            v6,
-        })
+        Ok(Self { first: number(subnet.network()) + 1, last: if v6 { last } else { last - 1 }, v6 })
     }
 
     /// The node's own address in the subnet: the first.
@@ -63,9 +59,7 @@ impl Range {
             Some(previous) if previous < range.last => previous + 1,
             _ => pods,
         };
-        (start..=range.last)
-            .chain(pods..start)
-            .map(move |n| range.address(n))
+        (start..=range.last).chain(pods..start).map(move |n| range.address(n))
     }
 
     fn address(&self, number: u128) -> IpAddr {
@@ -81,12 +75,7 @@ impl Range {
 /// First and last address, as `host-local` prints a range.
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}-{}",
-            self.address(self.first),
-            self.address(self.last)
-        )
+        write!(f, "{}-{}", self.address(self.first), self.address(self.last))
     }
 }
 
@@ -113,18 +102,12 @@ mod tests {
         assert_eq!(range.capacity(), 13);
         let all: Vec<_> = range.after(None).map(|ip| ip.to_string()).collect();
         assert_eq!(all.len(), 13);
-        assert_eq!(
-            (all[0].as_str(), all[12].as_str()),
-            ("10.0.0.2", "10.0.0.14")
-        );
+        assert_eq!((all[0].as_str(), all[12].as_str()), ("10.0.0.2", "10.0.0.14"));
     }
 
     #[test]
     fn a_24_and_a_64_have_the_expected_ends() {
-        assert_eq!(
-            range("192.168.7.0/24").to_string(),
-            "192.168.7.1-192.168.7.254"
-        );
+        assert_eq!(range("192.168.7.0/24").to_string(), "192.168.7.1-192.168.7.254");
         assert_eq!(range("192.168.7.0/24").capacity(), 253);
         let v6 = range("fd00::/64");
         assert_eq!(v6.to_string(), "fd00::1-fd00::ffff:ffff:ffff:ffff");
@@ -135,15 +118,9 @@ mod tests {
     fn the_order_goes_on_behind_the_previous_address_and_wraps() {
         let range = range("10.0.0.0/29");
         let order = |previous: &str| {
-            range
-                .after(previous.parse().ok())
-                .map(|ip| ip.to_string())
-                .collect::<Vec<_>>()
+            range.after(previous.parse().ok()).map(|ip| ip.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(
-            order("10.0.0.4"),
-            ["10.0.0.5", "10.0.0.6", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
-        );
+        assert_eq!(order("10.0.0.4"), ["10.0.0.5", "10.0.0.6", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
         assert_eq!(order("10.0.0.6")[0], "10.0.0.2");
         assert_eq!(
             order("10.9.9.9")[0],
@@ -155,13 +132,7 @@ mod tests {
     #[test]
     fn network_gateway_broadcast_and_the_other_family_are_not_for_pods() {
         let range = range("10.0.0.0/28");
-        for ip in [
-            "10.0.0.0",
-            "10.0.0.1",
-            "10.0.0.15",
-            "10.0.1.2",
-            "::10.0.0.2",
-        ] {
+        for ip in ["10.0.0.0", "10.0.0.1", "10.0.0.15", "10.0.1.2", "::10.0.0.2"] {
             assert!(!range.allows(ip.parse().unwrap()), "{ip}");
         }
         assert!(range.allows("10.0.0.14".parse().unwrap()));

@@ -48,10 +48,7 @@ impl Lease {
 
     /// Takes the files that are not on stable storage yet.
     pub(crate) fn unsynced(&mut self) -> Unsynced {
-        Unsynced {
-            files: std::mem::take(&mut self.files),
-            dir: self.dir.clone(),
-        }
+        Unsynced { files: std::mem::take(&mut self.files), dir: self.dir.clone() }
     }
 }
 
@@ -83,16 +80,9 @@ impl Store {
         let mut ledger = Ledger::new(ranges);
         load(dir, &mut ledger)?;
         if let Ok(previous) = fs::read_to_string(dir.join("previous")) {
-            previous
-                .lines()
-                .filter_map(|l| l.parse().ok())
-                .for_each(|ip| ledger.resume_after(ip));
+            previous.lines().filter_map(|l| l.parse().ok()).for_each(|ip| ledger.resume_after(ip));
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            ledger: Mutex::new(ledger),
-            _lock: lock,
-        })
+        Ok(Self { dir: dir.to_owned(), ledger: Mutex::new(ledger), _lock: lock })
     }
 
     pub(crate) fn records(&self) -> Vec<Record> {
@@ -111,20 +101,12 @@ impl Store {
         loop {
             let record = ledger.reserve(id, ports)?;
             if held {
-                return Ok(Lease {
-                    record,
-                    files: Vec::new(),
-                    dir: self.leases(),
-                });
+                return Ok(Lease { record, files: Vec::new(), dir: self.leases() });
             }
             match self.write(&record) {
                 Ok(files) => {
                     self.remember(&record);
-                    return Ok(Lease {
-                        record,
-                        files,
-                        dir: self.leases(),
-                    });
+                    return Ok(Lease { record, files, dir: self.leases() });
                 }
                 Err(Refused::Occupied(ip)) => {
                     // Somebody else's file: its address stays out of reach.
@@ -220,11 +202,7 @@ impl Store {
 
     /// The hint may be lost, so a failure is of no consequence.
     fn remember(&self, record: &Record) {
-        let lines: String = record
-            .addresses
-            .iter()
-            .map(|ip| format!("{ip}\n"))
-            .collect();
+        let lines: String = record.addresses.iter().map(|ip| format!("{ip}\n")).collect();
         let _ = fs::write(self.dir.join("previous"), lines);
     }
 
@@ -247,17 +225,11 @@ enum Refused {
 }
 
 fn write_lease(path: &Path, record: &Record) -> io::Result<File> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    let written = serde_json::to_vec(record)
-        .map_err(io::Error::other)
-        .and_then(|mut text| {
-            text.push(b'\n');
-            file.write_all(&text)
-        });
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let written = serde_json::to_vec(record).map_err(io::Error::other).and_then(|mut text| {
+        text.push(b'\n');
+        file.write_all(&text)
+    });
     match written {
         Ok(()) => Ok(file),
         Err(error) => {
@@ -303,10 +275,7 @@ fn load(dir: &Path, ledger: &mut Ledger) -> Result<(), Error> {
 }
 
 fn read_lease(path: &Path) -> Result<Record, String> {
-    let name = path
-        .file_name()
-        .and_then(|n| n.to_str())
-        .ok_or("its name is not text")?;
+    let name = path.file_name().and_then(|n| n.to_str()).ok_or("its name is not text")?;
     let ip: IpAddr = name.parse().map_err(|_| "its name is not an address")?;
     if ip.to_string() != name {
         return Err("its name is not written as addresses are".into());
@@ -317,17 +286,9 @@ fn read_lease(path: &Path) -> Result<Record, String> {
     }
     let mut text = String::new();
     let file = File::open(path).map_err(|e| e.to_string())?;
-    file.take(FILE_MAX)
-        .read_to_string(&mut text)
-        .map_err(|e| e.to_string())?;
+    file.take(FILE_MAX).read_to_string(&mut text).map_err(|e| e.to_string())?;
     let record: Record = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-    let families = |v6| {
-        record
-            .addresses
-            .iter()
-            .filter(|ip| ip.is_ipv6() == v6)
-            .count()
-    };
+    let families = |v6| record.addresses.iter().filter(|ip| ip.is_ipv6() == v6).count();
     if !record.addresses.contains(&ip) || families(true) > 1 || families(false) > 1 {
         return Err("its addresses do not fit its name".into());
     }
@@ -337,11 +298,7 @@ fn read_lease(path: &Path) -> Result<Record, String> {
 fn quarantine(dir: &Path, path: &Path, reason: &str) -> Result<(), Error> {
     let quarantine = dir.join("quarantine");
     make_dir(&quarantine)?;
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let free = (0u32..)
         .map(|n| quarantine.join(format!("{name}.{n}")))
         .find(|candidate| fs::symlink_metadata(candidate).is_err());
@@ -353,12 +310,7 @@ fn quarantine(dir: &Path, path: &Path, reason: &str) -> Result<(), Error> {
 
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("lock");
-    let open = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
+    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = open.map_err(disk("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -368,11 +320,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 fn make_dir(path: &Path) -> Result<(), Error> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(disk("create", path))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(disk("create", path))
 }
 
 fn remove_file(path: &Path) -> Result<(), Error> {
@@ -383,18 +331,12 @@ fn remove_file(path: &Path) -> Result<(), Error> {
 }
 
 fn sync_dir(path: &Path) -> Result<(), Error> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(disk("write", path))
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(disk("write", path))
 }
 
 fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Disk {
-        action,
-        path,
-        source,
-    }
+    move |source| Error::Disk { action, path, source }
 }
 
 #[cfg(test)]

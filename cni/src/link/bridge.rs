@@ -11,7 +11,7 @@ use netlink_packet_route::link::BridgeStpState;
 use netlink_packet_route::route::RouteAttribute;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 
-use super::{Link, absent_is_fine, failed, find, hash, list, mac_of};
+use super::{Link, absent_is_fine, failed, find, hash, list};
 use crate::Error;
 use crate::config::Layout;
 
@@ -57,20 +57,14 @@ pub(crate) async fn ensure(handle: &Handle, layout: &Layout) -> Result<Bridge, E
     let name = &layout.bridge;
     let existing = find(handle, name).await?;
     if existing.as_ref().is_some_and(|link| !link.is_bridge) {
-        return Err(Error::Request(format!(
-            "link {name} exists and is not a bridge"
-        )));
+        return Err(Error::Request(format!("link {name} exists and is not a bridge")));
     }
     let mtu = match (layout.mtu, &existing) {
         (Some(mtu), _) => mtu,
         (None, Some(link)) => link.mtu,
         (None, None) => uplink_mtu(handle).await?,
     };
-    let mac = layout
-        .families
-        .first()
-        .map(|f| mac_of(f.gateway()))
-        .unwrap_or_default();
+    let mac = layout.bridge_mac();
     if existing.is_none() {
         let wish = LinkBridge::new(name)
             .stp_state(BridgeStpState::Disabled)
@@ -83,24 +77,14 @@ pub(crate) async fn ensure(handle: &Handle, layout: &Layout) -> Result<Bridge, E
         made.map_err(failed(format!("make bridge {name}")))?;
     }
     let Some(link) = find(handle, name).await? else {
-        return Err(Error::NotReady(format!(
-            "bridge {name} vanished as soon as it was made"
-        )));
+        return Err(Error::NotReady(format!("bridge {name} vanished as soon as it was made")));
     };
     if link.mac != mac || link.mtu != mtu || !link.is_up {
-        let change = LinkUnspec::new_with_index(link.index)
-            .address(mac.to_vec())
-            .mtu(mtu)
-            .up();
+        let change = LinkUnspec::new_with_index(link.index).address(mac.to_vec()).mtu(mtu).up();
         let changed = handle.link().set(change.build()).execute().await;
         changed.map_err(failed(format!("configure bridge {name}")))?;
     }
-    Ok(Bridge {
-        name: name.clone(),
-        index: link.index,
-        mtu,
-        has_v6: layout.has_v6(),
-    })
+    Ok(Bridge { name: name.clone(), index: link.index, mtu, has_v6: layout.has_v6() })
 }
 
 /// Gives the bridge the gateways' addresses and takes those of earlier ranges away.
@@ -134,10 +118,7 @@ fn gateway_net(family: &crate::config::Family) -> IpNet {
 pub(crate) async fn check_foreign(handle: &Handle, layout: &Layout) -> Result<(), Error> {
     let links = list(handle).await?;
     for (index, net) in addresses(handle).await? {
-        let name = links
-            .iter()
-            .find(|link| link.index == index)
-            .map(|link| link.name.as_str());
+        let name = links.iter().find(|link| link.index == index).map(|link| link.name.as_str());
         match name {
             Some(name) if name != layout.bridge => layout.check_foreign(name, net)?,
             _ => {}
@@ -148,11 +129,7 @@ pub(crate) async fn check_foreign(handle: &Handle, layout: &Layout) -> Result<()
 
 /// The node's own addresses, as single-address ranges.
 pub(crate) async fn own_addresses(handle: &Handle) -> Result<Vec<IpNet>, Error> {
-    Ok(addresses(handle)
-        .await?
-        .into_iter()
-        .map(|(_, net)| IpNet::from(net.addr()))
-        .collect())
+    Ok(addresses(handle).await?.into_iter().map(|(_, net)| IpNet::from(net.addr())).collect())
 }
 
 /// Whether the bridge still is as [`ensure`] and [`address`] left it.
@@ -179,19 +156,10 @@ pub(crate) async fn check(handle: &Handle, layout: &Layout, bridge: &Bridge) -> 
 
 /// Addresses with more than link scope, and the index of their interface.
 async fn addresses(handle: &Handle) -> Result<Vec<(u32, IpNet)>, Error> {
-    let dump = handle
-        .address()
-        .get()
-        .execute()
-        .try_collect::<Vec<AddressMessage>>()
-        .await;
+    let dump = handle.address().get().execute().try_collect::<Vec<AddressMessage>>().await;
     let messages = dump.map_err(failed("list addresses"))?;
-    let global = messages
-        .into_iter()
-        .filter(|m| m.header.scope == AddressScope::Universe);
-    Ok(global
-        .filter_map(|message| Some((message.header.index, net_of(&message)?)))
-        .collect())
+    let global = messages.into_iter().filter(|m| m.header.scope == AddressScope::Universe);
+    Ok(global.filter_map(|message| Some((message.header.index, net_of(&message)?))).collect())
 }
 
 fn net_of(message: &AddressMessage) -> Option<IpNet> {
@@ -216,21 +184,12 @@ async fn uplink_mtu(handle: &Handle) -> Result<u32, Error> {
     ] {
         let mut routes = handle.route().get(query).execute();
         while let Some(route) = routes.try_next().await.map_err(failed("list routes"))? {
-            let via = route
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    RouteAttribute::Oif(index) => Some(*index),
-                    _ => None,
-                });
+            let via = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
             if let (0, Some(index)) = (route.header.destination_prefix_length, via) {
-                let link = handle
-                    .link()
-                    .get()
-                    .match_index(index)
-                    .execute()
-                    .try_next()
-                    .await;
+                let link = handle.link().get().match_index(index).execute().try_next().await;
                 if let Ok(Some(link)) = link {
                     let mtu = Link::from(link).mtu;
                     // A loopback default route says nothing about the wire.

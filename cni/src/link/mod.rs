@@ -65,10 +65,7 @@ pub(crate) fn is_absent(error: &rtnetlink::Error) -> bool {
         return false;
     };
     matches!(
-        message
-            .to_io()
-            .raw_os_error()
-            .map(nix::errno::Errno::from_raw),
+        message.to_io().raw_os_error().map(nix::errno::Errno::from_raw),
         Some(
             nix::errno::Errno::ENODEV
                 | nix::errno::Errno::ENOENT
@@ -131,13 +128,7 @@ impl From<LinkMessage> for Link {
 
 /// The link of a name, if there is one.
 pub(crate) async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
-    let answer = handle
-        .link()
-        .get()
-        .match_name(name)
-        .execute()
-        .try_next()
-        .await;
+    let answer = handle.link().get().match_name(name).execute().try_next().await;
     match answer {
         Ok(message) => Ok(message.map(Link::from)),
         Err(error) if is_absent(&error) => Ok(None),
@@ -147,13 +138,7 @@ pub(crate) async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, Er
 
 /// All links of the namespace.
 pub(crate) async fn list(handle: &Handle) -> Result<Vec<Link>, Error> {
-    let links = handle
-        .link()
-        .get()
-        .execute()
-        .map_ok(Link::from)
-        .try_collect()
-        .await;
+    let links = handle.link().get().execute().map_ok(Link::from).try_collect().await;
     links.map_err(failed("list links"))
 }
 
@@ -186,9 +171,6 @@ mod tests {
         let mac = mac_of("10.1.2.3".parse().unwrap());
         assert_eq!(mac, [0x02, 0xbe, 10, 1, 2, 3]);
         assert_eq!(mac[0] & 0b11, 0b10);
-        assert_eq!(
-            mac_of("fd00::a:b".parse().unwrap()),
-            [0x02, 0xbe, 0, 0xa, 0, 0xb]
-        );
+        assert_eq!(mac_of("fd00::a:b".parse().unwrap()), [0x02, 0xbe, 0, 0xa, 0, 0xb]);
     }
 }

@@ -30,9 +30,7 @@ impl Pod {
     pub(crate) async fn open(ns: &NetNs, layout: &Layout) -> Result<Self, Error> {
         let settings = sysctl::pod(layout.uses_v4(), layout.uses_v6());
         let prepare = move || settings.iter().try_for_each(sysctl::Setting::apply);
-        Ok(Self {
-            handle: super::connect(ns, prepare).await?,
-        })
+        Ok(Self { handle: super::connect(ns, prepare).await? })
     }
 
     /// The pod's interface, if it has one.
@@ -67,28 +65,17 @@ impl Pod {
 
     async fn up(&self, index: u32) -> Result<(), Error> {
         let change = LinkUnspec::new_with_index(index).up().build();
-        self.handle
-            .link()
-            .set(change)
-            .execute()
-            .await
-            .map_err(failed("set the pod's link up"))
+        self.handle.link().set(change).execute().await.map_err(failed("set the pod's link up"))
     }
 }
 
 /// Adds an address, or finds it there. IPv6 addresses are usable at once.
 pub(crate) async fn add_address(handle: &Handle, index: u32, net: IpNet) -> Result<(), Error> {
-    let mut request = handle
-        .address()
-        .add(index, net.addr(), net.prefix_len())
-        .replace();
+    let mut request = handle.address().add(index, net.addr(), net.prefix_len()).replace();
     if net.addr().is_ipv6() {
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
-    request
-        .execute()
-        .await
-        .map_err(failed(format!("add address {net}")))
+    request.execute().await.map_err(failed(format!("add address {net}")))
 }
 
 /// The gateway as a neighbour, and everything through it.

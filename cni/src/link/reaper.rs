@@ -41,12 +41,7 @@ impl Reaper {
     pub(crate) fn start(handle: Handle, bridge: Bridge, firewall: Firewall) -> Self {
         let (orders, queue) = mpsc::unbounded_channel();
         let held = Arc::default();
-        let work = Work {
-            handle,
-            bridge,
-            firewall,
-            held: Arc::clone(&held),
-        };
+        let work = Work { handle, bridge, firewall, held: Arc::clone(&held) };
         tokio::spawn(work.run(queue));
         Self { orders, held }
     }
@@ -54,9 +49,7 @@ impl Reaper {
     /// Has the link of this name deleted soon, and the connections of its addresses forgotten.
     pub(crate) fn delete(&self, name: String, addresses: &[IpAddr]) -> Result<(), Error> {
         lock(&self.held).extend(addresses);
-        self.orders
-            .send(Order::Delete(name, addresses.to_vec()))
-            .map_err(|_| Error::Stopped)
+        self.orders.send(Order::Delete(name, addresses.to_vec())).map_err(|_| Error::Stopped)
     }
 
     /// Whether one of the addresses still belongs to a link that is to be deleted.
@@ -68,9 +61,7 @@ impl Reaper {
     /// Waits until everything queued so far is gone.
     pub(crate) async fn flush(&self) -> Result<(), Error> {
         let (done, result) = oneshot::channel();
-        self.orders
-            .send(Order::Flush(done))
-            .map_err(|_| Error::Stopped)?;
+        self.orders.send(Order::Flush(done)).map_err(|_| Error::Stopped)?;
         result.await.map_err(|_| Error::Stopped)?
     }
 }
@@ -152,10 +143,7 @@ impl Batch {
                 let _ = waiter.send(result);
             }
             (None, Err(error)) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "links not deleted"
-                );
+                tracing::error!(error = &error as &dyn std::error::Error, "links not deleted");
             }
             (None, Ok(())) => {}
         }

@@ -1,10 +1,12 @@
 //! The pod's veth pair, seen from the node.
 //!
 //! One RTM_NEWLINK makes both ends, the inner one in the pod's namespace and the outer one a port
-//! of the bridge. The port learns nothing, floods no unicast and is isolated: frames pass only
-//! between a pod and the node, so pods cannot answer or listen in each other's place, and pod to
-//! pod traffic is routed, where connection tracking and policies see it. Differs: the reference
-//! bridge plugin switches between pods and needs hairpin mode and br_netfilter for Services.
+//! of the bridge. The port learns nothing and floods nothing, so no pod can listen or answer in
+//! another's place. Pods have the node as only neighbour: pod to pod traffic is routed, where
+//! connection tracking and policies see it. Differs: the reference bridge plugin switches between
+//! pods and needs br_netfilter for Services. Where br_netfilter is on, the kernel bridges what a
+//! rule translates to another pod; isolated ports would drop that, and a pod that reaches itself
+//! through a Service needs hairpin mode.
 //!
 //! A static forwarding entry and permanent neighbours say where each address is.
 
@@ -35,11 +37,7 @@ pub(crate) fn prefix(bridge: &str) -> String {
 
 /// The outer end's name, 15 bytes.
 pub(crate) fn name(bridge: &str, id: &AttachmentId) -> String {
-    format!(
-        "{}{:010x}",
-        prefix(bridge),
-        hash(id.as_str()) & 0xff_ffff_ffff
-    )
+    format!("{}{:010x}", prefix(bridge), hash(id.as_str()) & 0xff_ffff_ffff)
 }
 
 /// What is written on the outer end: enough to rebuild a lost lease.
@@ -57,11 +55,7 @@ pub(crate) fn parse_alias(alias: &str) -> Option<Record> {
     let attachment = AttachmentId::try_from(words.next()?).ok()?;
     let addresses: Vec<IpAddr> = words.map(str::parse).collect::<Result<_, _>>().ok()?;
     let fits = (1..=2).contains(&addresses.len());
-    fits.then_some(Record {
-        attachment,
-        addresses,
-        host_ports: Vec::new(),
-    })
+    fits.then_some(Record { attachment, addresses, host_ports: Vec::new() })
 }
 
 /// Makes the pair, or takes the one that is there and whole, and returns the outer end.
@@ -82,9 +76,7 @@ pub(crate) async fn ensure(
                 )));
             }
             _ if outer.group != bridge.group() => {
-                return Err(Error::Request(format!(
-                    "link {name} exists and is not berth's"
-                )));
+                return Err(Error::Request(format!("link {name} exists and is not berth's")));
             }
             _ => {}
         }
@@ -101,9 +93,7 @@ pub(crate) async fn ensure(
     }
     create(handle, bridge, record, pod, &name).await?;
     let Some(outer) = find(handle, &name).await? else {
-        return Err(Error::NotReady(format!(
-            "link {name} vanished as soon as it was made"
-        )));
+        return Err(Error::NotReady(format!("link {name} vanished as soon as it was made")));
     };
     match finish(handle, bridge, &outer, record).await {
         Ok(()) => Ok(outer),
@@ -121,11 +111,7 @@ async fn create(
     pod: &NetNs,
     name: &str,
 ) -> Result<(), Error> {
-    let mac = record
-        .addresses
-        .first()
-        .map(|ip| mac_of(*ip))
-        .unwrap_or_default();
+    let mac = record.addresses.first().map(|ip| mac_of(*ip)).unwrap_or_default();
     // Not UP for the inner end: the kernel refuses it (ENOTCONN) before the outer end exists.
     let inner = LinkMessageBuilder::<LinkUnspec>::new()
         .name(INSIDE)
@@ -141,17 +127,8 @@ async fn create(
         .up()
         .set_info_data(InfoData::Veth(InfoVeth::Peer(inner)))
         .build();
-    let action = format!(
-        "make {INSIDE} of {} in {}",
-        record.attachment,
-        pod.path().display()
-    );
-    handle
-        .link()
-        .add(outer)
-        .execute()
-        .await
-        .map_err(failed(action))
+    let action = format!("make {INSIDE} of {} in {}", record.attachment, pod.path().display());
+    handle.link().add(outer).execute().await.map_err(failed(action))
 }
 
 /// Port settings, alias, forwarding entry and neighbours. Idempotent.
@@ -163,10 +140,12 @@ async fn finish(
 ) -> Result<(), Error> {
     let action = || format!("configure link {}", outer.name);
     let port = vec![
-        InfoBridgePort::Isolated(true),
+        InfoBridgePort::HairpinMode(true),
         InfoBridgePort::Learning(false),
         InfoBridgePort::UnicastFlood(false),
-        InfoBridgePort::HairpinMode(false),
+        // What the node itself sends to groups is not held back by these.
+        InfoBridgePort::MulticastFlood(false),
+        InfoBridgePort::BroadcastFlood(false),
     ];
     let no_address = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     let mut change = LinkUnspec::new_with_index(outer.index)
@@ -179,10 +158,7 @@ async fn finish(
         change = change.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_address]));
     }
     // Port data is read by RTM_NEWLINK on an existing link, not by RTM_SETLINK.
-    let request = handle
-        .link()
-        .add(change.build())
-        .set_flags(NLM_F_REQUEST | NLM_F_ACK);
+    let request = handle.link().add(change.build()).set_flags(NLM_F_REQUEST | NLM_F_ACK);
     request.execute().await.map_err(failed(action()))?;
 
     let Some(primary) = record.addresses.first() else {
@@ -197,15 +173,9 @@ async fn finish(
         .replace();
     entry.execute().await.map_err(failed(action()))?;
     for ip in &record.addresses {
-        let neighbour = handle
-            .neighbours()
-            .add(bridge.index, *ip)
-            .link_layer_address(&mac)
-            .replace();
-        neighbour
-            .execute()
-            .await
-            .map_err(failed(format!("make neighbour {ip}")))?;
+        let neighbour =
+            handle.neighbours().add(bridge.index, *ip).link_layer_address(&mac).replace();
+        neighbour.execute().await.map_err(failed(format!("make neighbour {ip}")))?;
     }
     Ok(())
 }
@@ -250,14 +220,7 @@ mod tests {
             host_ports: Vec::new(),
         };
         assert_eq!(parse_alias(&alias(&record)), Some(record));
-        for foreign in [
-            "",
-            "uplink",
-            "berth",
-            "berth pod-1",
-            "berth a/b 10.0.0.2",
-            "berth a x",
-        ] {
+        for foreign in ["", "uplink", "berth", "berth pod-1", "berth a/b 10.0.0.2", "berth a x"] {
             assert_eq!(parse_alias(foreign), None, "{foreign}");
         }
     }

@@ -8,10 +8,7 @@ use tempfile::TempDir;
 use super::*;
 
 fn open(dir: &TempDir, cidrs: &[&str]) -> Store {
-    let ranges = cidrs
-        .iter()
-        .map(|c| Range::new(c.parse().unwrap()).unwrap())
-        .collect();
+    let ranges = cidrs.iter().map(|c| Range::new(c.parse().unwrap()).unwrap()).collect();
     Store::open(&dir.path().join("ipam"), ranges).unwrap()
 }
 
@@ -44,13 +41,7 @@ fn leases_survive_a_restart_and_the_order_goes_on() {
     assert_eq!(again.record, lease.record);
     assert!(!again.is_fresh());
     let next = store.acquire(&id(2), &[]).unwrap().record.addresses;
-    assert_eq!(
-        next,
-        [
-            "10.0.0.4".parse::<IpAddr>().unwrap(),
-            "fd00::4".parse().unwrap()
-        ]
-    );
+    assert_eq!(next, ["10.0.0.4".parse::<IpAddr>().unwrap(), "fd00::4".parse().unwrap()]);
 }
 
 #[test]
@@ -59,11 +50,7 @@ fn a_torn_lease_is_restored_from_its_sibling() {
     let store = open(&dir, DUAL);
     let record = store.acquire(&id(0), &[]).unwrap().record;
     drop(store);
-    fs::write(
-        dir.path().join("ipam/leases/10.0.0.2"),
-        r#"{"attachment":"po"#,
-    )
-    .unwrap();
+    fs::write(dir.path().join("ipam/leases/10.0.0.2"), r#"{"attachment":"po"#).unwrap();
 
     let store = open(&dir, DUAL);
     assert_eq!(store.get(&id(0)), Some(record));
@@ -86,12 +73,7 @@ fn rubbish_in_the_directory_is_put_aside_and_stops_nothing() {
     let store = open(&dir, DUAL);
     assert!(store.records().is_empty());
     assert!(lease_files(&dir).is_empty());
-    assert_eq!(
-        fs::read_dir(dir.path().join("ipam/quarantine"))
-            .unwrap()
-            .count(),
-        6
-    );
+    assert_eq!(fs::read_dir(dir.path().join("ipam/quarantine")).unwrap().count(), 6);
 }
 
 #[test]
@@ -110,12 +92,7 @@ fn a_directory_is_used_by_one_network_at_a_time() {
     let store = open(&dir, DUAL);
     let range = Range::new("10.0.0.0/28".parse().unwrap()).unwrap();
     let second = Store::open(&dir.path().join("ipam"), vec![range]).unwrap_err();
-    assert!(
-        second
-            .to_string()
-            .ends_with("is in use by another pod network"),
-        "{second}"
-    );
+    assert!(second.to_string().ends_with("is in use by another pod network"), "{second}");
     drop(store);
     open(&dir, DUAL);
 }
@@ -144,14 +121,7 @@ fn a_record_known_to_the_kernel_alone_is_adopted_once() {
         host_ports: Vec::new(),
     };
     assert!(store.adopt(record.clone()).unwrap());
-    assert!(
-        !store
-            .adopt(Record {
-                attachment: id(8),
-                ..record
-            })
-            .unwrap()
-    );
+    assert!(!store.adopt(Record { attachment: id(8), ..record }).unwrap());
     assert_eq!(lease_files(&dir), BTreeSet::from(["10.0.0.9".to_owned()]));
 }
 

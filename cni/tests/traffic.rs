@@ -1,0 +1,207 @@
+//! Packets between pods, nodes and the outside, on real namespaces.
+
+mod lab;
+
+use berth_cni::{HostPort, Peer, Protocol};
+use lab::*;
+
+const DUAL: &[&str] = &["10.88.0.0/24", "fd88::/64"];
+
+/// Whether frames on bridges pass the IP hooks as well: docker and kubeadm turn it on.
+fn bridge_netfilter(node: &Node, value: u8) {
+    for name in ["iptables", "ip6tables"] {
+        node.ns.run(&format!("sysctl -qw net.bridge.bridge-nf-call-{name}={value}"));
+    }
+}
+
+#[tokio::test]
+async fn pods_reach_each_other_and_the_node_with_their_own_address() {
+    for value in [0, 1] {
+        pods_reach_each_other(value).await;
+    }
+}
+
+async fn pods_reach_each_other(value: u8) {
+    let node = Node::new("node", DUAL);
+    bridge_netfilter(&node, value);
+    let network = node.open().await;
+    let (a, b) = (pod(&network, "a", vec![]).await, pod(&network, "b", vec![]).await);
+    assert_eq!(a.ips, [ip("10.88.0.2"), ip("fd88::2")]);
+    for family in [0, 1] {
+        assert_eq!(direct(&a.ns, &b.ns, b.ips[family]).unwrap(), a.ips[family]);
+        assert_eq!(direct(&b.ns, &a.ns, a.ips[family]).unwrap(), b.ips[family]);
+        let gateway = [ip("10.88.0.1"), ip("fd88::1")][family];
+        assert_eq!(direct(&a.ns, &node.ns, gateway).unwrap(), a.ips[family]);
+        assert_eq!(direct(&node.ns, &a.ns, a.ips[family]).unwrap(), gateway);
+        assert_eq!(direct(&a.ns, &a.ns, a.ips[family]).unwrap(), a.ips[family]);
+    }
+    assert_eq!(direct(&a.ns, &a.ns, ip("127.0.0.1")).unwrap(), ip("127.0.0.1"));
+    network.status().await.unwrap();
+    network.teardown().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_outside_sees_the_nodes_address() {
+    let node = Node::new("node", DUAL);
+    let outside = Ns::new("outside");
+    join((&node.ns, "wire", UPLINK), (&outside, "wire", BEYOND));
+    let network = node.open().await;
+    let a = pod(&network, "a", vec![]).await;
+    assert_eq!(direct(&a.ns, &outside, ip("192.0.2.9")).unwrap(), ip("192.0.2.1"));
+    assert_eq!(direct(&a.ns, &outside, ip("2001:db8::9")).unwrap(), ip("2001:db8::1"));
+    assert_eq!(
+        udp(&a.ns, at("192.0.2.9:53"), &outside, at("192.0.2.9:53")).unwrap(),
+        ip("192.0.2.1")
+    );
+    // The node itself is no outside.
+    assert_eq!(direct(&a.ns, &node.ns, ip("192.0.2.1")).unwrap(), a.ips[0]);
+}
+
+#[tokio::test]
+async fn pods_of_two_nodes_reach_each_other_without_translation() {
+    let one = Node::new("one", &["10.88.1.0/24", "fd88:1::/64"]);
+    let two = Node::new("two", &["10.88.2.0/24", "fd88:2::/64"]);
+    join((&one.ns, "wire", UPLINK), (&two.ns, "wire", BEYOND));
+    let (first, second) = (one.open().await, two.open().await);
+    let (a, b) = (pod(&first, "a", vec![]).await, pod(&second, "b", vec![]).await);
+    let peers = |four: &str, six: &str, hop: [&str; 2]| {
+        vec![
+            Peer { pod_cidrs: vec![net(four)], via: ip(hop[0]) },
+            Peer { pod_cidrs: vec![net(six)], via: ip(hop[1]) },
+        ]
+    };
+    let to_two = peers("10.88.2.0/24", "fd88:2::/64", ["192.0.2.9", "2001:db8::9"]);
+    first.set_peers(to_two.clone()).await.unwrap();
+    second
+        .set_peers(peers("10.88.1.0/24", "fd88:1::/64", ["192.0.2.1", "2001:db8::1"]))
+        .await
+        .unwrap();
+    for family in [0, 1] {
+        assert_eq!(direct(&a.ns, &b.ns, b.ips[family]).unwrap(), a.ips[family]);
+        assert_eq!(direct(&b.ns, &a.ns, a.ips[family]).unwrap(), b.ips[family]);
+    }
+
+    // A restarted node still knows where not to translate, before it hears of its peers.
+    drop(first);
+    let first = one.open().await;
+    assert_eq!(direct(&a.ns, &b.ns, b.ips[0]).unwrap(), a.ips[0]);
+
+    // A peer that claims this node's range is refused by name; the others stay.
+    let mut hostile = to_two;
+    hostile.push(Peer { pod_cidrs: vec![net("10.88.1.0/25")], via: ip("192.0.2.9") });
+    let error = first.set_peers(hostile).await.unwrap_err().to_string();
+    assert!(error.contains("10.88.1.0/25") && error.contains("this node"), "{error}");
+    assert_eq!(direct(&a.ns, &b.ns, b.ips[0]).unwrap(), a.ips[0]);
+
+    // Foreign routes are not touched, ours go.
+    one.ns.run("ip route add 198.51.100.0/24 via 192.0.2.9");
+    first.set_peers(vec![]).await.unwrap();
+    let routes = one.ns.run("ip route; ip -6 route");
+    assert!(routes.contains("198.51.100.0/24") && !routes.contains("10.88.2.0/24"), "{routes}");
+    assert!(!routes.contains("fd88:2::/64"), "{routes}");
+}
+
+#[tokio::test]
+async fn a_host_port_leads_to_its_pod_from_everywhere() {
+    for value in [0, 1] {
+        a_host_port_leads_to_its_pod(value).await;
+    }
+}
+
+async fn a_host_port_leads_to_its_pod(value: u8) {
+    let node = Node::new("node", DUAL);
+    bridge_netfilter(&node, value);
+    let outside = Ns::new("outside");
+    join((&node.ns, "wire", UPLINK), (&outside, "wire", BEYOND));
+    let network = node.open().await;
+    let ports = vec![
+        host_port(8080, 80, Protocol::Tcp),
+        host_port(5353, 53, Protocol::Udp),
+        HostPort { host_ip: Some(ip("192.0.2.1")), ..host_port(9090, 80, Protocol::Tcp) },
+    ];
+    let server = pod(&network, "server", ports).await;
+    let client = pod(&network, "client", vec![]).await;
+    let any = [at("0.0.0.0:80"), at("[::]:80")];
+    let reach =
+        |from: &Ns, to: &str| tcp(from, at(to), &server.ns, any[usize::from(to.starts_with('['))]);
+
+    assert_eq!(reach(&outside, "192.0.2.1:8080").unwrap(), ip("192.0.2.9"), "source kept");
+    assert_eq!(reach(&outside, "[2001:db8::1]:8080").unwrap(), ip("2001:db8::9"));
+    assert_eq!(reach(&client.ns, "192.0.2.1:8080").unwrap(), client.ips[0]);
+    assert_eq!(reach(&client.ns, "[2001:db8::1]:8080").unwrap(), client.ips[1]);
+    assert_eq!(reach(&server.ns, "192.0.2.1:8080").unwrap(), ip("10.88.0.1"), "to itself");
+    assert_eq!(reach(&server.ns, "[2001:db8::1]:8080").unwrap(), ip("fd88::1"));
+    reach(&node.ns, "192.0.2.1:8080").expect("from the node itself");
+
+    let udp_reach = |from: &Ns, to: &str| udp(from, at(to), &server.ns, at("0.0.0.0:53"));
+    assert_eq!(udp_reach(&outside, "192.0.2.1:5353").unwrap(), ip("192.0.2.9"));
+    assert_eq!(udp_reach(&client.ns, "192.0.2.1:5353").unwrap(), client.ips[0]);
+
+    // A port on one address is on no other.
+    reach(&outside, "192.0.2.1:9090").unwrap();
+    reach(&client.ns, "10.88.0.1:9090").unwrap_err();
+
+    // Traffic that only passes is not captured, whatever its port.
+    assert_eq!(
+        tcp(&client.ns, at("192.0.2.9:8080"), &outside, at("192.0.2.9:8080")).unwrap(),
+        ip("192.0.2.1")
+    );
+
+    network.detach(&server.id).await.unwrap();
+    reach(&outside, "192.0.2.1:8080").unwrap_err();
+    let rules = node.ns.run("nft list ruleset");
+    assert!(!rules.contains("8080") && !rules.contains("10.88.0.2"), "{rules}");
+}
+
+#[tokio::test]
+async fn a_pod_cannot_speak_for_others() {
+    let node = Node::new("node", DUAL);
+    let network = node.open().await;
+    let rogue = pod(&network, "rogue", vec![]).await;
+    let victim = pod(&network, "victim", vec![]).await;
+    for (address, gateway) in [("10.88.0.3", "10.88.0.1"), ("fd88::3", "fd88::1")] {
+        let bits = if address.contains(':') { "128 nodad" } else { "32" };
+        rogue.ns.run(&format!("ip addr add {address}/{bits} dev eth0"));
+        let stolen = rogue.ns.inside(|| {
+            let socket = std::net::UdpSocket::bind((ip(address), 0)).unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+            let server = node.ns.inside(|| std::net::UdpSocket::bind((ip(gateway), 7777))).unwrap();
+            server.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+            socket.send_to(b"x", (ip(gateway), 7777)).unwrap();
+            server.recv_from(&mut [0; 8]).is_ok()
+        });
+        assert!(!stolen, "{address} was forged");
+        rogue.ns.run(&format!(
+            "ip addr del {address}/{} dev eth0",
+            &bits[..bits.find(' ').unwrap_or(bits.len())]
+        ));
+    }
+    // Announcing the victim's address by ARP moves nothing.
+    rogue.ns.run("ip addr add 10.88.0.3/32 dev eth0");
+    rogue.ns.succeeds("timeout 2 busybox arping -U -c 2 -w 1 -I eth0 10.88.0.3");
+    rogue.ns.run("ip addr del 10.88.0.3/32 dev eth0");
+    direct(&node.ns, &victim.ns, victim.ips[0]).unwrap();
+    // Nor does another MAC.
+    rogue.ns.run("ip link set eth0 address 02:be:0a:58:00:03");
+    direct(&rogue.ns, &node.ns, ip("10.88.0.1")).unwrap_err();
+    direct(&node.ns, &victim.ns, victim.ips[0]).unwrap();
+    rogue.ns.run("ip link set eth0 address 02:be:0a:58:00:02");
+    direct(&rogue.ns, &node.ns, ip("10.88.0.1")).unwrap();
+}
+
+#[tokio::test]
+async fn a_neighbour_cannot_reach_the_nodes_loopback() {
+    let node = Node::new("node", DUAL);
+    let outside = Ns::new("outside");
+    join((&node.ns, "wire", UPLINK), (&outside, "wire", BEYOND));
+    let _network = node.open().await;
+    // Even where somebody else opened the way.
+    node.ns.run("sysctl -qw net.ipv4.conf.all.route_localnet=1");
+    outside.run("sysctl -qw net.ipv4.conf.all.route_localnet=1 net.ipv4.conf.all.rp_filter=0");
+    outside
+        .run("ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1 via 192.0.2.1 src 192.0.2.9");
+    tcp(&outside, at("127.0.0.1:10248"), &node.ns, at("127.0.0.1:10248")).unwrap_err();
+    node.ns.run("nft delete table ip berth-cni");
+    tcp(&outside, at("127.0.0.1:10248"), &node.ns, at("127.0.0.1:10248"))
+        .expect("without the rule it would be reached");
+}
