@@ -67,6 +67,7 @@ impl Network {
         let bridge = bridge::ensure(&handle, &layout).await?;
         apply_settings(&node, &layout).await?;
         bridge::address(&handle, &layout, &bridge).await?;
+        link::reaper::delete_group(&handle, bridge.doomed()).await?;
         adopt(&handle, &bridge, &store).await?;
         let firewall = Firewall::open(&node, &layout).await?;
         let routes = known_routes(&handle).await?;
@@ -199,7 +200,7 @@ impl Inner {
             let path = request.netns.display();
             return Err(Error::Request(format!("{path} is the node's own network namespace")));
         }
-        let mut lease = self.lease(&request).await?;
+        let mut lease = self.lease(request).await?;
         let fresh = lease.is_fresh();
         let record = lease.record.clone();
         match self.wire(&mut lease, &pod).await {
@@ -218,18 +219,17 @@ impl Inner {
         }
     }
 
-    async fn lease(&self, request: &Attach) -> Result<Lease, Error> {
-        let (store, id) = (self.store.clone(), request.id.clone());
-        let ports = request.host_ports.clone();
-        let lease = blocking(move || Ok(store.acquire(&id, &ports)?)).await?;
-        // The address of a pod that was just detached: first its link and connections must go.
-        if lease.is_fresh() && self.reaper.holds(&lease.record.addresses) {
-            self.reaper.flush().await?;
-        }
-        Ok(lease)
+    async fn lease(&self, request: Attach) -> Result<Lease, Error> {
+        let store = self.store.clone();
+        blocking(move || Ok(store.acquire(&request.id, &request.host_ports)?)).await
     }
 
     async fn wire(&self, lease: &mut Lease, ns: &NetNs) -> Result<(), Error> {
+        let name = veth::name(&self.bridge.name, &lease.record.attachment);
+        // Of a pod that was just detached, link and connections must go first.
+        if self.reaper.holds(&name, &lease.record.addresses) {
+            self.reaper.flush().await?;
+        }
         let record = &lease.record.clone();
         let unsynced = lease.unsynced();
         let synced = blocking(move || Ok(unsynced.sync()?));
@@ -241,7 +241,8 @@ impl Inner {
         };
         let ((), (), pod) =
             tokio::try_join!(synced, self.firewall.add(record, self.desired()), pair)?;
-        pod.configure(&self.layout, &record.addresses).await
+        pod.configure(&self.layout, &record.addresses).await?;
+        veth::settled(&self.handle, &name).await
     }
 
     async fn detach(&self, id: &AttachmentId) -> Result<(), Error> {

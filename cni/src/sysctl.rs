@@ -67,6 +67,7 @@ pub(crate) fn node(bridge: &str, v4: Family, v6: Family) -> Vec<Setting> {
             Setting::new(bridge("accept_ra"), "0"),
             Setting::new(bridge("autoconf"), "0"),
             Setting::new(bridge("accept_redirects"), "0"),
+            Setting::new(bridge("accept_dad"), "0"),
             Setting::new("ipv6/conf/all/forwarding", "1"),
         ]);
     }

@@ -1,5 +1,7 @@
 //! Attaching and detaching over time: repeats, restarts, failures, exhaustion, leaks, cost.
 
+#![allow(clippy::unwrap_used)]
+
 mod lab;
 
 use std::time::{Duration, Instant};
@@ -271,7 +273,7 @@ async fn a_changed_range_moves_the_bridge_and_keeps_old_leases_apart() {
 async fn many_pods_at_once_get_different_addresses() {
     let node = Node::new("node", DUAL);
     let network = std::sync::Arc::new(node.open().await);
-    let spaces: Vec<_> = (0..16).map(|_| Ns::new("pod")).collect();
+    let spaces: Vec<_> = (0..16).map(|_| Ns::bare("pod")).collect();
     let attach = |(n, ns): (usize, &Ns)| {
         let (network, request) = (network.clone(), request(&format!("pod-{n}"), ns));
         tokio::spawn(async move { network.attach(request).await.unwrap() })
@@ -295,24 +297,55 @@ async fn many_pods_at_once_get_different_addresses() {
 }
 
 #[tokio::test]
+async fn a_pod_that_comes_back_at_once_is_not_reaped_with_its_past() {
+    let node = Node::new("node", DUAL);
+    let network = node.open().await;
+    let mut a = pod(&network, "a", vec![]).await;
+    for _ in 0..10 {
+        network.detach(&a.id).await.unwrap();
+        a.ips = network.attach(request("a", &a.ns)).await.unwrap();
+    }
+    network.flush().await.unwrap();
+    direct(&node.ns, &a.ns, a.ips[0]).unwrap();
+    assert_eq!(node.leases().len(), 2);
+}
+
+#[tokio::test]
+async fn a_pod_is_reachable_the_moment_it_is_attached() {
+    let node = Node::new("node", DUAL);
+    let network = node.open().await;
+    for name in ["a", "b", "c", "d"] {
+        let pod = pod(&network, name, vec![]).await;
+        for to in &pod.ips {
+            let start = Instant::now();
+            direct(&node.ns, &pod.ns, *to).unwrap();
+            assert!(start.elapsed() < Duration::from_millis(500), "a packet was lost to {to}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_hundred_pods_come_and_go_quickly() {
     let node = Node::new("node", DUAL);
     let network = node.open().await;
-    let pod = Ns::new("pod");
+    let pods: Vec<_> = (0..100).map(|_| Ns::bare("pod")).collect();
     let (mut attach, mut detach) = (Vec::new(), Vec::new());
-    for n in 0..100 {
+    for (n, ns) in pods.iter().enumerate() {
         let name = format!("pod-{n}");
         let ports = vec![host_port(8080, 80, Protocol::Tcp)];
-        let wish = Attach { host_ports: ports, ..request(&name, &pod) };
+        let wish = Attach { host_ports: ports, ..request(&name, ns) };
         let start = Instant::now();
         network.attach(wish).await.unwrap();
         attach.push(start.elapsed());
         let start = Instant::now();
         network.detach(&id(&name)).await.unwrap();
         detach.push(start.elapsed());
-        network.flush().await.unwrap();
     }
-    println!("attach p50 {:?}, detach p50 {:?}", median(&mut attach), median(&mut detach));
+    let start = Instant::now();
+    network.flush().await.unwrap();
+    let flush = start.elapsed();
+    let (attach, detach) = (median(&mut attach), median(&mut detach));
+    println!("attach p50 {attach:?}, detach p50 {detach:?}, last flush {flush:?}");
     assert!(node.leases().is_empty());
     assert_eq!(node.ns.links(), ["berth0"]);
 }

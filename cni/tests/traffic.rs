@@ -1,5 +1,7 @@
 //! Packets between pods, nodes and the outside, on real namespaces.
 
+#![allow(clippy::unwrap_used)]
+
 mod lab;
 
 use berth_cni::{HostPort, Peer, Protocol};

@@ -90,11 +90,21 @@ pub(crate) struct Link {
     pub(crate) mac: Vec<u8>,
     pub(crate) is_bridge: bool,
     pub(crate) is_up: bool,
+    /// Frames pass: there is a carrier, its queue runs, and as a port of a bridge it forwards.
+    pub(crate) is_passing: bool,
 }
 
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
-        use netlink_packet_route::link::{InfoKind, LinkFlags, LinkInfo};
+        use netlink_packet_route::link::{
+            BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkFlags, LinkInfo, State,
+        };
+        let forwarding = InfoBridgePort::State(BridgePortState::Forwarding);
+        let forwards = |info: &LinkInfo| match info {
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => port.contains(&forwarding),
+            _ => false,
+        };
+        let mut operational = false;
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
@@ -106,6 +116,7 @@ impl From<LinkMessage> for Link {
             mac: Vec::new(),
             is_bridge: false,
             is_up: message.header.flags.contains(LinkFlags::Up),
+            is_passing: false,
         };
         for attribute in message.attributes {
             match attribute {
@@ -116,12 +127,15 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(mac) => link.mac = mac,
+                LinkAttribute::OperState(state) => operational = state == State::Up,
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                    link.is_passing = infos.iter().any(forwards);
                 }
                 _ => {}
             }
         }
+        link.is_passing &= operational;
         link
     }
 }

@@ -34,7 +34,7 @@ enum Order {
 #[derive(Debug)]
 pub(crate) struct Reaper {
     orders: mpsc::UnboundedSender<Order>,
-    held: Arc<Mutex<HashSet<IpAddr>>>,
+    held: Arc<Mutex<Held>>,
 }
 
 impl Reaper {
@@ -48,14 +48,17 @@ impl Reaper {
 
     /// Has the link of this name deleted soon, and the connections of its addresses forgotten.
     pub(crate) fn delete(&self, name: String, addresses: &[IpAddr]) -> Result<(), Error> {
-        lock(&self.held).extend(addresses);
+        let mut held = lock(&self.held);
+        held.addresses.extend(addresses);
+        held.links.insert(name.clone());
+        drop(held);
         self.orders.send(Order::Delete(name, addresses.to_vec())).map_err(|_| Error::Stopped)
     }
 
-    /// Whether one of the addresses still belongs to a link that is to be deleted.
-    pub(crate) fn holds(&self, addresses: &[IpAddr]) -> bool {
+    /// Whether a link of this name, or one with one of the addresses, is still to be deleted.
+    pub(crate) fn holds(&self, name: &str, addresses: &[IpAddr]) -> bool {
         let held = lock(&self.held);
-        addresses.iter().any(|ip| held.contains(ip))
+        held.links.contains(name) || addresses.iter().any(|ip| held.addresses.contains(ip))
     }
 
     /// Waits until everything queued so far is gone.
@@ -66,7 +69,14 @@ impl Reaper {
     }
 }
 
-fn lock(held: &Mutex<HashSet<IpAddr>>) -> MutexGuard<'_, HashSet<IpAddr>> {
+/// What is queued or being worked on.
+#[derive(Debug, Default)]
+struct Held {
+    links: HashSet<String>,
+    addresses: HashSet<IpAddr>,
+}
+
+fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -75,7 +85,7 @@ struct Work {
     handle: Handle,
     bridge: Bridge,
     firewall: Firewall,
-    held: Arc<Mutex<HashSet<IpAddr>>>,
+    held: Arc<Mutex<Held>>,
 }
 
 impl Work {
@@ -90,11 +100,15 @@ impl Work {
                 batch.take(order);
             }
             let result = self.reap(&batch).await;
-            for ip in &batch.addresses {
-                lock(&self.held).remove(ip);
-            }
+            self.let_go(&batch);
             batch.answer(result);
         }
+    }
+
+    fn let_go(&self, batch: &Batch) {
+        let mut held = lock(&self.held);
+        held.addresses.retain(|ip| !batch.addresses.contains(ip));
+        held.links.retain(|name| !batch.names.contains(name));
     }
 
     async fn reap(&self, batch: &Batch) -> Result<(), Error> {

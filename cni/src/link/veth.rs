@@ -11,6 +11,7 @@
 //! A static forwarding entry and permanent neighbours say where each address is.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
@@ -29,6 +30,9 @@ use crate::netns::NetNs;
 
 /// The interface's name inside the pod.
 pub(crate) const INSIDE: &str = "eth0";
+
+const SETTLE_ATTEMPTS: u32 = 100;
+const SETTLE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the outer ends of one bridge's pods start with, so that one rule can match them all.
 pub(crate) fn prefix(bridge: &str) -> String {
@@ -176,6 +180,19 @@ async fn finish(
         let neighbour =
             handle.neighbours().add(bridge.index, *ip).link_layer_address(&mac).replace();
         neighbour.execute().await.map_err(failed(format!("make neighbour {ip}")))?;
+    }
+    Ok(())
+}
+
+/// Waits until the outer end passes frames. The kernel starts its queue a moment after the inner
+/// end is up; what is sent until then is lost, and a lost SYN costs a second. Gives up silently:
+/// a pod whose processes took the interface down is theirs.
+pub(crate) async fn settled(handle: &Handle, name: &str) -> Result<(), Error> {
+    for _ in 0..SETTLE_ATTEMPTS {
+        if find(handle, name).await?.is_none_or(|link| link.is_passing) {
+            return Ok(());
+        }
+        tokio::time::sleep(SETTLE_PAUSE).await;
     }
     Ok(())
 }

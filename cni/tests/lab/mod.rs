@@ -26,6 +26,14 @@ pub struct Ns {
 
 impl Ns {
     pub fn new(name: &'static str) -> Self {
+        let ns = Self::bare(name);
+        ns.run("ip link set lo up");
+        eprintln!("{name}: nsenter --net={}", ns.path().display());
+        ns
+    }
+
+    /// One whose loopback is down, as a runtime hands it over.
+    pub fn bare(name: &'static str) -> Self {
         let mut holder = Command::new("unshare")
             .args(["--net", "sh", "-c", "echo ready; exec sleep 600"])
             .stdout(Stdio::piped())
@@ -33,10 +41,7 @@ impl Ns {
             .unwrap();
         let mut ready = [0; 6];
         holder.stdout.take().unwrap().read_exact(&mut ready).expect("root makes namespaces");
-        let ns = Self { name, holder };
-        ns.run("ip link set lo up");
-        eprintln!("{name}: nsenter --net={}", ns.path().display());
-        ns
+        Self { name, holder }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -136,8 +141,12 @@ impl Node {
 /// Joins two namespaces with a link, and gives its ends addresses.
 pub fn join(a: (&Ns, &str, &[&str]), b: (&Ns, &str, &[&str])) {
     let peer = b.0.holder.id();
-    a.0.run(&format!("ip link add {} type veth peer name {} netns {peer}", a.1, b.1));
+    // An index of its own: with two ends of one number the kernel thinks of them as one device
+    // and starts the queue up to a second late.
+    a.0.run(&format!("ip link add {} index 900 type veth peer name {} netns {peer}", a.1, b.1));
     for (ns, link, addresses) in [a, b] {
+        // Neighbour discovery waits for the link-local address, a second otherwise.
+        ns.run(&format!("sysctl -qw net.ipv6.conf.{link}.accept_dad=0"));
         for address in addresses {
             let nodad = if address.contains(':') { "nodad" } else { "" };
             ns.run(&format!("ip addr add {address} dev {link} {nodad}"));
