@@ -124,10 +124,7 @@ mod tests {
     #[test]
     fn a_frame_that_announces_too_much_is_refused_before_it_is_read() {
         let bytes = u32::MAX.to_le_bytes();
-        assert!(matches!(
-            read_frame::<Request>(&mut &bytes[..]),
-            Err(Error::TooLong(_))
-        ));
+        assert!(matches!(read_frame::<Request>(&mut &bytes[..]), Err(Error::TooLong(_))));
         let mut decoder = Decoder::default();
         decoder.push(&bytes);
         assert!(matches!(decoder.next::<Request>(), Err(Error::TooLong(_))));
@@ -137,10 +134,7 @@ mod tests {
     fn a_torn_frame_is_an_error_and_an_incomplete_one_is_awaited() {
         let bytes = encode(&Request::Hello).unwrap();
         let torn = &bytes[..bytes.len() - 1];
-        assert!(matches!(
-            read_frame::<Request>(&mut &torn[..]),
-            Err(Error::Io(_))
-        ));
+        assert!(matches!(read_frame::<Request>(&mut &torn[..]), Err(Error::Io(_))));
         let mut decoder = Decoder::default();
         for byte in torn {
             decoder.push(&[*byte]);

@@ -10,8 +10,47 @@ pub mod frame;
 mod log;
 pub mod protocol;
 pub mod seccomp;
+mod shim;
 #[allow(unsafe_code)]
 mod sys;
 
 pub use frame::{read_frame, write_frame};
 pub use seccomp::default_seccomp;
+pub use shim::sandbox::unpin;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: berth-oci shim --dir <sandbox directory>
+       berth-oci unpack --root <directory> [--max-bytes N] [--max-entries N] ... < layer
+       berth-oci --version";
+
+/// Runs the executable with its arguments, the program's name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
+    let texts: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
+    match texts.as_slice() {
+        ["--version"] => {
+            println!("berth-oci {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        ["shim", "--dir", directory] => report(shim::run(&PathBuf::from(directory))),
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn report<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        message = format!("{message}: {source}");
+        cause = source.source();
+    }
+    eprintln!("berth-oci: {message}");
+    ExitCode::FAILURE
+}

@@ -74,10 +74,7 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
             'w' => ACCESS_WRITE,
             'm' => ACCESS_MKNOD,
             _ => {
-                return Err(Error::invalid(
-                    field,
-                    format!("access {letter:?} is unknown"),
-                ));
+                return Err(Error::invalid(field, format!("access {letter:?} is unknown")));
             }
         };
     }
@@ -98,12 +95,7 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
 
 // Registers: r1 context, r2 type, r3 access, r4 major, r5 minor, r0 result.
 const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> DeviceInstruction {
-    DeviceInstruction {
-        code,
-        registers,
-        offset,
-        immediate,
-    }
+    DeviceInstruction { code, registers, offset, immediate }
 }
 
 const MOVE_IMMEDIATE: u8 = 0xb7;
@@ -136,10 +128,7 @@ fn program(rules: &[Rule]) -> DeviceProgram {
 }
 
 fn verdict(value: i32) -> [DeviceInstruction; 2] {
-    [
-        instruction(MOVE_IMMEDIATE, 0x00, 0, value),
-        instruction(EXIT, 0, 0, 0),
-    ]
+    [instruction(MOVE_IMMEDIATE, 0x00, 0, value), instruction(EXIT, 0, 0, 0)]
 }
 
 /// Returns the rule's verdict when it matches, else falls through.

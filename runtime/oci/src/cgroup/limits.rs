@@ -40,11 +40,7 @@ impl Settings {
 
 /// `max` for what the specification calls unlimited.
 fn limit(value: i64) -> String {
-    if value < 0 {
-        "max".to_owned()
-    } else {
-        value.to_string()
-    }
+    if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
 /// The writes for `resources`, in order; `unified` comes last and wins.
@@ -59,11 +55,7 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Setting>> {
     if let Some(pids) = resources.pids() {
         let value = pids.limit();
         // Zero has meant "no limit" since the specification's beginning.
-        settings.add(
-            "pids.limit",
-            "pids.max",
-            limit(if value == 0 { -1 } else { value }),
-        );
+        settings.add("pids.limit", "pids.max", limit(if value == 0 { -1 } else { value }));
     }
     if let Some(io) = resources.block_io() {
         plan_io(&mut settings, io);
@@ -71,24 +63,14 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Setting>> {
     for page in resources.hugepage_limits().iter().flatten() {
         let size = page.page_size();
         if !size.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(Error::invalid(
-                "linux.resources.hugepageLimits",
-                "page size is malformed",
-            ));
+            return Err(Error::invalid("linux.resources.hugepageLimits", "page size is malformed"));
         }
         let value = limit(page.limit());
         settings.add("hugepageLimits", &format!("hugetlb.{size}.max"), &value);
-        settings.add_optional(
-            "hugepageLimits",
-            &format!("hugetlb.{size}.rsvd.max"),
-            &value,
-        );
+        settings.add_optional("hugepageLimits", &format!("hugetlb.{size}.rsvd.max"), &value);
     }
     if resources.network().is_some() {
-        return Err(Error::invalid(
-            "linux.resources.network",
-            "is not supported on cgroup v2",
-        ));
+        return Err(Error::invalid("linux.resources.network", "is not supported on cgroup v2"));
     }
     plan_unified(&mut settings, resources)?;
     Ok(settings.0)
@@ -139,19 +121,16 @@ fn plan_cpu(settings: &mut Settings, cpu: &LinuxCpu) -> Result<()> {
     let quota = cpu.quota().filter(|quota| *quota != 0);
     let period = cpu.period().filter(|period| *period != 0);
     if quota.is_some() || period.is_some() {
-        let quota = quota
-            .filter(|quota| *quota > 0)
-            .map_or("max".to_owned(), |q| q.to_string());
+        let quota = quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |q| q.to_string());
         let value = format!("{quota} {}", period.unwrap_or(100_000));
         settings.add("cpu.quota", "cpu.max", value);
     }
     if let Some(burst) = cpu.burst() {
         settings.add_optional("cpu.burst", "cpu.max.burst", burst);
     }
-    for (field, file, list) in [
-        ("cpu.cpus", "cpuset.cpus", cpu.cpus()),
-        ("cpu.mems", "cpuset.mems", cpu.mems()),
-    ] {
+    for (field, file, list) in
+        [("cpu.cpus", "cpuset.cpus", cpu.cpus()), ("cpu.mems", "cpuset.mems", cpu.mems())]
+    {
         if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
             settings.add(field, file, list);
         }
@@ -181,10 +160,7 @@ fn plan_memory(settings: &mut Settings, memory: &LinuxMemory) -> Result<()> {
     }
     if memory.disable_oom_killer() == Some(true) {
         let reason = "is not supported on cgroup v2";
-        return Err(Error::invalid(
-            "linux.resources.memory.disableOOMKiller",
-            reason,
-        ));
+        return Err(Error::invalid("linux.resources.memory.disableOOMKiller", reason));
     }
     Ok(())
 }
@@ -196,35 +172,14 @@ fn plan_io(settings: &mut Settings, io: &LinuxBlockIo) {
         settings.add_optional("blockIO.weight", "io.weight", value);
     }
     let limits = [
-        (
-            "blockIO.throttleReadBpsDevice",
-            "rbps",
-            io.throttle_read_bps_device(),
-        ),
-        (
-            "blockIO.throttleWriteBpsDevice",
-            "wbps",
-            io.throttle_write_bps_device(),
-        ),
-        (
-            "blockIO.throttleReadIOPSDevice",
-            "riops",
-            io.throttle_read_iops_device(),
-        ),
-        (
-            "blockIO.throttleWriteIOPSDevice",
-            "wiops",
-            io.throttle_write_iops_device(),
-        ),
+        ("blockIO.throttleReadBpsDevice", "rbps", io.throttle_read_bps_device()),
+        ("blockIO.throttleWriteBpsDevice", "wbps", io.throttle_write_bps_device()),
+        ("blockIO.throttleReadIOPSDevice", "riops", io.throttle_read_iops_device()),
+        ("blockIO.throttleWriteIOPSDevice", "wiops", io.throttle_write_iops_device()),
     ];
     for (field, key, devices) in limits {
         for device in devices.iter().flatten() {
-            let value = format!(
-                "{}:{} {key}={}",
-                device.major(),
-                device.minor(),
-                device.rate()
-            );
+            let value = format!("{}:{} {key}={}", device.major(), device.minor(), device.rate());
             settings.add(field, "io.max", value);
         }
     }
@@ -236,11 +191,7 @@ mod tests {
 
     fn writes(json: &str) -> Vec<(String, String)> {
         let resources: LinuxResources = serde_json::from_str(json).unwrap();
-        plan(&resources)
-            .unwrap()
-            .into_iter()
-            .map(|s| (s.file, s.value))
-            .collect()
+        plan(&resources).unwrap().into_iter().map(|s| (s.file, s.value)).collect()
     }
 
     fn one(json: &str) -> (String, String) {
@@ -254,16 +205,8 @@ mod tests {
         assert_eq!(weight(1024), 100);
         assert_eq!(weight(2), 1);
         assert_eq!(weight(262_144), 10_000);
-        assert!(
-            (3..262_144)
-                .step_by(97)
-                .all(|s| (1..=10_000).contains(&weight(s)))
-        );
-        assert!(
-            (3..262_000)
-                .step_by(97)
-                .all(|s| weight(s) <= weight(s + 97))
-        );
+        assert!((3..262_144).step_by(97).all(|s| (1..=10_000).contains(&weight(s))));
+        assert!((3..262_000).step_by(97).all(|s| weight(s) <= weight(s + 97)));
     }
 
     #[test]

@@ -45,24 +45,16 @@ impl Cgroup {
         relative: &Path,
         resources: Option<&LinuxResources>,
     ) -> Result<(Self, Vec<String>)> {
-        let plain = relative
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)));
+        let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
         if !plain || relative.as_os_str().is_empty() {
-            return Err(Error::invalid(
-                "cgroup_path",
-                "is not a plain relative path",
-            ));
+            return Err(Error::invalid("cgroup_path", "is not a plain relative path"));
         }
         let path = root.join(relative);
         let operation = || format!("make cgroup {}", path.display());
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)).doing(operation)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&path, flags, Mode::empty()).doing(operation)?;
-        let cgroup = Self {
-            path: path.clone(),
-            directory,
-        };
+        let cgroup = Self { path: path.clone(), directory };
         match cgroup.limit(resources) {
             Ok(warnings) => Ok((cgroup, warnings)),
             Err(error) => {
@@ -93,10 +85,7 @@ impl Cgroup {
                 }
                 Err(Errno::NOENT) if setting.optional => {}
                 result => result.doing(|| {
-                    format!(
-                        "{}: write {:?} to {}",
-                        setting.field, setting.value, setting.file
-                    )
+                    format!("{}: write {:?} to {}", setting.field, setting.value, setting.file)
                 })?,
             }
         }
@@ -130,27 +119,19 @@ impl Cgroup {
     /// Whether the kernel killed a process of it for want of memory.
     pub(crate) fn oom_killed(&self) -> bool {
         let events = self.read("memory.events").unwrap_or_default();
-        let kills = events
-            .lines()
-            .find_map(|line| line.strip_prefix("oom_kill "));
-        kills
-            .and_then(|count| count.trim().parse::<u64>().ok())
-            .is_some_and(|count| count > 0)
+        let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        kills.and_then(|count| count.trim().parse::<u64>().ok()).is_some_and(|count| count > 0)
     }
 
     /// Kills every process in it. Linux 5.14.
     pub(crate) fn kill(&self) -> Result<()> {
-        self.write("cgroup.kill", "1")
-            .doing(|| format!("kill cgroup {}", self.path.display()))
+        self.write("cgroup.kill", "1").doing(|| format!("kill cgroup {}", self.path.display()))
     }
 
     /// The processes in it, in the caller's PID namespace.
     pub(crate) fn processes(&self) -> Vec<i32> {
         let list = self.read("cgroup.procs").unwrap_or_default();
-        list.lines()
-            .filter_map(|line| line.parse().ok())
-            .filter(|pid| *pid > 0)
-            .collect()
+        list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
     }
 
     /// Whether no live process is in it or below it.

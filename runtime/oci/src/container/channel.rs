@@ -23,11 +23,7 @@ pub(crate) enum Message {
     /// The terminal's master side comes with it.
     Console,
     /// Everything is set up; the child waits at the gate.
-    Ready {
-        user: ResolvedUser,
-        home: Option<String>,
-        warnings: Vec<String>,
-    },
+    Ready { user: ResolvedUser, home: Option<String>, warnings: Vec<String> },
     /// It failed and exits.
     Failed(Failure),
 }
@@ -40,13 +36,8 @@ pub(crate) struct Received {
 
 /// The two ends: the shim's (non-blocking to read) and the child's.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .doing(|| "make a socket pair")
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .doing(|| "make a socket pair")
 }
 
 /// Sends a message. Blocking.
@@ -63,13 +54,8 @@ pub(crate) fn send(
     if !descriptors.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
-    rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(&bytes)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )
-    .doing(|| "report to the shim")?;
+    rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
+        .doing(|| "report to the shim")?;
     Ok(())
 }
 
@@ -93,8 +79,5 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Received>, Errno>
         }
     }
     let message = serde_json::from_slice(&bytes[..received.bytes]).map_err(|_| Errno::BADMSG)?;
-    Ok(Some(Received {
-        message,
-        descriptor,
-    }))
+    Ok(Some(Received { message, descriptor }))
 }

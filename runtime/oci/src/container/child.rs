@@ -72,11 +72,7 @@ fn set_up(
             let console = console::open(&root)?;
             console::bind(&root, &console.slave)?;
             console::take(&console.slave)?;
-            channel::send(
-                ends.channel.as_fd(),
-                &Message::Console,
-                Some(console.master.as_fd()),
-            )?;
+            channel::send(ends.channel.as_fd(), &Message::Console, Some(console.master.as_fd()))?;
         }
     }
     for one in &plan.sysctls {
@@ -116,10 +112,7 @@ fn enter_namespaces(plan: &Plan, environment: &Environment<'_>) -> Result<()> {
 
 fn finish_root(plan: &Plan, root: super::rootfd::RootFd) -> Result<()> {
     if plan.root_read_only {
-        let read_only = MountAttributes {
-            set: libc::MOUNT_ATTR_RDONLY,
-            ..Default::default()
-        };
+        let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
         sys::set_mount_attributes(root.as_fd(), read_only).doing(|| "make the root read-only")?;
     }
     rootfs::pivot(&root)?;

@@ -53,16 +53,12 @@ pub(super) fn find(command: &str, environment: &[String]) -> Result<PathBuf> {
                 NOT_FOUND,
                 format!("exec: {command:?}: stat {command}: {}", text(error)),
             )),
-            Err(error) => Err(failed(
-                NOT_EXECUTABLE,
-                format!("exec: {command:?}: {}", text(error)),
-            )),
+            Err(error) => {
+                Err(failed(NOT_EXECUTABLE, format!("exec: {command:?}: {}", text(error))))
+            }
         };
     }
-    let path = environment
-        .iter()
-        .rev()
-        .find_map(|variable| variable.strip_prefix("PATH="));
+    let path = environment.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
     let mut denied = false;
     if !command.is_empty() {
         for directory in path.unwrap_or(DEFAULT_PATH).split(':') {
@@ -76,14 +72,10 @@ pub(super) fn find(command: &str, environment: &[String]) -> Result<PathBuf> {
         }
     }
     Err(match denied {
-        true => failed(
-            NOT_EXECUTABLE,
-            format!("exec: {command:?}: permission denied"),
-        ),
-        false => failed(
-            NOT_FOUND,
-            format!("exec: {command:?}: executable file not found in $PATH"),
-        ),
+        true => failed(NOT_EXECUTABLE, format!("exec: {command:?}: permission denied")),
+        false => {
+            failed(NOT_FOUND, format!("exec: {command:?}: executable file not found in $PATH"))
+        }
     })
 }
 
@@ -99,18 +91,12 @@ pub(super) fn execute(path: &Path, arguments: &[CString], environment: &[CString
         Errno::NOENT => NOT_FOUND,
         _ => NOT_EXECUTABLE,
     };
-    failed(
-        exit_code,
-        format!("exec {}: {}", path.display(), text(errno)),
-    )
+    failed(exit_code, format!("exec {}: {}", path.display(), text(errno)))
 }
 
 /// C strings of what the plan has already cleared of NUL bytes.
 pub(super) fn c_strings(texts: &[String]) -> Vec<CString> {
-    texts
-        .iter()
-        .filter_map(|text| CString::new(text.as_str()).ok())
-        .collect()
+    texts.iter().filter_map(|text| CString::new(text.as_str()).ok()).collect()
 }
 
 /// Opens a directory of the container to become the working directory.

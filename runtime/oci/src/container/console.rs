@@ -35,10 +35,7 @@ pub(super) fn open(root: &RootFd) -> Result<Console> {
         && stat.st_rdev == rustix::fs::makedev(5, 2)
         && magic == DEVPTS_MAGIC;
     if !is_ptmx {
-        return Err(Error::invalid(
-            "process.terminal",
-            "there is no devpts at /dev/pts",
-        ));
+        return Err(Error::invalid("process.terminal", "there is no devpts at /dev/pts"));
     }
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = root.open(path, flags).doing(operation)?;

@@ -45,17 +45,9 @@ pub(super) fn limits(process: &Process) -> Result<Vec<Limit>> {
             let unknown = || Error::invalid(field(), "is unknown");
             let resource = resource(limit.typ()).ok_or_else(unknown)?;
             if limit.soft() > limit.hard() {
-                return Err(Error::invalid(
-                    field(),
-                    "the soft limit exceeds the hard one",
-                ));
+                return Err(Error::invalid(field(), "the soft limit exceeds the hard one"));
             }
-            Ok(Limit {
-                resource,
-                soft: limit.soft(),
-                hard: limit.hard(),
-                name,
-            })
+            Ok(Limit { resource, soft: limit.soft(), hard: limit.hard(), name })
         })
         .collect()
 }
@@ -111,20 +103,12 @@ fn number(capability: Capability) -> u32 {
 /// The capability sets of a process; none where the specification names none.
 pub(super) fn capabilities(process: &Process) -> Capabilities {
     let set = |list: &Option<std::collections::HashSet<Capability>>| {
-        let bits = list
-            .iter()
-            .flatten()
-            .fold(0, |bits, one| bits | 1u64 << number(*one));
+        let bits = list.iter().flatten().fold(0, |bits, one| bits | 1u64 << number(*one));
         CapabilitySet::from_bits_retain(bits)
     };
     let Some(sets) = process.capabilities() else {
         let none = CapabilitySet::empty();
-        return Capabilities {
-            bounding: none,
-            effective: none,
-            permitted: none,
-            ambient: none,
-        };
+        return Capabilities { bounding: none, effective: none, permitted: none, ambient: none };
     };
     Capabilities {
         bounding: set(sets.bounding()),
@@ -138,15 +122,9 @@ pub(super) fn capabilities(process: &Process) -> Capabilities {
 pub(super) fn set_limits(limits: &[Limit]) -> Result<()> {
     let infinite = |value: u64| (value != u64::MAX).then_some(value);
     for limit in limits {
-        let new = Rlimit {
-            current: infinite(limit.soft),
-            maximum: infinite(limit.hard),
-        };
+        let new = Rlimit { current: infinite(limit.soft), maximum: infinite(limit.hard) };
         rustix::process::setrlimit(limit.resource, new).doing(|| {
-            format!(
-                "set process.rlimits[{}] to {}:{}",
-                limit.name, limit.soft, limit.hard
-            )
+            format!("set process.rlimits[{}] to {}:{}", limit.name, limit.soft, limit.hard)
         })?;
     }
     Ok(())
@@ -167,23 +145,14 @@ pub(super) fn become_user(
     keep: CapabilitySet,
     warnings: &mut Vec<String>,
 ) -> Result<Remaining> {
-    let own = rustix::thread::capabilities(None)
-        .doing(|| "read capabilities")?
-        .permitted;
+    let own = rustix::thread::capabilities(None).doing(|| "read capabilities")?.permitted;
     let missing = (wanted.permitted | wanted.effective).difference(own);
     if !missing.is_empty() {
-        warnings.push(format!(
-            "capabilities {:#x} are not available on this host",
-            missing.bits()
-        ));
+        warnings.push(format!("capabilities {:#x} are not available on this host", missing.bits()));
     }
     drop_bounding(wanted.bounding)?;
     rustix::thread::set_keep_capabilities(true).doing(|| "keep capabilities")?;
-    let groups: Vec<_> = user
-        .supplemental_groups
-        .iter()
-        .map(|gid| gid_of(*gid))
-        .collect();
+    let groups: Vec<_> = user.supplemental_groups.iter().map(|gid| gid_of(*gid)).collect();
     rustix::thread::set_thread_groups(&groups).doing(|| "set supplementary groups")?;
     let gid = gid_of(user.gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid)
@@ -202,10 +171,7 @@ pub(super) fn become_user(
     interim.permitted |= keep & own;
     interim.effective |= keep & own;
     rustix::thread::set_capabilities(None, interim).doing(|| "set capabilities")?;
-    Ok(Remaining {
-        sets,
-        ambient: wanted.ambient & permitted,
-    })
+    Ok(Remaining { sets, ambient: wanted.ambient & permitted })
 }
 
 /// The last change of capabilities.

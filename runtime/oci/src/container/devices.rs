@@ -20,16 +20,10 @@ const LINKS: [(&str, &str); 4] = [
 
 /// Makes the nodes and links.
 pub(super) fn make(root: &RootFd, devices: &[Device]) -> Result<()> {
-    let dev = root
-        .ensure_directory(Path::new("dev"))
-        .doing(|| "find /dev")?;
+    let dev = root.ensure_directory(Path::new("dev")).doing(|| "find /dev")?;
     for device in devices {
         let operation = || format!("make device /{}", device.path.display());
-        let name = device
-            .path
-            .file_name()
-            .ok_or(Errno::INVAL)
-            .doing(operation)?;
+        let name = device.path.file_name().ok_or(Errno::INVAL).doing(operation)?;
         match device.path.parent() {
             Some(parent) if parent != Path::new("dev") => {
                 let parent = root.ensure_directory(parent).doing(operation)?;

@@ -63,10 +63,7 @@ fn group(text: &str) -> impl Iterator<Item = GroupEntry<'_>> {
 }
 
 fn out_of_range(what: &str, text: &str) -> Error {
-    Error::invalid(
-        "user",
-        format!("{what} {text} is not in the range 0 to {MAX_ID}"),
-    )
+    Error::invalid("user", format!("{what} {text} is not in the range 0 to {MAX_ID}"))
 }
 
 /// Resolves a selector against the contents of the two files.
@@ -110,35 +107,21 @@ pub(crate) fn resolve(
     if let Some(large) = groups.iter().find(|gid| **gid > MAX_ID) {
         return Err(out_of_range("gid", &large.to_string()));
     }
-    let home = entry
-        .map(|entry| entry.home.to_owned())
-        .filter(|home| !home.is_empty());
-    if home
-        .as_ref()
-        .is_some_and(|home| home.chars().any(char::is_control))
-    {
+    let home = entry.map(|entry| entry.home.to_owned()).filter(|home| !home.is_empty());
+    if home.as_ref().is_some_and(|home| home.chars().any(char::is_control)) {
         return Err(Error::invalid(
             "user",
             "the home directory in passwd holds control characters",
         ));
     }
-    Ok(Identity {
-        user: ResolvedUser {
-            uid,
-            gid,
-            supplemental_groups: unique(groups),
-        },
-        home,
-    })
+    Ok(Identity { user: ResolvedUser { uid, gid, supplemental_groups: unique(groups) }, home })
 }
 
 fn named_group(text: &str, group_text: &str) -> Result<u32> {
     if is_number(text) {
         return id(text).ok_or_else(|| out_of_range("gid", text));
     }
-    let found = group(group_text)
-        .find(|group| group.name == text)
-        .map(|group| group.gid);
+    let found = group(group_text).find(|group| group.name == text).map(|group| group.gid);
     found.ok_or_else(|| {
         let reason = format!("unable to find group {text}: no matching entries in group file");
         Error::invalid("user", reason)
@@ -165,10 +148,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nweb:x:34:\nlog:x:50:web,other\nadm:x:51:other\n99:x:0:\n";
 
     fn resolve_user(user: &str) -> Result<Identity> {
-        let selector = UserSelector {
-            user: user.to_owned(),
-            ..UserSelector::default()
-        };
+        let selector = UserSelector { user: user.to_owned(), ..UserSelector::default() };
         resolve(&selector, PASSWD, GROUP)
     }
 
@@ -225,10 +205,7 @@ mod tests {
     #[test]
     fn control_characters_in_a_home_are_refused() {
         let passwd = "x:x:1:1::/root\tx:/bin/sh\n";
-        let selector = UserSelector {
-            user: "x".to_owned(),
-            ..UserSelector::default()
-        };
+        let selector = UserSelector { user: "x".to_owned(), ..UserSelector::default() };
         assert!(resolve(&selector, passwd, "").is_err());
     }
 }

@@ -36,10 +36,7 @@ pub(crate) struct Joined {
 pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
     let (channel, child_channel) = channel::pair()?;
     let (streams, child_streams) = pipes(Input::Null)?;
-    let flags = CloneFlags {
-        namespaces: 0,
-        cgroup: Some(target.cgroup),
-    };
+    let flags = CloneFlags { namespaces: 0, cgroup: Some(target.cgroup) };
     rustix::thread::move_into_thread_name_spaces(target.init, ThreadNameSpaceType::PROCESS_ID)
         .doing(|| "enter the container's PID namespace")?;
     let cloned = sys::clone3(&flags);
@@ -54,12 +51,7 @@ pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
     )
     .doing(|| "return to the sandbox's PID namespace")?;
     match cloned.doing(|| "clone a process into the container's cgroup")? {
-        Cloned::Parent { pid, pidfd } => Ok(Joined {
-            pid,
-            pidfd,
-            channel,
-            streams,
-        }),
+        Cloned::Parent { pid, pidfd } => Ok(Joined { pid, pidfd, channel, streams }),
         Cloned::Child => sys::exit_now(1),
     }
 }

@@ -62,11 +62,7 @@ pub(super) fn pipes(input: Input) -> Result<(Streams, [OwnedFd; 3])> {
     for fd in [&stdout, &stderr].into_iter().chain(stdin.as_ref()) {
         rustix::io::ioctl_fionbio(fd, true).doing(|| "make a pipe non-blocking")?;
     }
-    let ours = Streams {
-        stdin,
-        stdout: Some(stdout),
-        stderr: Some(stderr),
-    };
+    let ours = Streams { stdin, stdout: Some(stdout), stderr: Some(stderr) };
     Ok((ours, [child_in, child_out, child_err]))
 }
 
@@ -83,27 +79,14 @@ pub(crate) fn launch(
         true => (Streams::default(), None),
         false => pipes(input).map(|(ours, theirs)| (ours, Some(theirs)))?,
     };
-    let flags = CloneFlags {
-        namespaces: plan.namespaces,
-        cgroup: Some(cgroup),
-    };
+    let flags = CloneFlags { namespaces: plan.namespaces, cgroup: Some(cgroup) };
     match sys::clone3(&flags).doing(|| "clone a process into its cgroup")? {
         Cloned::Child => {
             drop((channel, gate, streams));
-            let ends = Ends {
-                channel: child_channel,
-                gate: child_gate,
-                streams: child_streams,
-            };
+            let ends = Ends { channel: child_channel, gate: child_gate, streams: child_streams };
             child::run(plan, environment, ends)
         }
-        Cloned::Parent { pid, pidfd } => Ok(Launched {
-            pid,
-            pidfd,
-            channel,
-            gate,
-            streams,
-        }),
+        Cloned::Parent { pid, pidfd } => Ok(Launched { pid, pidfd, channel, gate, streams }),
     }
 }
 
@@ -116,15 +99,12 @@ pub(crate) fn adjust_oom_score(
 ) -> Result<Option<String>> {
     use rustix::io::Errno;
     let path = format!("{pid}/oom_score_adj");
-    match super::sysctl::write_proc(
-        procfs.as_fd(),
-        Path::new(&path),
-        score.to_string().as_bytes(),
-    ) {
+    match super::sysctl::write_proc(procfs.as_fd(), Path::new(&path), score.to_string().as_bytes())
+    {
         Ok(()) => Ok(None),
-        Err(error @ (Errno::ACCESS | Errno::PERM)) => Ok(Some(format!(
-            "process.oomScoreAdj: cannot be lowered to {score}: {error}"
-        ))),
+        Err(error @ (Errno::ACCESS | Errno::PERM)) => {
+            Ok(Some(format!("process.oomScoreAdj: cannot be lowered to {score}: {error}")))
+        }
         Err(error) => Err(error).doing(|| format!("set process.oomScoreAdj to {score}")),
     }
 }

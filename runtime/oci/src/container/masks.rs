@@ -23,19 +23,12 @@ pub(super) fn open_null() -> Result<OwnedFd> {
     let stat = rustix::fs::fstat(&null).doing(operation)?;
     let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
         && stat.st_rdev == rustix::fs::makedev(1, 3);
-    if is_null {
-        Ok(null)
-    } else {
-        Err(Errno::NODEV).doing(operation)
-    }
+    if is_null { Ok(null) } else { Err(Errno::NODEV).doing(operation) }
 }
 
 /// Makes paths read-only.
 pub(super) fn protect(root: &RootFd, paths: &[PathBuf]) -> Result<()> {
-    let read_only = MountAttributes {
-        set: libc::MOUNT_ATTR_RDONLY,
-        ..MountAttributes::default()
-    };
+    let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
     for path in paths {
         let operation = || format!("make {} read-only", path.display());
         let Some(place) = existing(root, path).doing(operation)? else {

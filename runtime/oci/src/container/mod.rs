@@ -11,6 +11,7 @@ mod command;
 mod console;
 mod credentials;
 mod devices;
+pub(crate) mod empty_root;
 pub(crate) mod identity;
 pub(crate) mod join;
 pub(crate) mod launch;
@@ -46,10 +47,7 @@ pub(crate) enum Error {
 
 impl Error {
     pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Invalid {
-            field: field.into(),
-            reason: reason.into(),
-        }
+        Self::Invalid { field: field.into(), reason: reason.into() }
     }
 
     /// The failure as the agent is told it; `otherwise` classes what the kernel refused.
@@ -59,11 +57,7 @@ impl Error {
             Self::Invalid { .. } | Self::Seccomp(_) => (FailureKind::Invalid, None),
             Self::Command { exit_code, .. } => (FailureKind::Start, Some(*exit_code)),
         };
-        Failure {
-            kind,
-            message: self.to_string(),
-            exit_code,
-        }
+        Failure { kind, message: self.to_string(), exit_code }
     }
 }
 
@@ -77,10 +71,7 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for std::result::Result<T, Errno> {
     fn doing<S: Into<String>>(self, operation: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|source| Error::System {
-            operation: operation().into(),
-            source,
-        })
+        self.map_err(|source| Error::System { operation: operation().into(), source })
     }
 }
 

@@ -75,11 +75,7 @@ pub(crate) fn propagation(option: &str) -> Option<MountAttributes> {
         "unbindable" => libc::MS_UNBINDABLE,
         _ => return None,
     };
-    Some(MountAttributes {
-        propagation,
-        recursive,
-        ..MountAttributes::default()
-    })
+    Some(MountAttributes { propagation, recursive, ..MountAttributes::default() })
 }
 
 fn apply(attributes: &mut MountAttributes, (set, clear): (u64, u64)) {
@@ -93,10 +89,7 @@ pub(crate) fn parse(field: &str, options: &[String]) -> Result<Options> {
     let mut parsed = Options {
         source: Source::New,
         attributes: MountAttributes::default(),
-        tree_attributes: MountAttributes {
-            recursive: true,
-            ..MountAttributes::default()
-        },
+        tree_attributes: MountAttributes { recursive: true, ..MountAttributes::default() },
         propagation: Vec::new(),
         data: Vec::new(),
     };
@@ -114,10 +107,7 @@ pub(crate) fn parse(field: &str, options: &[String]) -> Result<Options> {
                 "rbind" => parsed.source = Source::BindTree,
                 "defaults" | "async" | "nomand" | "noiversion" | "loud" | "silent" => {}
                 "idmap" | "ridmap" | "tmpcopyup" | "remount" | "move" => {
-                    return Err(Error::invalid(
-                        field,
-                        format!("option {option} is not supported"),
-                    ));
+                    return Err(Error::invalid(field, format!("option {option} is not supported")));
                 }
                 "newinstance" => {} // Every devpts is one since Linux 4.7.
                 data => parsed.data.push(match data.split_once('=') {
@@ -167,10 +157,7 @@ mod tests {
     #[test]
     fn what_is_no_flag_is_data_of_the_file_system() {
         let options = parse_str("mode=0755,size=64k,nr_inodes=3,hidepid");
-        assert_eq!(
-            options.data[0],
-            ("mode".to_owned(), Some("0755".to_owned()))
-        );
+        assert_eq!(options.data[0], ("mode".to_owned(), Some("0755".to_owned())));
         assert_eq!(options.data[3], ("hidepid".to_owned(), None));
     }
 
@@ -178,10 +165,7 @@ mod tests {
     fn unsupported_options_are_refused_by_name() {
         for option in ["idmap", "ridmap", "tmpcopyup"] {
             let error = parse("mounts[/x]", &[option.to_owned()]).unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("mounts[/x]: option {option} is not supported")
-            );
+            assert_eq!(error.to_string(), format!("mounts[/x]: option {option} is not supported"));
         }
     }
 }

@@ -40,15 +40,9 @@ fn open_source(mount: &Mount) -> Result<Option<OwnedFd>> {
         Source::BindTree => OpenTreeFlags::AT_RECURSIVE,
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive;
-    rustix::mount::open_tree(CWD, mount.source.as_path(), flags)
-        .map(Some)
-        .doing(|| {
-            format!(
-                "open {} to mount it at /{}",
-                mount.source.display(),
-                mount.destination.display()
-            )
-        })
+    rustix::mount::open_tree(CWD, mount.source.as_path(), flags).map(Some).doing(|| {
+        format!("open {} to mount it at /{}", mount.source.display(), mount.destination.display())
+    })
 }
 
 /// Attaches a mount at its destination.
@@ -89,10 +83,7 @@ fn place(root: &RootFd, mount: &Mount, source: Option<&OwnedFd>) -> Result<Owned
             match root.ensure_ordinary_directory(path) {
                 Err(Errno::LOOP | Errno::NOTDIR) => Err(Error::invalid(
                     format!("mounts[/{}]", path.display()),
-                    format!(
-                        "filesystem {:?} must be mounted on ordinary directory",
-                        mount.kind
-                    ),
+                    format!("filesystem {:?} must be mounted on ordinary directory", mount.kind),
                 )),
                 place => place.doing(operation),
             }

@@ -121,11 +121,7 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
     let dev_is_bound = mounts
         .iter()
         .any(|mount| mount.destination == Path::new("dev") && mount.options.source != Source::New);
-    let devices = if dev_is_bound {
-        None
-    } else {
-        Some(devices(linux)?)
-    };
+    let devices = if dev_is_bound { None } else { Some(devices(linux)?) };
     let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
     let own_uts = namespaces.clone & libc::CLONE_NEWUTS as u64 != 0;
     let process = spec.process().as_ref();
@@ -135,25 +131,15 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         own_cgroup_namespace: namespaces.own_cgroup,
         join: namespaces.join,
         rootfs: request.rootfs.clone(),
-        root_read_only: spec
-            .root()
-            .as_ref()
-            .and_then(|root| root.readonly())
-            .unwrap_or(false),
+        root_read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         root_propagation: root_propagation(linux)?,
         mounts,
         devices,
         masked: paths(linux.masked_paths()),
         read_only: paths(linux.readonly_paths()),
         sysctls: sysctls(linux)?,
-        hostname: spec
-            .hostname()
-            .clone()
-            .filter(|name| own_uts && !name.is_empty()),
-        domainname: spec
-            .domainname()
-            .clone()
-            .filter(|name| own_uts && !name.is_empty()),
+        hostname: spec.hostname().clone().filter(|name| own_uts && !name.is_empty()),
+        domainname: spec.domainname().clone().filter(|name| own_uts && !name.is_empty()),
         user: request.user.clone(),
         process: plan_process(process)?,
         terminal: request.stdio.tty,
@@ -167,15 +153,8 @@ pub(crate) fn plan_process(process: &Process) -> Result<ProcessPlan> {
         return Err(Error::invalid("process.args", "is empty"));
     }
     let environment = process.env().clone().unwrap_or_default();
-    if arguments
-        .iter()
-        .chain(&environment)
-        .any(|text| text.contains('\0'))
-    {
-        return Err(Error::invalid(
-            "process",
-            "an argument or variable holds a NUL byte",
-        ));
+    if arguments.iter().chain(&environment).any(|text| text.contains('\0')) {
+        return Err(Error::invalid("process", "an argument or variable holds a NUL byte"));
     }
     if !process.cwd().is_absolute() {
         return Err(Error::invalid("process.cwd", "is not an absolute path"));
@@ -183,14 +162,8 @@ pub(crate) fn plan_process(process: &Process) -> Result<ProcessPlan> {
     let refused = [
         ("process.scheduler", process.scheduler().is_some()),
         ("process.ioPriority", process.io_priority().is_some()),
-        (
-            "process.execCPUAffinity",
-            process.exec_cpu_affinity().is_some(),
-        ),
-        (
-            "process.apparmorProfile",
-            is_set(process.apparmor_profile()),
-        ),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ("process.apparmorProfile", is_set(process.apparmor_profile())),
         ("process.selinuxLabel", is_set(process.selinux_label())),
     ];
     refuse(&refused)?;
@@ -243,11 +216,8 @@ struct Namespaces {
 
 fn namespaces(sandbox: &ShimConfig, linux: &Linux) -> Result<Namespaces> {
     use LinuxNamespaceType as N;
-    let mut result = Namespaces {
-        clone: libc::CLONE_NEWNS as u64,
-        own_cgroup: false,
-        join: Vec::new(),
-    };
+    let mut result =
+        Namespaces { clone: libc::CLONE_NEWNS as u64, own_cgroup: false, join: Vec::new() };
     if sandbox.pid == PidNamespace::Container {
         result.clone |= libc::CLONE_NEWPID as u64;
     }
@@ -284,11 +254,7 @@ fn namespaces(sandbox: &ShimConfig, linux: &Linux) -> Result<Namespaces> {
 }
 
 fn root_propagation(linux: &Linux) -> Result<Option<MountAttributes>> {
-    let Some(text) = linux
-        .rootfs_propagation()
-        .as_ref()
-        .filter(|text| !text.is_empty())
-    else {
+    let Some(text) = linux.rootfs_propagation().as_ref().filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
     let parsed = mount_options::propagation(text);
@@ -305,10 +271,7 @@ fn mounts(spec: &Spec) -> Result<Vec<Mount>> {
             return Err(Error::invalid(field, "id-mapped mounts are not supported"));
         }
         if !mount.destination().is_absolute() {
-            return Err(Error::invalid(
-                field,
-                "the destination is not an absolute path",
-            ));
+            return Err(Error::invalid(field, "the destination is not an absolute path"));
         }
         let mut kind = mount.typ().clone().unwrap_or_default();
         let mut options =
@@ -327,12 +290,7 @@ fn mounts(spec: &Spec) -> Result<Vec<Mount>> {
         if destination.as_os_str().is_empty() {
             return Err(Error::invalid(field, "cannot mount over the root"));
         }
-        mounts.push(Mount {
-            destination,
-            kind,
-            source,
-            options,
-        });
+        mounts.push(Mount { destination, kind, source, options });
     }
     Ok(mounts)
 }
@@ -342,10 +300,7 @@ fn devices(linux: &Linux) -> Result<Vec<Device>> {
         .iter()
         .map(|(path, major, minor)| Device {
             path: super::rootfd::clean(Path::new(path)),
-            kind: DeviceKind::Character {
-                major: *major,
-                minor: *minor,
-            },
+            kind: DeviceKind::Character { major: *major, minor: *minor },
             mode: 0o666,
             uid: 0,
             gid: 0,

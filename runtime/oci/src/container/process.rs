@@ -89,12 +89,7 @@ fn read_database(root: &RootFd, path: &Path) -> Result<String> {
 /// Enters the working directory, making it where it is missing, and checks that it is inside the root
 /// (CVE-2024-21626): the kernel reports another place as `(unreachable)`.
 fn enter_directory(path: &Path) -> Result<()> {
-    let operation = || {
-        format!(
-            "chdir to cwd ({:?}) set in config.json failed",
-            path.display()
-        )
-    };
+    let operation = || format!("chdir to cwd ({:?}) set in config.json failed", path.display());
     let root = rustix::fs::open("/", command::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let root = RootFd::from(root.doing(operation)?);
     let directory = match root.open(path, command::DIRECTORY) {
@@ -103,11 +98,7 @@ fn enter_directory(path: &Path) -> Result<()> {
     };
     rustix::process::fchdir(directory.doing(operation)?).doing(operation)?;
     let now = rustix::process::getcwd(Vec::new()).doing(operation)?;
-    if now.as_bytes().starts_with(b"/") {
-        Ok(())
-    } else {
-        Err(Errno::NOENT).doing(operation)
-    }
+    if now.as_bytes().starts_with(b"/") { Ok(()) } else { Err(Errno::NOENT).doing(operation) }
 }
 
 /// Gives the standard streams to the user, so that `/dev/stdout` can be opened by it.
@@ -115,11 +106,7 @@ fn own_streams(user: &ResolvedUser) -> Result<()> {
     if user.uid == 0 {
         return Ok(());
     }
-    let streams = [
-        rustix::stdio::stdin(),
-        rustix::stdio::stdout(),
-        rustix::stdio::stderr(),
-    ];
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     for stream in streams {
         let stat = rustix::fs::fstat(stream).doing(|| "look at a standard stream")?;
         let is_null = stat.st_rdev == rustix::fs::makedev(1, 3);
@@ -144,10 +131,7 @@ pub(super) fn execute(execution: Execution<'_>) -> Error {
 fn try_execute(mut execution: Execution<'_>) -> Result<std::convert::Infallible> {
     let plan = execution.plan;
     let mut environment = plan.environment.clone();
-    if !environment
-        .iter()
-        .any(|variable| variable.starts_with("HOME="))
-    {
+    if !environment.iter().any(|variable| variable.starts_with("HOME=")) {
         environment.push(format!("HOME={}", execution.home.unwrap_or("/")));
     }
     enter_directory(&plan.working_directory)?;
@@ -172,10 +156,8 @@ fn try_execute(mut execution: Execution<'_>) -> Result<std::convert::Infallible>
     harden()?;
     let umask = Mode::from_raw_mode(plan.umask & 0o777);
     rustix::process::umask(umask);
-    let kept: Vec<BorrowedFd<'_>> = [Some(execution.channel), execution.gate]
-        .into_iter()
-        .flatten()
-        .collect();
+    let kept: Vec<BorrowedFd<'_>> =
+        [Some(execution.channel), execution.gate].into_iter().flatten().collect();
     sys::close_all_above(&kept).doing(|| "close descriptors")?;
     let ready = Message::Ready {
         user: execution.user.clone(),

@@ -103,12 +103,7 @@ fn enter(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
-    openat2(
-        parent,
-        Path::new(name),
-        OFlags::PATH | OFlags::DIRECTORY,
-        ONE_STEP,
-    )
+    openat2(parent, Path::new(name), OFlags::PATH | OFlags::DIRECTORY, ONE_STEP)
 }
 
 /// Makes an empty file that must not exist.
@@ -143,13 +138,8 @@ fn openat2(
     resolve: ResolveFlags,
 ) -> Result<OwnedFd, Errno> {
     for _ in 0..RETRY_LIMIT {
-        match rustix::fs::openat2(
-            directory,
-            path,
-            flags | OFlags::CLOEXEC,
-            Mode::empty(),
-            resolve,
-        ) {
+        match rustix::fs::openat2(directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        {
             Err(Errno::AGAIN | Errno::INTR) => {}
             result => return result,
         }
@@ -158,11 +148,7 @@ fn openat2(
 }
 
 fn relative(path: &Path) -> &Path {
-    if path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        path
-    }
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
 /// The path without `.`, `..` and its leading slash, by its text alone; `..` stops at the root.
@@ -218,11 +204,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         symlink("real", directory.path().join("proc")).unwrap();
         let root = root(directory.path());
-        assert_eq!(
-            root.ensure_ordinary_directory(Path::new("/proc"))
-                .unwrap_err(),
-            Errno::LOOP
-        );
+        assert_eq!(root.ensure_ordinary_directory(Path::new("/proc")).unwrap_err(), Errno::LOOP);
         assert!(root.ensure_ordinary_directory(Path::new("/sys")).is_ok());
     }
 
@@ -232,10 +214,7 @@ mod tests {
         symlink("b", directory.path().join("a")).unwrap();
         symlink("a", directory.path().join("b")).unwrap();
         let root = root(directory.path());
-        assert_eq!(
-            root.ensure_directory(Path::new("/a/c")).unwrap_err(),
-            Errno::LOOP
-        );
+        assert_eq!(root.ensure_directory(Path::new("/a/c")).unwrap_err(), Errno::LOOP);
     }
 
     #[test]

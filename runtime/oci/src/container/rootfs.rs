@@ -24,17 +24,11 @@ fn open_root() -> Result<OwnedFd> {
 /// container's root is to be shared.
 pub(super) fn cut_off(wanted: Option<MountAttributes>) -> Result<()> {
     let root = open_root()?;
-    let default = MountAttributes {
-        propagation: libc::MS_SLAVE,
-        recursive: true,
-        ..Default::default()
-    };
+    let default =
+        MountAttributes { propagation: libc::MS_SLAVE, recursive: true, ..Default::default() };
     let shared = |wanted: &MountAttributes| wanted.propagation == libc::MS_SHARED;
     let attributes = match wanted.filter(shared) {
-        Some(shared) => MountAttributes {
-            recursive: true,
-            ..shared
-        },
+        Some(shared) => MountAttributes { recursive: true, ..shared },
         None => default,
     };
     sys::set_mount_attributes(root.as_fd(), attributes).doing(|| "detach mounts from the host's")
@@ -56,18 +50,10 @@ pub(super) fn make(rootfs: &Rootfs) -> Result<OwnedFd> {
             rustix::mount::fsconfig_set_string(&context, "source", "overlay")
                 .doing(|| "name an overlay")?;
             rustix::mount::fsconfig_create(&context).doing(|| {
-                format!(
-                    "make an overlay of {} layers below {}",
-                    lower.len(),
-                    upper.display()
-                )
+                format!("make an overlay of {} layers below {}", lower.len(), upper.display())
             })?;
-            rustix::mount::fsmount(
-                &context,
-                FsMountFlags::FSMOUNT_CLOEXEC,
-                MountAttrFlags::empty(),
-            )
-            .doing(|| "mount the overlay")
+            rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+                .doing(|| "mount the overlay")
         }
         Rootfs::Directory(path) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -96,12 +82,7 @@ fn set_joined_lower(
 ) -> Result<()> {
     let escaped: Vec<String> = lower
         .iter()
-        .map(|path| {
-            path.display()
-                .to_string()
-                .replace('\\', "\\\\")
-                .replace(':', "\\:")
-        })
+        .map(|path| path.display().to_string().replace('\\', "\\\\").replace(':', "\\:"))
         .collect();
     let joined = escaped.join(":");
     if joined.len() > 255 {
@@ -115,16 +96,10 @@ fn set_joined_lower(
 /// Attaches the root file system over the child's `/`, where lookups of the host's paths pass below
 /// it. Sources of binds must have been opened: the host's root mount stops being shared here.
 pub(super) fn attach(rootfs: OwnedFd) -> Result<RootFd> {
-    let private = MountAttributes {
-        propagation: libc::MS_PRIVATE,
-        ..MountAttributes::default()
-    };
+    let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
     let host = open_root()?;
     sys::set_mount_attributes(host.as_fd(), private).doing(|| "make the root mount private")?;
-    let tree = MountAttributes {
-        recursive: true,
-        ..private
-    };
+    let tree = MountAttributes { recursive: true, ..private };
     sys::set_mount_attributes(rootfs.as_fd(), tree)
         .doing(|| "make the root file system private")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -140,11 +115,8 @@ pub(super) fn pivot(root: &RootFd) -> Result<()> {
     rustix::process::pivot_root(".", ".").doing(|| "pivot to the root file system")?;
     rustix::process::fchdir(&old).doing(|| "enter the old root")?;
     // Unmounting must not reach the host through what is still shared.
-    let slave = MountAttributes {
-        propagation: libc::MS_SLAVE,
-        recursive: true,
-        ..Default::default()
-    };
+    let slave =
+        MountAttributes { propagation: libc::MS_SLAVE, recursive: true, ..Default::default() };
     sys::set_mount_attributes(old.as_fd(), slave)
         .doing(|| "detach the old root from the host's")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).doing(|| "let go of the old root")?;

@@ -46,10 +46,7 @@ pub(crate) fn parse(name: &str, value: &str) -> Result<Sysctl> {
         }
         path.push(part);
     }
-    Ok(Sysctl {
-        path,
-        value: value.to_owned(),
-    })
+    Ok(Sysctl { path, value: value.to_owned() })
 }
 
 /// Writes one, in the namespaces of the caller, through the root of a procfs.
@@ -95,21 +92,13 @@ mod tests {
     fn both_forms_name_the_same_file() {
         assert_eq!(path("net.ipv4.ip_forward"), "sys/net/ipv4/ip_forward");
         assert_eq!(path("net/ipv4/ip_forward"), "sys/net/ipv4/ip_forward");
-        assert_eq!(
-            path("net.ipv4.conf.eth0/1.forwarding"),
-            "sys/net/ipv4/conf/eth0.1/forwarding"
-        );
-        assert_eq!(
-            path("net/ipv4/conf/eth0.1/forwarding"),
-            "sys/net/ipv4/conf/eth0.1/forwarding"
-        );
+        assert_eq!(path("net.ipv4.conf.eth0/1.forwarding"), "sys/net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(path("net/ipv4/conf/eth0.1/forwarding"), "sys/net/ipv4/conf/eth0.1/forwarding");
     }
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
-        for name in [
-            "", ".", "a..b", "../x", "a/../b", "/a", "a b", "a\nb", "a+b", "a=b",
-        ] {
+        for name in ["", ".", "a..b", "../x", "a/../b", "/a", "a b", "a\nb", "a+b", "a=b"] {
             assert!(parse(name, "1").is_err(), "{name:?}");
         }
         assert!(parse("kernel.shm_rmid_forced", "1\n2").is_err());

@@ -117,12 +117,7 @@ impl LogFile {
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let mut options = OpenOptions::new();
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let file = options
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(flags)
-        .open(path)?;
+    let file = options.append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("the log is not a regular file"));
@@ -141,13 +136,11 @@ fn rotated(path: &Path, seconds: i64) -> PathBuf {
 fn is_rotation(suffix: &str) -> bool {
     let stamp = suffix.as_bytes().get(..15);
     stamp.is_some_and(|stamp| {
-        stamp.iter().enumerate().all(|(at, b)| {
-            if at == 8 {
-                *b == b'-'
-            } else {
-                b.is_ascii_digit()
-            }
-        })
+        stamp.iter().enumerate().all(
+            |(at, b)| {
+                if at == 8 { *b == b'-' } else { b.is_ascii_digit() }
+            },
+        )
     })
 }
 
@@ -155,10 +148,7 @@ fn is_rotation(suffix: &str) -> bool {
 fn superfluous(name: &str, names: &[OsString], max_files: u32) -> Vec<OsString> {
     let prefix = format!("{name}.");
     let of_this_log = |candidate: &&OsString| {
-        candidate
-            .to_string_lossy()
-            .strip_prefix(&prefix)
-            .is_some_and(is_rotation)
+        candidate.to_string_lossy().strip_prefix(&prefix).is_some_and(is_rotation)
     };
     let mut rotated: Vec<OsString> = names.iter().filter(of_this_log).cloned().collect();
     rotated.sort();
@@ -185,10 +175,7 @@ mod tests {
         .iter()
         .map(OsString::from)
         .collect();
-        assert_eq!(
-            superfluous("0.log", &names, 3),
-            ["0.log.20250101-000001.gz"]
-        );
+        assert_eq!(superfluous("0.log", &names, 3), ["0.log.20250101-000001.gz"]);
         assert_eq!(superfluous("0.log", &names, 10), Vec::<OsString>::new());
     }
 
@@ -208,10 +195,7 @@ mod tests {
             .map(|entry| entry.unwrap().metadata().unwrap().len())
             .collect();
         assert_eq!(sizes.len(), 3);
-        assert!(
-            sizes.iter().all(|size| *size <= 100 && *size > 0),
-            "{sizes:?}"
-        );
+        assert!(sizes.iter().all(|size| *size <= 100 && *size > 0), "{sizes:?}");
         assert_eq!(log.dropped(), 0);
     }
 

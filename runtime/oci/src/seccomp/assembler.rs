@@ -32,12 +32,7 @@ pub struct Instruction {
 }
 
 fn plain(code: u16, operand: u32) -> Instruction {
-    Instruction {
-        code,
-        jump_true: 0,
-        jump_false: 0,
-        operand,
-    }
+    Instruction { code, jump_true: 0, jump_false: 0, operand }
 }
 
 /// Loads the system call number.
@@ -81,24 +76,11 @@ fn branch(
 ) -> Vec<Instruction> {
     let mut block = Vec::with_capacity(otherwise.len() + then.len() + 2);
     match u8::try_from(otherwise.len()) {
-        Ok(jump_true) => block.push(Instruction {
-            code,
-            jump_true,
-            jump_false: 0,
-            operand,
-        }),
+        Ok(jump_true) => block.push(Instruction { code, jump_true, jump_false: 0, operand }),
         Err(_) => {
-            block.push(Instruction {
-                code,
-                jump_true: 0,
-                jump_false: 1,
-                operand,
-            });
+            block.push(Instruction { code, jump_true: 0, jump_false: 1, operand });
             // At most 4096 instructions survive the length check, so this never truncates there.
-            block.push(plain(
-                JUMP,
-                u32::try_from(otherwise.len()).unwrap_or(u32::MAX),
-            ));
+            block.push(plain(JUMP, u32::try_from(otherwise.len()).unwrap_or(u32::MAX)));
         }
     }
     block.extend(otherwise);
@@ -119,12 +101,7 @@ enum Target {
 
 enum Step {
     Plain(Instruction),
-    Compare {
-        code: u16,
-        operand: u32,
-        yes: Target,
-        no: Target,
-    },
+    Compare { code: u16, operand: u32, yes: Target, no: Target },
 }
 
 /// Checks a conjunction: returns `verdict` when all conditions hold, else falls off the end.
@@ -145,17 +122,9 @@ pub(super) fn check(conditions: &[Condition], narrow: bool, verdict: Verdict) ->
             };
             block.push(match step {
                 Step::Plain(instruction) => instruction,
-                Step::Compare {
-                    code,
-                    operand,
-                    yes,
-                    no,
-                } => Instruction {
-                    code,
-                    jump_true: offset(yes),
-                    jump_false: offset(no),
-                    operand,
-                },
+                Step::Compare { code, operand, yes, no } => {
+                    Instruction { code, jump_true: offset(yes), jump_false: offset(no), operand }
+                }
             });
         }
     }
@@ -168,12 +137,7 @@ fn steps(condition: Condition, narrow: bool) -> Vec<Step> {
     let base = OFFSET_ARGUMENTS + 8 * u32::from(condition.index);
     let low = || Step::Plain(plain(LOAD_WORD, base));
     let high = || Step::Plain(plain(LOAD_WORD, base + 4));
-    let compare = |code, operand, yes, no| Step::Compare {
-        code,
-        operand,
-        yes,
-        no,
-    };
+    let compare = |code, operand, yes, no| Step::Compare { code, operand, yes, no };
     let halves = |value: u64| ((value >> 32) as u32, value as u32);
     let mut steps = Vec::with_capacity(6);
     // The upper halves decide unless they are equal; 32-bit ABIs have none.
@@ -181,11 +145,7 @@ fn steps(condition: Condition, narrow: bool) -> Vec<Step> {
         let (value_high, value_low) = halves(value);
         if !narrow {
             steps.push(high());
-            steps.extend(
-                upper
-                    .iter()
-                    .map(|(code, yes, no)| compare(*code, value_high, *yes, *no)),
-            );
+            steps.extend(upper.iter().map(|(code, yes, no)| compare(*code, value_high, *yes, *no)));
         }
         steps.push(low());
         steps.push(compare(lower.0, value_low, lower.1, lower.2));

@@ -40,10 +40,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Program, Error> {
     if instructions.len() > MAX_INSTRUCTIONS {
         return Err(Error::TooLong(instructions.len()));
     }
-    Ok(Program {
-        instructions,
-        flags: flags(profile)?,
-    })
+    Ok(Program { instructions, flags: flags(profile)? })
 }
 
 fn flags(profile: &LinuxSeccomp) -> Result<u32, Error> {
@@ -57,9 +54,9 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32, Error> {
         Flag::SeccompFilterFlagSpecAllow => Ok(bits | FLAG_SPEC_ALLOW),
         // One thread loads it before the command runs, so there is nothing to synchronize.
         Flag::SeccompFilterFlagTsync => Ok(bits),
-        Flag::SeccompFilterFlagWaitKillableRecv => Err(Error::Flag(
-            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV".to_owned(),
-        )),
+        Flag::SeccompFilterFlagWaitKillableRecv => {
+            Err(Error::Flag("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV".to_owned()))
+        }
     })
 }
 
@@ -70,11 +67,7 @@ fn program(rules: &Rules) -> Vec<Instruction> {
         None => foreign(),
     };
     let mut wide = vec![load_number()];
-    wide.extend(split(
-        X32_BIT,
-        tree(Abi::X86_64, 0),
-        tree(Abi::X32, X32_BIT),
-    ));
+    wide.extend(split(X32_BIT, tree(Abi::X86_64, 0), tree(Abi::X32, X32_BIT)));
     let mut narrow = vec![load_number()];
     narrow.extend(tree(Abi::I386, 0));
     let others = match rules.abis.contains_key(&Abi::I386) {
@@ -141,11 +134,7 @@ fn search(ranges: &[Range], base: u32) -> Vec<Instruction> {
         [only] => only.block.clone(),
         _ => {
             let (below, above) = ranges.split_at(ranges.len() / 2);
-            split(
-                base + above[0].start,
-                search(below, base),
-                search(above, base),
-            )
+            split(base + above[0].start, search(below, base), search(above, base))
         }
     }
 }

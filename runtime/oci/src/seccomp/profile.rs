@@ -95,22 +95,13 @@ const BY_CAPABILITY: &[(Capability, &str)] = &[
     ),
     (Capability::SysBoot, "reboot"),
     (Capability::SysChroot, "chroot"),
-    (
-        Capability::SysModule,
-        "delete_module init_module finit_module",
-    ),
+    (Capability::SysModule, "delete_module init_module finit_module"),
     (Capability::SysPacct, "acct"),
     (Capability::SysPtrace, "kcmp pidfd_getfd process_madvise"),
     (Capability::SysRawio, "iopl ioperm"),
-    (
-        Capability::SysTime,
-        "settimeofday stime clock_settime clock_settime64",
-    ),
+    (Capability::SysTime, "settimeofday stime clock_settime clock_settime64"),
     (Capability::SysTtyConfig, "vhangup"),
-    (
-        Capability::SysNice,
-        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
-    ),
+    (Capability::SysNice, "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
     (Capability::Syslog, "syslog"),
     (Capability::Bpf, "bpf"),
     (Capability::Perfmon, "perf_event_open"),
@@ -182,10 +173,7 @@ fn argument(
     value: u64,
     second: Option<u64>,
 ) -> LinuxSeccompArg {
-    let mut argument = LinuxSeccompArgBuilder::default()
-        .index(index)
-        .op(op)
-        .value(value);
+    let mut argument = LinuxSeccompArgBuilder::default().index(index).op(op).value(value);
     if let Some(second) = second {
         argument = argument.value_two(second);
     }

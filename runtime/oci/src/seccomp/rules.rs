@@ -118,10 +118,7 @@ pub(super) fn number(profile: &LinuxSeccomp) -> Result<Rules, Error> {
 }
 
 fn abis_of(profile: &LinuxSeccomp) -> Result<Vec<Abi>, Error> {
-    let Some(architectures) = profile
-        .architectures()
-        .as_ref()
-        .filter(|list| !list.is_empty())
+    let Some(architectures) = profile.architectures().as_ref().filter(|list| !list.is_empty())
     else {
         return Ok(vec![Abi::X86_64]);
     };
@@ -151,9 +148,7 @@ fn highest_named(
 ) -> Option<u32> {
     let syscalls = profile.syscalls().iter().flatten();
     let named = syscalls.flat_map(|syscall| syscall.names());
-    named
-        .filter_map(|name| names.get(name.as_str())?.get(abi))
-        .max()
+    named.filter_map(|name| names.get(name.as_str())?.get(abi)).max()
 }
 
 fn add(
@@ -169,16 +164,10 @@ fn add(
         return Ok(());
     }
     for name in syscall.names() {
-        let Some(number) = names
-            .get(name.as_str())
-            .and_then(|numbers| numbers.get(abi))
-        else {
+        let Some(number) = names.get(name.as_str()).and_then(|numbers| numbers.get(abi)) else {
             continue;
         };
-        let known = rules
-            .rules
-            .entry(number)
-            .or_insert_with(|| Rule::Conditional(Vec::new()));
+        let known = rules.rules.entry(number).or_insert_with(|| Rule::Conditional(Vec::new()));
         match known {
             Rule::Always(_) => {}
             known if alternatives.is_empty() => *known = Rule::Always(verdict),
@@ -192,20 +181,14 @@ fn add(
 
 /// Each inner list is a conjunction; the outer one a disjunction; empty means no condition.
 fn alternatives(arguments: &[LinuxSeccompArg]) -> Result<Vec<Vec<Condition>>, Error> {
-    let conditions = arguments
-        .iter()
-        .map(condition)
-        .collect::<Result<Vec<_>, _>>()?;
+    let conditions = arguments.iter().map(condition).collect::<Result<Vec<_>, _>>()?;
     let mut indices: Vec<u8> = conditions.iter().map(|condition| condition.index).collect();
     indices.sort_unstable();
     indices.dedup();
     if conditions.is_empty() {
         Ok(Vec::new())
     } else if indices.len() < conditions.len() {
-        Ok(conditions
-            .into_iter()
-            .map(|condition| vec![condition])
-            .collect())
+        Ok(conditions.into_iter().map(|condition| vec![condition]).collect())
     } else {
         Ok(vec![conditions])
     }
@@ -225,10 +208,9 @@ fn condition(argument: &LinuxSeccompArg) -> Result<Condition, Error> {
             Op::ScmpCmpEq => Test::Equal(value),
             Op::ScmpCmpGe => Test::GreaterOrEqual(value),
             Op::ScmpCmpGt => Test::Greater(value),
-            Op::ScmpCmpMaskedEq => Test::Masked {
-                mask: value,
-                value: argument.value_two().unwrap_or(0),
-            },
+            Op::ScmpCmpMaskedEq => {
+                Test::Masked { mask: value, value: argument.value_two().unwrap_or(0) }
+            }
         },
     })
 }

@@ -68,7 +68,6 @@ mod tests {
         let native = |name: &str| table[name].get(Abi::X86_64).map(i64::from);
         assert_eq!(native("clone3"), Some(libc::SYS_clone3));
         assert_eq!(native("openat2"), Some(libc::SYS_openat2));
-        assert_eq!(native("cachestat"), Some(libc::SYS_cachestat));
         assert_eq!(native("futex_waitv"), Some(libc::SYS_futex_waitv));
         assert_eq!(table["socketcall"].get(Abi::I386), Some(102));
         assert_eq!(table["socketcall"].get(Abi::X86_64), None);

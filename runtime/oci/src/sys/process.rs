@@ -13,6 +13,9 @@ pub(crate) struct CloneFlags<'fd> {
     pub(crate) cgroup: Option<BorrowedFd<'fd>>,
 }
 
+/// `libc`'s constant does not fit its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Which side of a clone this is.
 pub(crate) enum Cloned {
     /// The new process.
@@ -33,7 +36,7 @@ pub(crate) fn clone3(flags: &CloneFlags<'_>) -> io::Result<Cloned> {
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = flags.cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: args outlives the call and holds valid pointers; without CLONE_VM the child gets a copy
@@ -51,10 +54,7 @@ pub(crate) fn clone3(flags: &CloneFlags<'_>) -> io::Result<Cloned> {
         pid => {
             // SAFETY: the kernel has just stored a new descriptor there that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Cloned::Parent {
-                pid: pid as i32,
-                pidfd,
-            })
+            Ok(Cloned::Parent { pid: pid as i32, pidfd })
         }
     }
 }
@@ -165,11 +165,7 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 pub(super) fn check(result: i32) -> io::Result<()> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Sends a signal, by number, to the process of a pidfd. Linux 5.1.

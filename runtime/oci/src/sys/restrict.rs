@@ -31,11 +31,7 @@ pub(crate) fn set_mount_attributes(
         propagation: attributes.propagation,
         userns_fd: 0,
     };
-    let recursive = if attributes.recursive {
-        libc::AT_RECURSIVE
-    } else {
-        0
-    };
+    let recursive = if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, attr outlives the call and its size is given.
     let result = unsafe {
         libc::syscall(
@@ -54,10 +50,8 @@ pub(crate) fn set_mount_attributes(
 pub(crate) fn load_filter(program: &Program) -> io::Result<()> {
     let length = u16::try_from(program.instructions.len())
         .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let filter = libc::sock_fprog {
-        len: length,
-        filter: program.instructions.as_ptr().cast_mut().cast(),
-    };
+    let filter =
+        libc::sock_fprog { len: length, filter: program.instructions.as_ptr().cast_mut().cast() };
     // SAFETY: Instruction has sock_filter's layout; the kernel only reads, within the length given.
     let result = unsafe {
         libc::syscall(

@@ -1,0 +1,213 @@
+//! A pod's namespaces: made, pinned by bind mounts, held as descriptors.
+//!
+//! `ns/` in the sandbox directory becomes a private mount of itself; the pins are mounts below it, so
+//! one unmount takes them all. A shared PID namespace has a reaper as its PID 1.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::thread::{ThreadNameSpaceType, move_into_link_name_space};
+
+use crate::container::sysctl;
+use crate::container::{Doing, Error, Result, empty_root};
+use crate::protocol::{PidNamespace, ShimConfig};
+use crate::sys::{self, CloneFlags, Cloned, MountAttributes};
+
+/// The namespaces of a pod.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    directory: PathBuf,
+    /// Own network, IPC and UTS namespaces.
+    namespaces: Vec<OwnedFd>,
+    /// Attached nowhere: no container can cover it (CVE-2025-52881).
+    procfs: OwnedFd,
+    /// The PID namespace that children are born into.
+    pid_namespace: OwnedFd,
+    reaper: Option<OwnedFd>,
+}
+
+const KINDS: [(&str, i32); 3] =
+    [("net", libc::CLONE_NEWNET), ("ipc", libc::CLONE_NEWIPC), ("uts", libc::CLONE_NEWUTS)];
+
+impl Sandbox {
+    /// Makes and pins what `config` asks for. On failure nothing is left.
+    pub(super) fn make(directory: &Path, config: &ShimConfig) -> Result<Self> {
+        let result = Self::try_make(directory, config);
+        if result.is_err() {
+            // The failure to make is what counts.
+            let _ = unpin(directory);
+        }
+        result
+    }
+
+    fn try_make(directory: &Path, config: &ShimConfig) -> Result<Self> {
+        let procfs = sysctl::detached_procfs()?;
+        let wanted = [config.new_network, config.new_ipc, config.hostname.is_some()];
+        let kinds: Vec<_> = KINDS
+            .into_iter()
+            .zip(wanted)
+            .filter(|(_, wanted)| *wanted)
+            .map(|(kind, _)| kind)
+            .collect();
+        let namespaces = make_namespaces(&procfs, &kinds, config)?;
+        if !kinds.is_empty() {
+            pin(directory, &kinds, &namespaces)?;
+        }
+        let reaper = match config.pid {
+            PidNamespace::Sandbox => Some(start_reaper(&namespaces)?),
+            PidNamespace::Container | PidNamespace::Host => None,
+        };
+        if let Some(reaper) = &reaper {
+            let kind = ThreadNameSpaceType::PROCESS_ID;
+            rustix::thread::move_into_thread_name_spaces(reaper.as_fd(), kind)
+                .doing(|| "enter the sandbox's PID namespace")?;
+        }
+        let pid_namespace = open_namespace(&procfs, "pid_for_children")?;
+        let directory = directory.to_owned();
+        Ok(Self { directory, namespaces, procfs, pid_namespace, reaper })
+    }
+
+    /// The namespaces every container enters.
+    pub(super) fn namespaces(&self) -> Vec<BorrowedFd<'_>> {
+        self.namespaces.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// A procfs of the host's PID namespace.
+    pub(super) fn procfs(&self) -> BorrowedFd<'_> {
+        self.procfs.as_fd()
+    }
+
+    /// The PID namespace that children are born into.
+    pub(super) fn pid_namespace(&self) -> BorrowedFd<'_> {
+        self.pid_namespace.as_fd()
+    }
+
+    /// Kills the reaper and unpins the namespaces.
+    pub(super) fn release(self) {
+        if let Some(reaper) = &self.reaper {
+            // It is our child: it exists, or has ended already.
+            let _ = sys::signal_process(reaper.as_fd(), libc::SIGKILL);
+        }
+        // Whoever finds pins left over calls unpin again.
+        let _ = unpin(&self.directory);
+    }
+}
+
+fn open_namespace(procfs: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    let path = format!("{}/ns/{name}", rustix::process::getpid());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(procfs, path.as_str(), flags, Mode::empty())
+        .doing(|| format!("open the {name} namespace"))
+}
+
+/// Leaves for new namespaces, configures them, and returns to the host's with their descriptors.
+fn make_namespaces(
+    procfs: &OwnedFd,
+    kinds: &[(&str, i32)],
+    config: &ShimConfig,
+) -> Result<Vec<OwnedFd>> {
+    let open =
+        || kinds.iter().map(|(name, _)| open_namespace(procfs, name)).collect::<Result<Vec<_>>>();
+    let host = open()?;
+    let flags = kinds.iter().fold(0, |flags, (_, flag)| flags | flag);
+    if flags != 0 {
+        sys::unshare(flags).doing(|| "make namespaces")?;
+    }
+    if config.new_network {
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::DGRAM,
+            None,
+        )
+        .doing(|| "open a socket")?;
+        sys::loopback_up(socket.as_fd()).doing(|| "set the loopback interface up")?;
+    }
+    if let Some(name) = &config.hostname {
+        rustix::system::sethostname(name.as_bytes()).doing(|| "set the host name")?;
+    }
+    for (name, value) in &config.sysctls {
+        check_namespaced(name, config)?;
+        sysctl::write(procfs.as_fd(), &sysctl::parse(name, value)?)?;
+    }
+    let made = open()?;
+    for namespace in &host {
+        move_into_link_name_space(namespace.as_fd(), None)
+            .doing(|| "return to the host's namespaces")?;
+    }
+    Ok(made)
+}
+
+/// A sysctl must belong to a namespace of the pod's own: the host's value must never change.
+fn check_namespaced(name: &str, config: &ShimConfig) -> Result<()> {
+    let dotted = name.replace('/', ".");
+    let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+    let own = match dotted.as_str() {
+        name if name.starts_with("net.") => config.new_network,
+        name if ipc.iter().any(|prefix| name.starts_with(prefix)) => config.new_ipc,
+        "kernel.domainname" | "kernel.hostname" => config.hostname.is_some(),
+        _ => false,
+    };
+    if own {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("sysctl {name}"), "belongs to no namespace of the pod's own"))
+}
+
+fn pin(directory: &Path, kinds: &[(&str, i32)], namespaces: &[OwnedFd]) -> Result<()> {
+    let ns = directory.join("ns");
+    let operation = || format!("pin namespaces at {}", ns.display());
+    std::fs::create_dir_all(&ns).doing(operation)?;
+    unpin(directory).doing(operation)?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, &ns, clone).doing(operation)?;
+    let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
+    sys::set_mount_attributes(tree.as_fd(), private).doing(operation)?;
+    rustix::mount::move_mount(&tree, "", CWD, &ns, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .doing(operation)?;
+    for ((name, _), namespace) in kinds.iter().zip(namespaces) {
+        let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let place =
+            rustix::fs::openat(&tree, *name, flags, Mode::from_raw_mode(0o600)).doing(operation)?;
+        let pin = rustix::mount::open_tree(namespace, "", clone | OpenTreeFlags::AT_EMPTY_PATH)
+            .doing(operation)?;
+        let empty =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&pin, "", &place, "", empty).doing(operation)?;
+    }
+    Ok(())
+}
+
+/// Takes the pins of a sandbox directory away, whoever made them. Idempotent.
+///
+/// # Errors
+/// When the kernel refuses for another reason than that there is nothing to unmount.
+pub fn unpin(directory: &Path) -> std::io::Result<()> {
+    let ns = directory.join("ns");
+    loop {
+        match rustix::mount::unmount(&ns, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Starts PID 1 of a shared PID namespace: it reaps orphans and dies with the shim. It has no root
+/// file system, no capabilities and no descriptors, as containers of the pod can see it.
+fn start_reaper(namespaces: &[OwnedFd]) -> Result<OwnedFd> {
+    let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    match sys::clone3(&CloneFlags { namespaces: flags, cgroup: None })
+        .doing(|| "clone the reaper")?
+    {
+        Cloned::Parent { pidfd, .. } => Ok(pidfd),
+        Cloned::Child => {
+            if empty_root::retire(namespaces).is_ok() {
+                empty_root::reap_for_ever();
+            }
+            sys::exit_now(1)
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Container records on disk: written whole under a temporary name, synced, renamed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::record_directory;
+use crate::protocol::ContainerRecord;
+
+/// Writes a record.
+pub(super) fn write(sandbox: &Path, record: &ContainerRecord) -> io::Result<()> {
+    let directory = record_directory(sandbox, &record.id);
+    std::fs::create_dir_all(&directory)?;
+    let temporary = directory.join("state.json.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(record)?)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, directory.join("state.json"))
+}
+
+/// Forgets a record. Forgetting what is gone succeeds.
+pub(super) fn remove(sandbox: &Path, id: &str) -> io::Result<()> {
+    match std::fs::remove_dir_all(record_directory(sandbox, id)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an identifier is a plain file name.
+pub(super) fn is_valid_id(id: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    !id.is_empty() && id.len() <= 128 && !id.starts_with('.') && id.bytes().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_that_are_paths_are_refused() {
+        for id in ["", ".", "..", "../x", "a/b", ".hidden", "a b", "ä"] {
+            assert!(!is_valid_id(id), "{id:?}");
+        }
+        assert!(is_valid_id("0123abc_D-e.f"));
+    }
+}
