@@ -329,23 +329,25 @@ async fn a_hundred_pods_come_and_go_quickly() {
     let node = Node::new("node", DUAL);
     let network = node.open().await;
     let pods: Vec<_> = (0..100).map(|_| Ns::bare("pod")).collect();
+    let name = |n: usize| format!("pod-{n}");
     let (mut attach, mut detach) = (Vec::new(), Vec::new());
-    for (n, ns) in pods.iter().enumerate() {
-        let name = format!("pod-{n}");
-        let ports = vec![host_port(8080, 80, Protocol::Tcp)];
-        let wish = Attach { host_ports: ports, ..request(&name, ns) };
+    for (n, ns) in (0..).zip(&pods) {
+        let ports = vec![host_port(8000 + n, 80, Protocol::Tcp)];
+        let wish = Attach { host_ports: ports, ..request(&name(n.into()), ns) };
         let start = Instant::now();
         network.attach(wish).await.unwrap();
         attach.push(start.elapsed());
+    }
+    let all = Instant::now();
+    for n in 0..pods.len() {
         let start = Instant::now();
-        network.detach(&id(&name)).await.unwrap();
+        network.detach(&id(&name(n))).await.unwrap();
         detach.push(start.elapsed());
     }
-    let start = Instant::now();
     network.flush().await.unwrap();
-    let flush = start.elapsed();
+    let each = all.elapsed() / 100;
     let (attach, detach) = (median(&mut attach), median(&mut detach));
-    println!("attach p50 {attach:?}, detach p50 {detach:?}, last flush {flush:?}");
+    println!("attach p50 {attach:?}, detach p50 {detach:?}, with links gone {each:?} each");
     assert!(node.leases().is_empty());
     assert_eq!(node.ns.links(), ["berth0"]);
 }

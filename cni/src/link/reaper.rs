@@ -22,8 +22,9 @@ use super::{absent_is_fine, failed};
 use crate::Error;
 use crate::firewall::Firewall;
 
-/// How long the first link of a batch waits for others.
-const GATHER: Duration = Duration::from_millis(5);
+/// How long the first link of a batch waits for others. The kernel changes no link at all during
+/// its grace period, so many small batches would hold up every pod that starts.
+const GATHER: Duration = Duration::from_millis(100);
 
 enum Order {
     Delete(String, Vec<IpAddr>),
@@ -93,12 +94,7 @@ impl Work {
         while let Some(first) = queue.recv().await {
             let mut batch = Batch::default();
             batch.take(first);
-            if batch.waiters.is_empty() {
-                tokio::time::sleep(GATHER).await;
-            }
-            while let Ok(order) = queue.try_recv() {
-                batch.take(order);
-            }
+            batch.gather(&mut queue).await;
             let result = self.reap(&batch).await;
             self.let_go(&batch);
             batch.answer(result);
@@ -146,6 +142,20 @@ impl Batch {
                 self.addresses.extend(addresses);
             }
             Order::Flush(waiter) => self.waiters.push(waiter),
+        }
+    }
+
+    /// Takes what else comes, until somebody waits or the time is up.
+    async fn gather(&mut self, queue: &mut mpsc::UnboundedReceiver<Order>) {
+        let end = tokio::time::Instant::now() + GATHER;
+        while self.waiters.is_empty() {
+            match tokio::time::timeout_at(end, queue.recv()).await {
+                Ok(Some(order)) => self.take(order),
+                Ok(None) | Err(_) => return,
+            }
+        }
+        while let Ok(order) = queue.try_recv() {
+            self.take(order);
         }
     }
 

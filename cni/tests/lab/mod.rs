@@ -4,7 +4,7 @@
 //! Needs root; without it making a namespace fails the test. Effects are read with `ip -j` and
 //! `nft`, not with this crate.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
