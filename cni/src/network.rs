@@ -140,7 +140,7 @@ impl Network {
         let inner = &self.inner;
         bridge::check(&inner.handle, &inner.layout, &inner.bridge).await?;
         inner.firewall.check().await?;
-        let settings = settings(&inner.layout);
+        let settings = sysctl::forwarding(inner.layout.uses_v4(), inner.layout.uses_v6());
         let changed = inner.node.inside(move || settings.into_iter().find(|s| !s.holds())).await?;
         match changed {
             None => Ok(()),
@@ -349,12 +349,9 @@ async fn open_store(layout: &Layout) -> Result<Arc<Store>, Error> {
     blocking(move || Ok(Arc::new(Store::open(&dir, ranges)?))).await
 }
 
-fn settings(layout: &Layout) -> Vec<sysctl::Setting> {
-    sysctl::node(&layout.bridge, layout.uses_v4(), layout.uses_v6())
-}
-
 async fn apply_settings(node: &NetNs, layout: &Layout) -> Result<(), Error> {
-    let (settings, bridge, v6) = (settings(layout), layout.bridge.clone(), layout.has_v6());
+    let settings = sysctl::node(&layout.bridge, layout.uses_v4(), layout.uses_v6());
+    let (bridge, v6) = (layout.bridge.clone(), layout.has_v6());
     node.inside(move || {
         if v6 {
             sysctl::keep_router_advertisements(&bridge)?;

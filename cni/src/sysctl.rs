@@ -11,11 +11,25 @@ use crate::Error;
 pub(crate) struct Setting {
     pub(crate) name: String,
     pub(crate) value: &'static str,
+    need: Need,
+}
+
+/// What it means when the kernel has no such setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// A failure.
+    Required,
+    /// Nothing: the feature that it tames is not there either.
+    IfPresent,
 }
 
 impl Setting {
     pub(crate) fn new(name: impl Into<String>, value: &'static str) -> Self {
-        Self { name: name.into(), value }
+        Self { name: name.into(), value, need: Need::Required }
+    }
+
+    fn if_present(name: impl Into<String>, value: &'static str) -> Self {
+        Self { name: name.into(), value, need: Need::IfPresent }
     }
 
     fn path(&self) -> PathBuf {
@@ -35,10 +49,12 @@ impl Setting {
     /// writing `ip_forward` resets others.
     pub(crate) fn apply(&self) -> Result<(), Error> {
         let failed = |source| Error::Sysctl { name: self.name.clone(), value: self.value, source };
-        if self.read().map_err(failed)? == self.value {
-            return Ok(());
+        match (self.read(), self.need) {
+            (Ok(value), _) if value == self.value => Ok(()),
+            (Err(e), Need::IfPresent) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            (Err(e), _) => Err(failed(e)),
+            (Ok(_), _) => fs::write(self.path(), self.value).map_err(failed),
         }
-        fs::write(self.path(), self.value).map_err(failed)
     }
 }
 
@@ -64,14 +80,21 @@ pub(crate) fn node(bridge: &str, v4: Family, v6: Family) -> Vec<Setting> {
         let bridge = |name: &str| format!("ipv6/conf/{bridge}/{name}");
         settings.extend([
             Setting::new(bridge("disable_ipv6"), "0"),
-            Setting::new(bridge("accept_ra"), "0"),
-            Setting::new(bridge("autoconf"), "0"),
-            Setting::new(bridge("accept_redirects"), "0"),
             Setting::new(bridge("accept_dad"), "0"),
             Setting::new("ipv6/conf/all/forwarding", "1"),
         ]);
     }
+    // Also without addresses of this family: the kernel would take those that pods announce.
+    let quiet = ["accept_ra", "autoconf", "accept_redirects"];
+    let quiet = quiet.map(|name| (format!("ipv6/conf/{bridge}/{name}"), "0"));
+    settings.extend(quiet.map(|(name, value)| Setting::if_present(name, value)));
     settings
+}
+
+/// The settings without which nothing is forwarded; somebody may turn them off later.
+pub(crate) fn forwarding(v4: Family, v6: Family) -> Vec<Setting> {
+    let of = |family, name| (family == Family::Used).then(|| Setting::new(name, "1"));
+    [of(v4, "ipv4/ip_forward"), of(v6, "ipv6/conf/all/forwarding")].into_iter().flatten().collect()
 }
 
 /// What the inside of a pod needs before its interface exists, which inherits the defaults.
@@ -87,13 +110,15 @@ pub(crate) fn pod(v4: Family, v6: Family) -> Vec<Setting> {
         settings.extend([
             Setting::new("ipv6/conf/all/disable_ipv6", "0"),
             Setting::new("ipv6/conf/default/disable_ipv6", "0"),
-            Setting::new("ipv6/conf/default/accept_ra", "0"),
-            Setting::new("ipv6/conf/default/autoconf", "0"),
-            Setting::new("ipv6/conf/default/accept_redirects", "0"),
             // The node chose the address; nobody else can have it.
             Setting::new("ipv6/conf/default/accept_dad", "0"),
         ]);
     }
+    settings.extend([
+        Setting::if_present("ipv6/conf/default/accept_ra", "0"),
+        Setting::if_present("ipv6/conf/default/autoconf", "0"),
+        Setting::if_present("ipv6/conf/default/accept_redirects", "0"),
+    ]);
     settings
 }
 

@@ -296,6 +296,61 @@ async fn many_pods_at_once_get_different_addresses() {
     assert_eq!(node.ns.links(), ["berth0"]);
 }
 
+/// As a crash at any moment: the runtime goes away under an attach, at 30 different times.
+#[test]
+fn whatever_moment_the_agent_dies_collect_leaves_nothing() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let node = Node::new("node", DUAL);
+    let keeper = runtime();
+    let empty = keeper.block_on(async {
+        let network = node.open().await;
+        let kept = pod(&network, "kept", vec![]).await;
+        (node.census(), node.leases(), kept)
+    });
+    drop(keeper);
+    for step in 0..30u64 {
+        let dying = runtime();
+        let network = std::sync::Arc::new(dying.block_on(node.open()));
+        let spaces = [Ns::bare("pod"), Ns::bare("pod")];
+        for (n, ns) in spaces.iter().enumerate() {
+            let (network, name) = (network.clone(), format!("pod-{n}"));
+            let ports = vec![host_port(8000 + n as u16, 80, Protocol::Tcp)];
+            let wish = Attach { host_ports: ports, ..request(&name, ns) };
+            dying.spawn(async move {
+                if network.attach(wish).await.is_ok() {
+                    let _ = network.detach(&id(&name)).await;
+                }
+            });
+        }
+        drop(network);
+        std::thread::sleep(Duration::from_micros(400 * step));
+        dying.shutdown_timeout(Duration::from_secs(5));
+        runtime().block_on(async {
+            let network = node.open().await;
+            network.collect(&[id("kept")]).await.unwrap();
+            direct(&node.ns, &empty.2.ns, empty.2.ips[0]).unwrap();
+        });
+        assert_eq!((node.census(), node.leases()), (empty.0.clone(), empty.1.clone()), "{step}");
+        assert!(spaces.iter().all(|ns| ns.links().is_empty()), "{step}");
+    }
+}
+
+#[tokio::test]
+async fn a_network_opens_in_the_namespace_of_its_thread() {
+    let mut node = Node::new("node", DUAL);
+    node.config.netns = None;
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    node.ns.inside(|| {
+        runtime().block_on(async {
+            let network = node.open().await;
+            let a = pod(&network, "a", vec![]).await;
+            direct(&node.ns, &a.ns, a.ips[0]).unwrap();
+            network.teardown().await.unwrap();
+        });
+    });
+    assert_eq!(node.census(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_pod_that_comes_back_at_once_is_not_reaped_with_its_past() {
     let node = Node::new("node", DUAL);

@@ -192,6 +192,76 @@ async fn a_pod_cannot_speak_for_others() {
 }
 
 #[tokio::test]
+async fn pods_cannot_pass_the_node_to_each_other() {
+    let node = Node::new("node", DUAL);
+    let network = node.open().await;
+    let a = pod(&network, "a", vec![]).await;
+    let b = pod(&network, "b", vec![]).await;
+    // The other's MAC is no secret.
+    a.ns.run("ip route add 10.88.0.3 dev eth0");
+    a.ns.run("ip neigh replace 10.88.0.3 lladdr 02:be:0a:58:00:03 dev eth0");
+    direct(&a.ns, &b.ns, b.ips[0]).unwrap_err();
+    a.ns.run("ip route del 10.88.0.3 dev eth0");
+    direct(&a.ns, &b.ns, b.ips[0]).unwrap();
+}
+
+#[tokio::test]
+async fn a_pods_router_advertisement_changes_nothing() {
+    let node = Node::new("node", DUAL);
+    let network = node.open().await;
+    let (rogue, other) =
+        (pod(&network, "rogue", vec![]).await, pod(&network, "other", vec![]).await);
+    // Even where somebody told them to listen.
+    node.ns.run("sysctl -qw net.ipv6.conf.berth0.accept_ra=2");
+    other.ns.run("sysctl -qw net.ipv6.conf.eth0.accept_ra=2");
+    let default = |ns: &Ns| ns.run("ip -6 route show default proto ra");
+    advertise(&rogue.ns);
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert_eq!((default(&node.ns), default(&other.ns)), (String::new(), String::new()));
+    node.ns.run("nft delete table ip6 berth-cni");
+    advertise(&rogue.ns);
+    eventually("the node believes it without the rule", || !default(&node.ns).is_empty()).await;
+    assert_eq!(default(&other.ns), "", "groups are not flooded to pods");
+}
+
+/// Sends a router advertisement to all nodes from a pod's interface.
+fn advertise(ns: &Ns) {
+    use nix::sys::socket::*;
+    use std::os::fd::AsRawFd;
+    // Type 134, hop limit 64, lifetime 1800 s; the kernel fills in the checksum.
+    let message = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    let index = ns.json("ip -j link show eth0")[0]["ifindex"].as_u64().unwrap();
+    ns.inside(|| {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let family = AddressFamily::Inet6;
+        let socket = socket(family, SockType::Raw, flags, SockProtocol::IcmpV6).unwrap();
+        setsockopt(&socket, sockopt::Ipv6MulticastHops, &255).unwrap();
+        let all = std::net::SocketAddrV6::new(
+            "ff02::1".parse().unwrap(),
+            0,
+            0,
+            index.try_into().unwrap(),
+        );
+        sendto(socket.as_raw_fd(), &message, &SockaddrIn6::from(all), MsgFlags::empty()).unwrap();
+    });
+}
+
+#[tokio::test]
+async fn an_ipv6_node_works_alone() {
+    let node = Node::new("node", &["fd88::/64"]);
+    let outside = Ns::new("outside");
+    join((&node.ns, "wire", UPLINK), (&outside, "wire", BEYOND));
+    let network = node.open().await;
+    let a = pod(&network, "a", vec![host_port(8080, 80, Protocol::Tcp)]).await;
+    let b = pod(&network, "b", vec![]).await;
+    assert_eq!(direct(&a.ns, &b.ns, b.ips[0]).unwrap(), a.ips[0]);
+    assert_eq!(direct(&a.ns, &outside, ip("2001:db8::9")).unwrap(), ip("2001:db8::1"));
+    tcp(&outside, at("[2001:db8::1]:8080"), &a.ns, at("[::]:80")).unwrap();
+    network.teardown().await.unwrap();
+    assert_eq!(node.census(), ["wire"]);
+}
+
+#[tokio::test]
 async fn a_neighbour_cannot_reach_the_nodes_loopback() {
     let node = Node::new("node", DUAL);
     let outside = Ns::new("outside");
