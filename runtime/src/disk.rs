@@ -36,11 +36,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// Makes a directory and its missing parents, mode 0700.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| at(path, error))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| at(path, error))
 }
 
 /// Names the path in an I/O error.
@@ -50,17 +46,12 @@ pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
 
 /// Replaces a file's content: temporary name, fsync, rename, fsync of the directory.
 pub(crate) fn write_bytes(path: &Path, content: &[u8]) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .ok_or_else(|| io::Error::other("a state file needs a directory"))?;
+    let parent = path.parent().ok_or_else(|| io::Error::other("a state file needs a directory"))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = parent.join(format!(".{name}.{}", unique_suffix()));
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -172,10 +163,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
 /// Nanoseconds since the epoch.
 pub(crate) fn now_nanoseconds() -> i64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since_epoch
-        .ok()
-        .and_then(|elapsed| i64::try_from(elapsed.as_nanos()).ok())
-        .unwrap_or(0)
+    since_epoch.ok().and_then(|elapsed| i64::try_from(elapsed.as_nanos()).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

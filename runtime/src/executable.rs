@@ -40,10 +40,7 @@ impl Executable {
     /// # Errors
     /// When it cannot be read, or the kernel has no sealed memory files.
     pub fn from_path(path: &Path) -> Result<Self, Error> {
-        let read = |source| Error::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let read = |source| Error::Read { path: path.to_owned(), source };
         Self::seal(&mut File::open(path).map_err(read)?)
     }
 

@@ -310,10 +310,7 @@ pub struct LogLimits {
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self {
-            max_bytes: 10 << 20,
-            max_files: 5,
-        }
+        Self { max_bytes: 10 << 20, max_files: 5 }
     }
 }
 
@@ -536,10 +533,7 @@ impl TryFrom<String> for ImageId {
     fn try_from(value: String) -> Result<Self, InvalidId> {
         match value.strip_prefix("sha256:") {
             Some(digits) => validate_id(digits.to_owned(), 64).map(|d| Self(format!("sha256:{d}"))),
-            None => Err(InvalidId {
-                value,
-                expected: 64,
-            }),
+            None => Err(InvalidId { value, expected: 64 }),
         }
     }
 }

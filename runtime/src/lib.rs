@@ -6,7 +6,7 @@
 
 pub mod cgroup;
 mod disk;
-// pub mod engine;
+pub mod engine;
 pub mod executable;
 pub mod images;
 pub mod interface;

@@ -23,14 +23,8 @@ pub enum Controller {
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Cpu,
-        Self::Cpuset,
-        Self::HugeTlb,
-        Self::Io,
-        Self::Memory,
-        Self::Pids,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Cpu, Self::Cpuset, Self::HugeTlb, Self::Io, Self::Memory, Self::Pids];
 
     /// The kernel's name.
     pub fn name(self) -> &'static str {
@@ -69,11 +63,7 @@ pub fn plan(resources: &Resources, available: &BTreeSet<Controller>) -> Vec<Limi
         limits.push((controller, file.to_owned(), value));
     };
     if let Some(weight) = resources.cpu_weight {
-        add(
-            Controller::Cpu,
-            "cpu.weight",
-            weight.clamp(1, 10_000).to_string(),
-        );
+        add(Controller::Cpu, "cpu.weight", weight.clamp(1, 10_000).to_string());
     }
     if resources.cpu_quota_us.is_some() || resources.cpu_period_us.is_some() {
         let period = resources.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US);
@@ -131,27 +121,15 @@ mod tests {
                 ..Resources::default()
             })
         };
-        assert_eq!(
-            quota(Some(50_000), None),
-            [("cpu.max".into(), "50000 100000".into())]
-        );
-        assert_eq!(
-            quota(Some(10), Some(20_000)),
-            [("cpu.max".into(), "1000 20000".into())]
-        );
-        assert_eq!(
-            quota(None, Some(20_000)),
-            [("cpu.max".into(), "max 20000".into())]
-        );
+        assert_eq!(quota(Some(50_000), None), [("cpu.max".into(), "50000 100000".into())]);
+        assert_eq!(quota(Some(10), Some(20_000)), [("cpu.max".into(), "1000 20000".into())]);
+        assert_eq!(quota(None, Some(20_000)), [("cpu.max".into(), "max 20000".into())]);
     }
 
     #[test]
     fn limits_without_their_controller_are_left_out() {
-        let resources = Resources {
-            memory_limit_bytes: Some(1),
-            pids_limit: Some(2),
-            ..Resources::default()
-        };
+        let resources =
+            Resources { memory_limit_bytes: Some(1), pids_limit: Some(2), ..Resources::default() };
         let limits = plan(&resources, &BTreeSet::from([Controller::Pids]));
         assert_eq!(limits.len(), 1);
         assert_eq!(limits[0].file, "pids.max");
@@ -162,9 +140,6 @@ mod tests {
         let mut resources = Resources::default();
         resources.hugetlb.insert("../x".into(), 1);
         resources.hugetlb.insert("2MB".into(), 1);
-        assert_eq!(
-            written(&resources),
-            [("hugetlb.2MB.max".into(), "1".into())]
-        );
+        assert_eq!(written(&resources), [("hugetlb.2MB.max".into(), "1".into())]);
     }
 }

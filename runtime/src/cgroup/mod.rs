@@ -139,10 +139,7 @@ impl Hierarchy {
     pub fn at(root: &Path) -> Result<Self, Error> {
         let path = root.join("cgroup.controllers");
         let listed = fs::read_to_string(&path).map_err(failed("read", &path))?;
-        Ok(Self {
-            root: root.to_owned(),
-            available: limits::parse_controllers(&listed),
-        })
+        Ok(Self { root: root.to_owned(), available: limits::parse_controllers(&listed) })
     }
 
     /// Where it is mounted.
@@ -293,11 +290,7 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
-    move |source| Error::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| Error::File { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -341,10 +334,7 @@ mod tests {
     #[test]
     fn nothing_is_planned_where_all_is_there() {
         let wanted = BTreeSet::from([Controller::Cpu, Controller::Pids]);
-        let observe = |_: &Path| Observed {
-            exists: true,
-            enabled: wanted.clone(),
-        };
+        let observe = |_: &Path| Observed { exists: true, enabled: wanted.clone() };
         assert!(plan(&group("a/b").lineage(), &wanted, observe).is_empty());
     }
 
@@ -359,17 +349,10 @@ mod tests {
         let dir = fake_root("hugetlb\n");
         fs::write(dir.path().join("cgroup.subtree_control"), "hugetlb\n").unwrap();
         fs::create_dir(dir.path().join("kubepods")).unwrap();
-        fs::write(
-            dir.path().join("kubepods/cgroup.subtree_control"),
-            "hugetlb\n",
-        )
-        .unwrap();
+        fs::write(dir.path().join("kubepods/cgroup.subtree_control"), "hugetlb\n").unwrap();
         let hierarchy = Hierarchy::at(dir.path()).unwrap();
         assert!(hierarchy.missing().contains(&Controller::Memory));
-        let resources = Resources {
-            memory_limit_bytes: Some(1 << 20),
-            ..Resources::default()
-        };
+        let resources = Resources { memory_limit_bytes: Some(1 << 20), ..Resources::default() };
         hierarchy.ensure(&group("kubepods"), &resources).unwrap();
         assert!(!dir.path().join("kubepods/memory.max").exists());
     }
@@ -379,12 +362,7 @@ mod tests {
         let dir = fake_root("memory pids\n");
         fs::write(dir.path().join("cgroup.subtree_control"), "memory pids\n").unwrap();
         fs::create_dir(dir.path().join("a")).unwrap();
-        for file in [
-            "cgroup.subtree_control",
-            "memory.max",
-            "memory.oom.group",
-            "pids.max",
-        ] {
+        for file in ["cgroup.subtree_control", "memory.max", "memory.oom.group", "pids.max"] {
             fs::write(dir.path().join("a").join(file), "").unwrap();
         }
         let resources = Resources {
@@ -396,10 +374,7 @@ mod tests {
         let hierarchy = Hierarchy::at(dir.path()).unwrap();
         hierarchy.ensure(&group("a"), &resources).unwrap();
         let read = |file: &str| fs::read_to_string(dir.path().join("a").join(file)).unwrap();
-        assert_eq!(
-            (read("memory.max"), read("pids.max")),
-            ("4096".into(), "9".into())
-        );
+        assert_eq!((read("memory.max"), read("pids.max")), ("4096".into(), "9".into()));
         assert_eq!(read("cgroup.subtree_control"), "+memory +pids");
     }
 

@@ -76,10 +76,7 @@ pub(crate) fn token(body: &[u8]) -> Result<HeaderValue, Failure> {
     }
     let unreadable = || Failure::Refused("the token service gave no token".into());
     let answer: Answer = serde_json::from_slice(body).map_err(|_| unreadable())?;
-    let token = answer
-        .token
-        .or(answer.access_token)
-        .ok_or_else(unreadable)?;
+    let token = answer.token.or(answer.access_token).ok_or_else(unreadable)?;
     bearer(&token)
 }
 
@@ -89,10 +86,7 @@ pub(crate) fn secrets(credentials: Option<&Credentials>) -> Vec<String> {
         None => Vec::new(),
         Some(Credentials::Bearer(token)) => vec![token.clone()],
         Some(Credentials::Basic { username, password }) => {
-            vec![
-                password.clone(),
-                STANDARD.encode(format!("{username}:{password}")),
-            ]
+            vec![password.clone(), STANDARD.encode(format!("{username}:{password}"))]
         }
     }
 }
@@ -114,10 +108,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         let challenge = r#"Bearer realm="https://auth.example/token",service="reg",scope="x""#;
         headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-        headers.append(
-            WWW_AUTHENTICATE,
-            HeaderValue::from_static("Basic realm=\"r\""),
-        );
+        headers.append(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"r\""));
         let found = challenges(&headers);
         assert!(found.basic);
         assert_eq!(
@@ -131,10 +122,7 @@ mod tests {
 
     #[test]
     fn secrets_are_blotted_out_of_messages() {
-        let credentials = Credentials::Basic {
-            username: "u".into(),
-            password: "hunter2".into(),
-        };
+        let credentials = Credentials::Basic { username: "u".into(), password: "hunter2".into() };
         let secrets = secrets(Some(&credentials));
         let text = redact("failed: hunter2 and dTpodW50ZXIy".into(), &secrets);
         assert_eq!(text, "failed: (redacted) and (redacted)");

@@ -49,11 +49,8 @@ pub(crate) struct Catalog {
 impl Catalog {
     /// Reads what is there; what is torn is set aside.
     pub(crate) fn open(root: &Path, quarantine: &Path) -> io::Result<Self> {
-        let mut catalog = Self {
-            root: root.to_owned(),
-            records: BTreeMap::new(),
-            names: BTreeMap::new(),
-        };
+        let mut catalog =
+            Self { root: root.to_owned(), records: BTreeMap::new(), names: BTreeMap::new() };
         for dir in ["images", "refs", "blobs/sha256"] {
             disk::make_private_dir(&root.join(dir))?;
         }
@@ -139,18 +136,14 @@ impl Catalog {
 
     /// All images.
     pub(crate) fn images(&self) -> Vec<Image> {
-        self.records
-            .values()
-            .map(|record| self.image(record))
-            .collect()
+        self.records.values().map(|record| self.image(record)).collect()
     }
 
     /// An image with its names.
     pub(crate) fn image(&self, record: &Record) -> Image {
         let names = self.names.values().filter(|name| name.image == record.id);
-        let (digests, tags) = names
-            .map(|name| name.name.clone())
-            .partition(|name| name.contains('@'));
+        let (digests, tags) =
+            names.map(|name| name.name.clone()).partition(|name| name.contains('@'));
         Image {
             id: record.id.clone(),
             tags,
@@ -219,11 +212,7 @@ mod tests {
     }
 
     fn name(name: &str, record: &Record) -> Name {
-        Name {
-            name: name.to_owned(),
-            image: record.id.clone(),
-            manifest: Digest::of(b"manifest"),
-        }
+        Name { name: name.to_owned(), image: record.id.clone(), manifest: Digest::of(b"manifest") }
     }
 
     #[test]
@@ -235,9 +224,7 @@ mod tests {
         let digest = format!("r/a@{}", Digest::of(b"manifest"));
         let names = vec![name("r/a:1", &old), name(&digest, &old)];
         catalog.commit(old.clone(), names).unwrap();
-        catalog
-            .commit(new.clone(), vec![name("r/a:1", &new)])
-            .unwrap();
+        catalog.commit(new.clone(), vec![name("r/a:1", &new)]).unwrap();
 
         let catalog = Catalog::open(dir.path(), &quarantine).unwrap();
         assert_eq!(catalog.by_name("r/a:1"), Some(&new));
@@ -253,9 +240,7 @@ mod tests {
         let mut catalog = Catalog::open(dir.path(), &quarantine).unwrap();
         let image = record(b"old");
         catalog.put_blob(&Digest::of(b"old"), b"old").unwrap();
-        catalog
-            .commit(image.clone(), vec![name("r/a:1", &image)])
-            .unwrap();
+        catalog.commit(image.clone(), vec![name("r/a:1", &image)]).unwrap();
         assert_eq!(catalog.blob(&Digest::of(b"old")).unwrap(), b"old");
         catalog.remove(&image.id).unwrap();
         let left = ["images", "refs", "blobs/sha256"]
@@ -270,16 +255,9 @@ mod tests {
         let mut catalog = Catalog::open(dir.path(), &quarantine).unwrap();
         let image = record(b"old");
         catalog.put_blob(&Digest::of(b"old"), b"old").unwrap();
-        catalog
-            .commit(image.clone(), vec![name("r/a:1", &image)])
+        catalog.commit(image.clone(), vec![name("r/a:1", &image)]).unwrap();
+        std::fs::write(dir.path().join("blobs/sha256").join(Digest::of(b"old").hex()), b"OLD")
             .unwrap();
-        std::fs::write(
-            dir.path()
-                .join("blobs/sha256")
-                .join(Digest::of(b"old").hex()),
-            b"OLD",
-        )
-        .unwrap();
         assert!(catalog.blob(&Digest::of(b"old")).is_err());
         let (_, torn) = disk::entries(&dir.path().join("refs")).unwrap().remove(0);
         std::fs::write(torn, b"{").unwrap();

@@ -84,10 +84,7 @@ impl ImageConfig {
             return Err(Invalid::Shape(format!("rootfs type {:?}", raw.rootfs.kind)));
         }
         let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
-        let diff_ids = diff_ids
-            .into_iter()
-            .map(Digest::try_from)
-            .collect::<Result<_, _>>()?;
+        let diff_ids = diff_ids.into_iter().map(Digest::try_from).collect::<Result<_, _>>()?;
         let config = raw.config.unwrap_or_default();
         Ok(Self {
             diff_ids,
@@ -109,9 +106,7 @@ impl ImageConfig {
 pub fn printable_user(user: String) -> Result<String, String> {
     if user.len() > 256 || user.chars().any(|c| c.is_control() || c.is_whitespace()) {
         let shown: String = user.chars().take(64).collect();
-        return Err(format!(
-            "invalid user {shown:?} in the image's configuration"
-        ));
+        return Err(format!("invalid user {shown:?} in the image's configuration"));
     }
     Ok(user)
 }

@@ -30,11 +30,7 @@ pub(crate) enum Error {
     #[error("layer {layer}: the content is longer than the {size} bytes the manifest says")]
     TooLong { layer: Digest, size: u64 },
     #[error("layer {layer}: the diff id is {actual}, the image configuration says {expected}")]
-    DiffId {
-        layer: Digest,
-        expected: Digest,
-        actual: Digest,
-    },
+    DiffId { layer: Digest, expected: Digest, actual: Digest },
     #[error("layer {layer}: failed to unpack: {message}")]
     Unpack { layer: Digest, message: String },
     #[error("layer {layer}: {message}")]
@@ -87,11 +83,8 @@ impl Job {
                 actual: unpacked.diff_id,
             });
         }
-        let layer = Layer {
-            diff_id: unpacked.diff_id,
-            bytes: unpacked.bytes,
-            entries: unpacked.entries,
-        };
+        let layer =
+            Layer { diff_id: unpacked.diff_id, bytes: unpacked.bytes, entries: unpacked.entries };
         let (layers, id, copy) = (self.layers.clone(), self.chain_id.clone(), layer.clone());
         let published = disk::blocking(move || layers.publish(draft, &id, copy)).await;
         published.map_err(|error| self.store_failure(&error))?;
@@ -151,17 +144,11 @@ impl Job {
     }
 
     fn unpack_failure(&self, error: &unpack::Error) -> Error {
-        Error::Unpack {
-            layer: self.blob.digest.clone(),
-            message: super::chain(error),
-        }
+        Error::Unpack { layer: self.blob.digest.clone(), message: super::chain(error) }
     }
 
     fn store_failure(&self, error: &std::io::Error) -> Error {
-        Error::Store {
-            layer: self.blob.digest.clone(),
-            message: error.to_string(),
-        }
+        Error::Store { layer: self.blob.digest.clone(), message: error.to_string() }
     }
 }
 

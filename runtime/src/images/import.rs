@@ -84,10 +84,7 @@ where
 }
 
 fn refused(reference: &str, error: &Error) -> ImageError {
-    ImageError::Pull {
-        reference: reference.to_owned(),
-        message: super::chain(error),
-    }
+    ImageError::Pull { reference: reference.to_owned(), message: super::chain(error) }
 }
 
 /// The reference an index entry is imported as. A bare tag, as some tools write it, names nothing.
@@ -98,10 +95,9 @@ fn name_of(name: Option<&str>) -> Result<Reference, ImageError> {
     };
     match name {
         None => Err(invalid("", "the archive's index gives the image no name")),
-        Some(tag) if !tag.contains(['/', ':', '@']) => Err(invalid(
-            tag,
-            "the archive's index names a tag without a repository",
-        )),
+        Some(tag) if !tag.contains(['/', ':', '@']) => {
+            Err(invalid(tag, "the archive's index names a tag without a repository"))
+        }
         Some(name) => Reference::parse(name),
     }
 }
@@ -176,10 +172,7 @@ fn read_index(entry: &mut impl Read, size: u64) -> Result<Vec<u8>, Error> {
 /// PAX records are `<length> <key>=<value>\n`.
 fn check_extended(entry: &mut impl Read, size: u64) -> Result<(), Error> {
     if size > MAX_HEADER_BYTES {
-        return Err(Error::TooLong(
-            "an extended header".to_owned(),
-            MAX_HEADER_BYTES,
-        ));
+        return Err(Error::TooLong("an extended header".to_owned(), MAX_HEADER_BYTES));
     }
     let mut bytes = Vec::new();
     entry.take(MAX_HEADER_BYTES).read_to_end(&mut bytes)?;
@@ -219,11 +212,7 @@ fn spool_blob(entry: &mut impl Read, blobs: &Path, name: Digest) -> Result<(), E
         file.write_all(&buffer[..length]).map_err(Error::Write)?;
     }
     let actual = hasher.finish();
-    if actual == name {
-        Ok(())
-    } else {
-        Err(Error::Digest { name, actual })
-    }
+    if actual == name { Ok(()) } else { Err(Error::Digest { name, actual }) }
 }
 
 #[cfg(test)]
@@ -266,10 +255,7 @@ mod tests {
     #[test]
     fn the_budget_bounds_the_archive_and_the_index() {
         let bytes = archive(&[("index.json", INDEX)]);
-        assert!(matches!(
-            spool(&bytes, 10),
-            Err(Error::TooLong(..)) | Err(Error::Read(_))
-        ));
+        assert!(matches!(spool(&bytes, 10), Err(Error::TooLong(..)) | Err(Error::Read(_))));
         let huge = vec![b' '; (MAX_DOCUMENT_BYTES + 1) as usize];
         let bytes = archive(&[("index.json", &huge)]);
         assert!(matches!(spool(&bytes, 1 << 30), Err(Error::TooLong(..))));
@@ -277,11 +263,9 @@ mod tests {
 
     #[test]
     fn an_extended_header_may_not_rename_or_resize() {
-        for (record, refused) in [
-            ("17 path=../../x\n\n", true),
-            ("12 size=99\n", true),
-            ("20 mtime=1.5\n", false),
-        ] {
+        for (record, refused) in
+            [("17 path=../../x\n\n", true), ("12 size=99\n", true), ("20 mtime=1.5\n", false)]
+        {
             let outcome = check_extended(&mut record.as_bytes(), record.len() as u64);
             assert_eq!(outcome.is_err(), refused, "{record}");
         }

@@ -100,11 +100,8 @@ impl Drop for Draft {
 impl Layers {
     /// Reads what is there; unfinished layers are removed.
     pub(crate) fn open(root: &Path, quarantine: &Path) -> io::Result<Self> {
-        let layers = Self {
-            dir: root.join("layers"),
-            temporary: root.join("tmp"),
-            state: Mutex::default(),
-        };
+        let layers =
+            Self { dir: root.join("layers"), temporary: root.join("tmp"), state: Mutex::default() };
         disk::remove_tree(&layers.temporary)?;
         disk::make_private_dir(&layers.temporary)?;
         disk::make_private_dir(&layers.dir)?;
@@ -142,10 +139,7 @@ impl Layers {
         for id in chain {
             *state.holds.entry(id.clone()).or_default() += 1;
         }
-        Hold {
-            layers: self.clone(),
-            chain: chain.to_vec(),
-        }
+        Hold { layers: self.clone(), chain: chain.to_vec() }
     }
 
     /// A place to unpack a layer in. Blocking.
@@ -178,9 +172,7 @@ impl Layers {
     pub(crate) fn mark(&self, chain: &[ChainId]) -> io::Result<()> {
         let unmarked: Vec<(ChainId, Layer)> = {
             let state = self.lock();
-            let known = chain
-                .iter()
-                .filter_map(|id| Some((id, state.known.get(id)?)));
+            let known = chain.iter().filter_map(|id| Some((id, state.known.get(id)?)));
             known
                 .filter(|(_, known)| !known.marked)
                 .map(|(id, known)| (id.clone(), known.layer.clone()))
@@ -230,11 +222,7 @@ mod tests {
     use super::*;
 
     fn layer() -> Layer {
-        Layer {
-            diff_id: Digest::of(b"a"),
-            bytes: 1,
-            entries: 1,
-        }
+        Layer { diff_id: Digest::of(b"a"), bytes: 1, entries: 1 }
     }
 
     fn id() -> ChainId {
@@ -267,9 +255,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layers = open(dir.path());
         let hold = layers.hold(&[id()]);
-        layers
-            .publish(layers.draft().unwrap(), &id(), layer())
-            .unwrap();
+        layers.publish(layers.draft().unwrap(), &id(), layer()).unwrap();
         layers.collect(&HashSet::new()).unwrap();
         assert!(layers.get(&id()).is_some());
         drop(hold);

@@ -18,10 +18,8 @@ const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const CONFIG_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-];
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 const LAYER_TYPES: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
@@ -242,20 +240,10 @@ fn missing(field: &str) -> Invalid {
 fn index(entries: Vec<RawDescriptor>) -> Result<Index, Invalid> {
     let entry = |mut raw: RawDescriptor| {
         let platform = raw.platform.take();
-        let name = raw
-            .annotations
-            .take()
-            .and_then(|a| a.image_name.or(a.reference_name));
-        Ok(IndexEntry {
-            descriptor: raw.checked()?,
-            platform,
-            name,
-        })
+        let name = raw.annotations.take().and_then(|a| a.image_name.or(a.reference_name));
+        Ok(IndexEntry { descriptor: raw.checked()?, platform, name })
     };
-    let entries = entries
-        .into_iter()
-        .map(entry)
-        .collect::<Result<_, Invalid>>()?;
+    let entries = entries.into_iter().map(entry).collect::<Result<_, Invalid>>()?;
     Ok(Index { entries })
 }
 
@@ -265,20 +253,11 @@ fn manifest(config: RawDescriptor, layers: Vec<RawDescriptor>) -> Result<Manifes
         return Err(Invalid::MediaType(config.media_type));
     }
     if layers.len() > MAX_LAYERS {
-        let message = format!(
-            "{} layers; at most {MAX_LAYERS} are supported",
-            layers.len()
-        );
+        let message = format!("{} layers; at most {MAX_LAYERS} are supported", layers.len());
         return Err(Invalid::Shape(message));
     }
-    let layers = layers
-        .into_iter()
-        .map(RawDescriptor::checked)
-        .collect::<Result<Vec<_>, _>>()?;
-    match layers
-        .iter()
-        .find(|l| !LAYER_TYPES.contains(&l.media_type.as_str()))
-    {
+    let layers = layers.into_iter().map(RawDescriptor::checked).collect::<Result<Vec<_>, _>>()?;
+    match layers.iter().find(|l| !LAYER_TYPES.contains(&l.media_type.as_str())) {
         Some(layer) => Err(Invalid::MediaType(layer.media_type.clone())),
         None => Ok(Manifest { config, layers }),
     }
@@ -356,49 +335,25 @@ mod tests {
             (manifest_json(), Some(OCI_INDEX)),
             (manifest_json(), Some(DOCKER_MANIFEST)),
             (manifest_json(), Some("application/json")),
-            (
-                format!(r#"{{"schemaVersion":2,"manifests":[{manifest}]}}"#),
-                Some(OCI_MANIFEST),
-            ),
-            (
-                format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#),
-                Some(OCI_INDEX),
-            ),
+            (format!(r#"{{"schemaVersion":2,"manifests":[{manifest}]}}"#), Some(OCI_MANIFEST)),
+            (format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#), Some(OCI_INDEX)),
             (
                 format!(r#"{{"schemaVersion":2,"config":{config},"config":{config},"layers":[]}}"#),
                 None,
             ),
-            (
-                format!(r#"{{"schemaVersion":1,"config":{config},"layers":[]}}"#),
-                None,
-            ),
-            (
-                format!(r#"{{"schemaVersion":2,"config":{config},"layers":[],"fsLayers":[]}}"#),
-                None,
-            ),
-            (
-                format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[]}}"#),
-                None,
-            ),
-            (
-                format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{config}]}}"#),
-                None,
-            ),
+            (format!(r#"{{"schemaVersion":1,"config":{config},"layers":[]}}"#), None),
+            (format!(r#"{{"schemaVersion":2,"config":{config},"layers":[],"fsLayers":[]}}"#), None),
+            (format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[]}}"#), None),
+            (format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{config}]}}"#), None),
         ] {
-            assert!(
-                parse(body.as_bytes(), declared).is_err(),
-                "{body} {declared:?}"
-            );
+            assert!(parse(body.as_bytes(), declared).is_err(), "{body} {declared:?}");
         }
     }
 
     #[test]
     fn a_digest_that_is_a_path_is_refused() {
         let body = manifest_json().replace(HEX, "sha256:../../x");
-        assert!(matches!(
-            parse(body.as_bytes(), None),
-            Err(Invalid::Digest(_))
-        ));
+        assert!(matches!(parse(body.as_bytes(), None), Err(Invalid::Digest(_))));
     }
 
     #[test]
@@ -419,9 +374,6 @@ mod tests {
         };
         assert!(index.choose(&platform("amd64")).is_ok());
         let error = index.choose(&platform("arm64")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no match for platform linux/arm64 in the index"
-        );
+        assert_eq!(error.to_string(), "no match for platform linux/arm64 in the index");
     }
 }

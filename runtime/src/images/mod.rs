@@ -110,9 +110,8 @@ impl Store {
             drop_incomplete(&mut catalog, &layers)?;
             Ok((layers, catalog))
         });
-        let (layers, catalog) = opened
-            .await
-            .map_err(|error| store_error("open the image store", error))?;
+        let (layers, catalog) =
+            opened.await.map_err(|error| store_error("open the image store", error))?;
         Ok(Arc::new(Self {
             config,
             client,
@@ -154,16 +153,10 @@ impl Store {
             if lower.is_empty() {
                 lower.push(empty);
             }
-            Ok(Some(Prepared {
-                config,
-                layers: chain,
-                lower,
-                hold,
-            }))
+            Ok(Some(Prepared { config, layers: chain, lower, hold }))
         });
-        let prepared = prepared
-            .await
-            .map_err(|error| store_error(format!("prepare image {id}"), error))?;
+        let prepared =
+            prepared.await.map_err(|error| store_error(format!("prepare image {id}"), error))?;
         prepared.ok_or_else(|| ImageError::Pull {
             reference: id.to_string(),
             message: "no such image in the store".to_owned(),
@@ -289,10 +282,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn store_error(operation: impl Into<String>, source: io::Error) -> ImageError {
-    ImageError::Store {
-        operation: operation.into(),
-        source: Box::new(source),
-    }
+    ImageError::Store { operation: operation.into(), source: Box::new(source) }
 }
 
 /// An error with its causes on one line.

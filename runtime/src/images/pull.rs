@@ -51,23 +51,16 @@ impl Error {
         let unavailable = matches!(
             &self,
             Self::Source(source::Error::Registry(Failure::Unavailable(_)))
-                | Self::Layer(fetch::Error::Transfer {
-                    failure: Failure::Unavailable(_),
-                    ..
-                })
+                | Self::Layer(fetch::Error::Transfer { failure: Failure::Unavailable(_), .. })
         );
         match self {
             Self::Store(source) => {
                 store_error(format!("commit image {reference:?} to the store"), source)
             }
-            error if unavailable => ImageError::RegistryUnavailable {
-                reference,
-                message: chain(&error),
-            },
-            error => ImageError::Pull {
-                reference,
-                message: chain(&error),
-            },
+            error if unavailable => {
+                ImageError::RegistryUnavailable { reference, message: chain(&error) }
+            }
+            error => ImageError::Pull { reference, message: chain(&error) },
         }
     }
 }
@@ -235,21 +228,14 @@ async fn commit(
     let config_digest = resolved.manifest.config.digest;
     let id = ImageId::try_from(config_digest.to_string())
         .map_err(|error| Invalid::Shape(error.to_string()))?;
-    let user = config
-        .user
-        .validate(printable_user)
-        .map_err(Invalid::Shape)?;
+    let user = config.user.validate(printable_user).map_err(Invalid::Shape)?;
     let record = Record {
         id: id.clone(),
         layers: chain_ids,
         size_bytes: layers.iter().map(|layer| layer.bytes).sum(),
         user,
     };
-    let name = |name: String| Name {
-        name,
-        image: id.clone(),
-        manifest: resolved.target.clone(),
-    };
+    let name = |name: String| Name { name, image: id.clone(), manifest: resolved.target.clone() };
     let names = names.into_iter().map(name).collect();
     let (catalog, layers) = (store.catalog.clone(), store.layers.clone());
     let (target, target_bytes) = (resolved.target.clone(), resolved.target_bytes);

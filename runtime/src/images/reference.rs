@@ -191,12 +191,7 @@ fn validate_registry(registry: &str) -> Result<(), &'static str> {
             if address.parse::<std::net::Ipv6Addr>().is_err() {
                 return Err(FORMAT);
             }
-            (
-                None,
-                after
-                    .strip_prefix(':')
-                    .or((!after.is_empty()).then_some("")),
-            )
+            (None, after.strip_prefix(':').or((!after.is_empty()).then_some("")))
         }
         None => match registry.split_once(':') {
             Some((host, port)) => (Some(host), Some(port)),
@@ -207,19 +202,13 @@ fn validate_registry(registry: &str) -> Result<(), &'static str> {
         let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
         edge(label.bytes().next())
             && edge(label.bytes().last())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     let host_is_valid = host.is_none_or(|host| host.split('.').all(label));
     let port_is_valid = port.is_none_or(|port| {
         port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0)
     });
-    if host_is_valid && port_is_valid {
-        Ok(())
-    } else {
-        Err(FORMAT)
-    }
+    if host_is_valid && port_is_valid { Ok(()) } else { Err(FORMAT) }
 }
 
 fn validate_repository(path: &str) -> Result<(), &'static str> {
@@ -256,11 +245,7 @@ fn parse_tag(tag: &str) -> Result<Tag, &'static str> {
     let valid = tag.len() <= 128
         && tag.bytes().next().is_some_and(word)
         && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-');
-    if valid {
-        Ok(Tag(tag.to_owned()))
-    } else {
-        Err(FORMAT)
-    }
+    if valid { Ok(Tag(tag.to_owned())) } else { Err(FORMAT) }
 }
 
 #[cfg(test)]
@@ -285,11 +270,7 @@ mod tests {
             ("Registry/app", "Registry/app:latest"),
             ("a--b/c__d.e", "docker.io/a--b/c__d.e:latest"),
         ] {
-            assert_eq!(
-                Reference::parse(short).unwrap().to_string(),
-                full,
-                "{short}"
-            );
+            assert_eq!(Reference::parse(short).unwrap().to_string(), full, "{short}");
         }
     }
 
@@ -298,10 +279,7 @@ mod tests {
         let by_digest = Reference::parse(&format!("app@sha256:{HEX}")).unwrap();
         assert!(by_digest.tag.is_none() && by_digest.digest.is_some());
         let both = Reference::parse(&format!("app:v1@sha256:{HEX}")).unwrap();
-        assert_eq!(
-            both.to_string(),
-            format!("docker.io/library/app:v1@sha256:{HEX}")
-        );
+        assert_eq!(both.to_string(), format!("docker.io/library/app:v1@sha256:{HEX}"));
     }
 
     #[test]
@@ -336,10 +314,7 @@ mod tests {
             &long,
         ] {
             let error = Reference::parse(bad).unwrap_err().to_string();
-            assert!(
-                error.starts_with("couldn't parse image name"),
-                "{bad}: {error}"
-            );
+            assert!(error.starts_with("couldn't parse image name"), "{bad}: {error}");
         }
         let error = Reference::parse("BusyBox").unwrap_err().to_string();
         assert!(error.contains("must be lowercase"), "{error}");
@@ -355,10 +330,7 @@ mod tests {
             ("localhost.example.com/a", false),
             ("10.0.0.1:5000/a", false),
         ] {
-            assert_eq!(
-                Reference::parse(name).unwrap().registry.is_loopback(),
-                loopback
-            );
+            assert_eq!(Reference::parse(name).unwrap().registry.is_loopback(), loopback);
         }
     }
 

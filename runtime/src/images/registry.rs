@@ -55,10 +55,7 @@ impl Client {
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let redirects = reqwest::redirect::Policy::custom(|attempt| {
-            let downgrade = attempt
-                .previous()
-                .last()
-                .is_some_and(|u| u.scheme() == "https")
+            let downgrade = attempt.previous().last().is_some_and(|u| u.scheme() == "https")
                 && attempt.url().scheme() != "https";
             if downgrade || attempt.previous().len() > 5 {
                 attempt.error("refused redirect")
@@ -123,11 +120,8 @@ impl Session {
         target: &str,
         accept: &str,
     ) -> Result<RawDocument, Failure> {
-        let request = Request {
-            path: format!("manifests/{target}"),
-            accept: Some(accept),
-            offset: 0,
-        };
+        let request =
+            Request { path: format!("manifests/{target}"), accept: Some(accept), offset: 0 };
         let response = self.get(&request).await?;
         let content_type = response
             .headers()
@@ -135,19 +129,12 @@ impl Session {
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
         let bytes = self.body(response, MAX_DOCUMENT_BYTES).await?;
-        Ok(RawDocument {
-            bytes,
-            content_type,
-        })
+        Ok(RawDocument { bytes, content_type })
     }
 
     /// A blob's bytes from `offset` on, unverified.
     pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<ByteStream, Failure> {
-        let request = Request {
-            path: format!("blobs/{digest}"),
-            accept: None,
-            offset,
-        };
+        let request = Request { path: format!("blobs/{digest}"), accept: None, offset };
         let response = self.get(&request).await?;
         let skip = match response.status() {
             StatusCode::PARTIAL_CONTENT => 0,
@@ -169,10 +156,7 @@ impl Session {
                 Ok(response) if is_overload(response.status()) => {
                     let wait = retry_after(&response).unwrap_or(delay);
                     let status = response.status();
-                    (
-                        Failure::Unavailable(format!("unexpected status {status}")),
-                        wait,
-                    )
+                    (Failure::Unavailable(format!("unexpected status {status}")), wait)
                 }
                 Ok(response) => return self.accepted(response).await,
                 Err(failure) => (failure, delay),
@@ -228,10 +212,7 @@ impl Session {
         }
         if let Some(challenge) = &challenges.bearer {
             let realm = self.token_service(&challenge.realm)?;
-            return self
-                .token(realm, challenge.service.as_deref())
-                .await
-                .map(Some);
+            return self.token(realm, challenge.service.as_deref()).await.map(Some);
         }
         match (&self.credentials, challenges.basic) {
             (Some(Credentials::Basic { username, password }), true) => {
@@ -263,10 +244,7 @@ impl Session {
         if let Some(Credentials::Basic { username, password }) = &self.credentials {
             builder = builder.header(AUTHORIZATION, auth::basic(username, password)?);
         }
-        let response = builder
-            .send()
-            .await
-            .map_err(|error| self.transport(error))?;
+        let response = builder.send().await.map_err(|error| self.transport(error))?;
         if is_overload(response.status()) {
             let message = format!("token service: unexpected status {}", response.status());
             return Err(Failure::Unavailable(message));
@@ -334,11 +312,7 @@ fn transport_failure(error: reqwest::Error, secrets: &[String]) -> Failure {
         cause = inner.source();
     }
     let message = auth::redact(message, secrets);
-    if refused {
-        Failure::Refused(message)
-    } else {
-        Failure::Unavailable(message)
-    }
+    if refused { Failure::Refused(message) } else { Failure::Unavailable(message) }
 }
 
 /// Drops the first `count` bytes, for servers that ignore the range.
@@ -349,9 +323,7 @@ fn skip_bytes(stream: ByteStream, count: u64) -> ByteStream {
     stream
         .scan(count, |left, chunk| {
             let kept = chunk.map(|mut bytes| {
-                let dropped = bytes
-                    .len()
-                    .min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let dropped = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= dropped as u64;
                 bytes.split_off(dropped)
             });
@@ -368,10 +340,8 @@ mod tests {
     async fn a_resumed_stream_leaves_out_what_was_already_read() {
         let chunks = [&b"abc"[..], b"def", b"g"];
         let stream = futures::stream::iter(chunks.map(|c| Ok(Bytes::from_static(c)))).boxed();
-        let read: Vec<u8> = skip_bytes(stream, 4)
-            .map(|chunk| chunk.unwrap().to_vec())
-            .concat()
-            .await;
+        let read: Vec<u8> =
+            skip_bytes(stream, 4).map(|chunk| chunk.unwrap().to_vec()).concat().await;
         assert_eq!(read, b"efg");
     }
 
@@ -383,11 +353,7 @@ mod tests {
         };
         let remote = session("registry.example/a");
         assert!(remote.token_service("https://auth.example/token").is_ok());
-        assert!(
-            remote
-                .token_service("http://registry.example/token")
-                .is_err()
-        );
+        assert!(remote.token_service("http://registry.example/token").is_err());
         assert!(remote.token_service("http://127.0.0.1/token").is_err());
         assert!(remote.token_service("file:///etc/passwd").is_err());
         let local = session("127.0.0.1:5000/a");

@@ -23,17 +23,9 @@ pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Invalid),
     #[error("{what} does not match its digest: want {expected}, got {actual}")]
-    Digest {
-        what: &'static str,
-        expected: Digest,
-        actual: Digest,
-    },
+    Digest { what: &'static str, expected: Digest, actual: Digest },
     #[error("{what} {digest} is longer than {limit} bytes")]
-    TooLong {
-        what: &'static str,
-        digest: Digest,
-        limit: u64,
-    },
+    TooLong { what: &'static str, digest: Digest, limit: u64 },
     #[error("read the image layout")]
     Layout(#[source] std::io::Error),
 }
@@ -88,12 +80,7 @@ impl Source {
             let next = match document {
                 Document::Manifest(manifest) => {
                     let config_bytes = self.config(&manifest.config).await?;
-                    return Ok(Resolved {
-                        target,
-                        target_bytes,
-                        manifest,
-                        config_bytes,
-                    });
+                    return Ok(Resolved { target, target_bytes, manifest, config_bytes });
                 }
                 Document::Index(index) => index.choose(platform)?.clone(),
             };
@@ -126,11 +113,7 @@ impl Source {
     async fn config(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
         let limit = manifest::MAX_DOCUMENT_BYTES.min(descriptor.size_bytes);
         let what = "the image configuration";
-        let too_long = || Error::TooLong {
-            what,
-            digest: descriptor.digest.clone(),
-            limit,
-        };
+        let too_long = || Error::TooLong { what, digest: descriptor.digest.clone(), limit };
         let mut bytes = Vec::new();
         let mut stream = self.blob(&descriptor.digest, 0).await?;
         while let Some(chunk) = stream.next().await {
@@ -171,10 +154,6 @@ fn verify(what: &'static str, expected: &Digest, bytes: &[u8]) -> Result<(), Err
     if actual == *expected {
         Ok(())
     } else {
-        Err(Error::Digest {
-            what,
-            expected: expected.clone(),
-            actual,
-        })
+        Err(Error::Digest { what, expected: expected.clone(), actual })
     }
 }

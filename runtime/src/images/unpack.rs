@@ -27,10 +27,7 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self {
-            max_bytes: 32 << 30,
-            max_entries: 4_000_000,
-        }
+        Self { max_bytes: 32 << 30, max_entries: 4_000_000 }
     }
 }
 
@@ -82,10 +79,7 @@ impl Unpacker {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = Command::from(command)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(Error::Start)?;
+        let mut child = Command::from(command).kill_on_drop(true).spawn().map_err(Error::Start)?;
         let missing = || Error::Start(io::Error::other("a standard stream is missing"));
         let output = child.stdout.take().ok_or_else(missing)?;
         let errors = child.stderr.take().ok_or_else(missing)?;
@@ -143,11 +137,7 @@ impl Unpacker {
 
 /// The line without control characters, shortened: it may quote names out of the layer.
 fn printable(line: &str) -> String {
-    line.trim()
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .take(500)
-        .collect()
+    line.trim().chars().map(|c| if c.is_control() { '?' } else { c }).take(500).collect()
 }
 
 async fn joined(task: JoinHandle<io::Result<Vec<u8>>>) -> Result<Vec<u8>, Error> {
@@ -159,10 +149,7 @@ async fn joined(task: JoinHandle<io::Result<Vec<u8>>>) -> Result<Vec<u8>, Error>
 
 async fn read_some(mut source: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    (&mut source)
-        .take(MAX_OUTPUT_BYTES)
-        .read_to_end(&mut bytes)
-        .await?;
+    (&mut source).take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes).await?;
     tokio::io::copy(&mut source, &mut tokio::io::sink()).await?;
     Ok(bytes)
 }

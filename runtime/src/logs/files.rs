@@ -97,10 +97,7 @@ pub(super) fn tail_start(
     // The beginning of a record whose end has been read already.
     let mut rest: Vec<u8> = Vec::new();
     if lines == 0 {
-        return Ok(TailStart {
-            offset: end,
-            missing: 0,
-        });
+        return Ok(TailStart { offset: end, missing: 0 });
     }
     while end > 0 {
         let start = end.saturating_sub(BLOCK_BYTES);
@@ -132,10 +129,7 @@ pub(super) fn tail_start(
         }
         found += 1;
     }
-    Ok(TailStart {
-        offset: 0,
-        missing: lines - found,
-    })
+    Ok(TailStart { offset: 0, missing: lines - found })
 }
 
 fn counts(record: &[u8], stream: Option<LogStream>) -> bool {
@@ -162,35 +156,19 @@ mod tests {
     #[test]
     fn files_are_ordered_by_number_or_by_time() {
         for (rotated, expected) in [
+            (vec!["0.log.1", "0.log.2", "0.log.10"], ["0.log.10", "0.log.2", "0.log.1"]),
             (
-                vec!["0.log.1", "0.log.2", "0.log.10"],
-                ["0.log.10", "0.log.2", "0.log.1"],
-            ),
-            (
-                vec![
-                    "0.log.20261121-080001",
-                    "0.log.20261121-080000",
-                    "0.log.20261120-235959",
-                ],
-                [
-                    "0.log.20261120-235959",
-                    "0.log.20261121-080000",
-                    "0.log.20261121-080001",
-                ],
+                vec!["0.log.20261121-080001", "0.log.20261121-080000", "0.log.20261120-235959"],
+                ["0.log.20261120-235959", "0.log.20261121-080000", "0.log.20261121-080001"],
             ),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            for name in rotated
-                .iter()
-                .chain(&["0.log", "0.log.tmp", "0.log.gz", "1.log"])
-            {
+            for name in rotated.iter().chain(&["0.log", "0.log.tmp", "0.log.gz", "1.log"]) {
                 fs::write(dir.path().join(name), "").unwrap();
             }
             let files = chain(&dir.path().join("0.log")).unwrap();
-            let names: Vec<_> = files
-                .iter()
-                .map(|f| f.file_name().unwrap().to_str().unwrap())
-                .collect();
+            let names: Vec<_> =
+                files.iter().map(|f| f.file_name().unwrap().to_str().unwrap()).collect();
             assert_eq!(names[..3], expected);
             assert_eq!(names[3], "0.log");
         }
@@ -199,28 +177,12 @@ mod tests {
     #[test]
     fn the_tail_keeps_the_parts_of_its_first_line() {
         let old = record("stdout", "F", "old");
-        let content = format!(
-            "{old}{}{}",
-            record("stdout", "P", "a"),
-            record("stdout", "F", "b")
-        );
+        let content = format!("{old}{}{}", record("stdout", "P", "a"), record("stdout", "F", "b"));
         let (_dir, file) = file_with(&content);
         let tail = tail_start(&file, 1, None).unwrap();
-        assert_eq!(
-            tail,
-            TailStart {
-                offset: old.len() as u64,
-                missing: 0
-            }
-        );
+        assert_eq!(tail, TailStart { offset: old.len() as u64, missing: 0 });
         let more = tail_start(&file, 5, None).unwrap();
-        assert_eq!(
-            more,
-            TailStart {
-                offset: 0,
-                missing: 3
-            }
-        );
+        assert_eq!(more, TailStart { offset: 0, missing: 3 });
     }
 
     proptest! {

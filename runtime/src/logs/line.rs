@@ -41,12 +41,7 @@ pub(super) fn parse(line: &[u8]) -> Option<Record<'_>> {
         _ => return None,
     };
     let content = fields.next().unwrap_or_default();
-    (!time.is_empty()).then_some(Record {
-        time,
-        stream,
-        whole,
-        content,
-    })
+    (!time.is_empty()).then_some(Record { time, stream, whole, content })
 }
 
 /// A joined line is passed on in parts once it is longer than this.
@@ -90,11 +85,7 @@ impl Assembler {
     /// Takes one record's line. What is no record is passed over: only a torn write makes one.
     pub(super) fn push(&mut self, line: &[u8]) {
         let Some(record) = parse(line) else { return };
-        if self
-            .selection
-            .stream
-            .is_some_and(|wanted| wanted != record.stream)
-        {
+        if self.selection.stream.is_some_and(|wanted| wanted != record.stream) {
             return;
         }
         if !self.since_passed {
@@ -166,24 +157,14 @@ mod tests {
         ];
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         assert_eq!(text(Selection::default(), &lines), "err\nabcd\n\nend");
-        let only = Selection {
-            stream: Some(LogStream::Stderr),
-            timestamps: true,
-            ..Selection::default()
-        };
+        let only =
+            Selection { stream: Some(LogStream::Stderr), timestamps: true, ..Selection::default() };
         assert_eq!(text(only, &lines), format!("{T} err\n"));
     }
 
     #[test]
     fn torn_and_foreign_lines_are_passed_over() {
-        for bad in [
-            "",
-            "x",
-            "2026 stdin F a",
-            "2026 stdout X a",
-            " stdout F a",
-            "\u{0}",
-        ] {
+        for bad in ["", "x", "2026 stdin F a", "2026 stdout X a", " stdout F a", "\u{0}"] {
             assert_eq!(text(Selection::default(), &[bad]), "", "{bad:?}");
         }
     }

@@ -156,9 +156,7 @@ impl Reader {
 
     /// Whether nothing will be written any more. To be asked before the last read.
     fn is_ended(&self) -> bool {
-        self.follow
-            .as_ref()
-            .is_none_or(CancellationToken::is_cancelled)
+        self.follow.as_ref().is_none_or(CancellationToken::is_cancelled)
     }
 
     /// Reads one chunk. Blocking.
@@ -205,9 +203,7 @@ impl Reader {
         // What was written between the last read and the rotation.
         if let Some(mut old) = self.current.replace(next) {
             let mut rest = Vec::new();
-            old.by_ref()
-                .take(MAX_RECORD_BYTES as u64)
-                .read_to_end(&mut rest)?;
+            old.by_ref().take(MAX_RECORD_BYTES as u64).read_to_end(&mut rest)?;
             self.take_records(&rest);
         }
         self.partial.clear();
@@ -263,10 +259,7 @@ mod tests {
 
     async fn text(path: &Path, options: LogOptions) -> String {
         let chunks: Vec<_> = read(path.to_owned(), options).collect().await;
-        let bytes: Vec<u8> = chunks
-            .into_iter()
-            .flat_map(|chunk| chunk.unwrap())
-            .collect();
+        let bytes: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.unwrap()).collect();
         String::from_utf8(bytes).unwrap()
     }
 
@@ -282,25 +275,15 @@ mod tests {
     #[tokio::test]
     async fn a_log_is_read_across_its_rotated_files() {
         let (_dir, path) = log_of_three();
-        assert_eq!(
-            text(&path, LogOptions::default()).await,
-            "1\n2\n3\n4\n5\n6\n"
-        );
+        assert_eq!(text(&path, LogOptions::default()).await, "1\n2\n3\n4\n5\n6\n");
     }
 
     #[tokio::test]
     async fn the_tail_reaches_back_into_older_files() {
         let (_dir, path) = log_of_three();
-        for (lines, expected) in [
-            (0, ""),
-            (1, "6\n"),
-            (3, "4\n5\n6\n"),
-            (9, "1\n2\n3\n4\n5\n6\n"),
-        ] {
-            let options = LogOptions {
-                tail_lines: Some(lines),
-                ..LogOptions::default()
-            };
+        for (lines, expected) in [(0, ""), (1, "6\n"), (3, "4\n5\n6\n"), (9, "1\n2\n3\n4\n5\n6\n")]
+        {
+            let options = LogOptions { tail_lines: Some(lines), ..LogOptions::default() };
             assert_eq!(text(&path, options).await, expected, "{lines}");
         }
     }
@@ -308,10 +291,7 @@ mod tests {
     #[tokio::test]
     async fn the_byte_limit_ends_the_text() {
         let (_dir, path) = log_of_three();
-        let options = LogOptions {
-            limit_bytes: Some(5),
-            ..LogOptions::default()
-        };
+        let options = LogOptions { limit_bytes: Some(5), ..LogOptions::default() };
         assert_eq!(text(&path, options).await, "1\n2\n3");
     }
 

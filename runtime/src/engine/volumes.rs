@@ -1,0 +1,208 @@
+//! Settles what the mounts of a container stand for on the host, and undoes mounts below a directory.
+//!
+//! A `subPath` may have been replaced by the pod while it is looked up. It is resolved beneath its
+//! volume with `openat2`, so no link leads out, and what was found is bound by its descriptor to a
+//! place of the engine's own, so nothing can be swapped afterwards (CVE-2017-1002101,
+//! CVE-2021-25741). Kernel: 5.6 for `openat2`, 5.2 for `open_tree`. All functions block.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+
+use super::record::ContainerDir;
+use super::spec::PreparedMount;
+use crate::disk;
+use crate::interface::Mount;
+
+/// Settles all mounts of a container.
+///
+/// # Errors
+/// A sentence for the pod's owner.
+pub(super) fn prepare(mounts: &[Mount], dir: &ContainerDir) -> Result<Vec<PreparedMount>, String> {
+    let prepare = |(index, mount)| prepare_one(mount, &dir.volume(index));
+    mounts.iter().enumerate().map(prepare).collect()
+}
+
+fn prepare_one(mount: &Mount, own_place: &Path) -> Result<PreparedMount, String> {
+    let host_path = &mount.host_path;
+    if !host_path.is_absolute() {
+        return Err(format!("the host path {host_path:?} is not absolute"));
+    }
+    let failed =
+        |error: io::Error| format!("failed to prepare the mount of {host_path:?}: {error}");
+    if !host_path.exists() {
+        // As containerd does for what the pod's owner may mount but nobody made.
+        fs::create_dir_all(host_path).map_err(failed)?;
+    }
+    let source = match &mount.sub_path {
+        Some(sub_path) if !sub_path.as_os_str().is_empty() => {
+            bind_beneath(host_path, sub_path, own_place)?;
+            own_place.to_owned()
+        }
+        _ => fs::canonicalize(host_path).map_err(failed)?,
+    };
+    Ok(PreparedMount {
+        source,
+        container_path: mount.container_path.clone(),
+        read_only: mount.read_only,
+        recursive_read_only: mount.recursive_read_only,
+        propagation: mount.propagation,
+    })
+}
+
+fn bind_beneath(volume: &Path, sub_path: &Path, place: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| {
+        format!("failed to prepare subPath {sub_path:?} of volume {volume:?}: {error}")
+    };
+    let found = open_beneath(volume, sub_path).map_err(|error| match error {
+        Errno::XDEV | Errno::LOOP => {
+            format!("subPath {sub_path:?} is not within the volume path {volume:?}")
+        }
+        other => failed(other.into()),
+    })?;
+    let is_dir = rustix::fs::fstat(&found)
+        .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+        .map_err(|error| failed(error.into()))?;
+    let made = match (is_dir, place.parent()) {
+        (true, _) => fs::create_dir_all(place),
+        (false, Some(parent)) => fs::create_dir_all(parent).and_then(|()| fs::write(place, b"")),
+        (false, None) => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    made.map_err(failed)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(found.as_fd(), "", flags).map_err(|error| failed(error.into()))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(tree.as_fd(), "", CWD, place, flags).map_err(|error| failed(error.into()))
+}
+
+/// Opens a path beneath a volume, making directories that are missing. No link leads out.
+fn open_beneath(volume: &Path, sub_path: &Path) -> Result<OwnedFd, Errno> {
+    let mut names = Vec::new();
+    for component in sub_path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::CurDir => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err(Errno::XDEV);
+            }
+        }
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = open(volume, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let wanted: PathBuf =
+        std::iter::once(Path::new(".").as_os_str()).chain(names.iter().copied()).collect();
+    let mut made = PathBuf::from(".");
+    match openat2(&root, &wanted, flags, Mode::empty(), resolve) {
+        Err(Errno::NOENT) => {}
+        outcome => return outcome,
+    }
+    let mut current = root.try_clone().map_err(|_| Errno::MFILE)?;
+    for name in names {
+        made.push(name);
+        let next = openat2(&root, &made, flags, Mode::empty(), resolve);
+        current = match next {
+            Err(Errno::NOENT) => {
+                match mkdirat(&current, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error),
+                }
+                openat2(&root, &made, flags, Mode::empty(), resolve)?
+            }
+            outcome => outcome?,
+        };
+    }
+    Ok(current)
+}
+
+/// Mounts a tmpfs for `/dev/shm`, 64 MiB as Docker's.
+pub(super) fn mount_shm(place: &Path) -> io::Result<()> {
+    use rustix::mount::MountFlags;
+    disk::make_private_dir(place)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("shm", place, "tmpfs", flags, Some(c"mode=1777,size=67108864"))
+        .map_err(|error| disk::at(place, error.into()))
+}
+
+/// Takes away all mounts at and below a directory, the last one first.
+pub(super) fn unmount_below(dir: &Path) -> io::Result<()> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut failure = None;
+    for place in places_below(&mountinfo, dir).into_iter().rev() {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        match unmount(&place, flags) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => failure = Some(disk::at(&place, error.into())),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// The mount points at and below a directory, in mount order.
+fn places_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
+    let places = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    places
+        .map(|place| PathBuf::from(unescape(place)))
+        .filter(|place| place.starts_with(dir))
+        .collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &str) -> String {
+    let mut text = field.to_owned();
+    for (escaped, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        text = text.replace(escaped, plain);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_sub_path_is_found_or_made_beneath_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        open_beneath(dir.path(), Path::new("a/./b")).unwrap();
+        assert!(dir.path().join("a/b").is_dir());
+        symlink("a", dir.path().join("link")).unwrap();
+        open_beneath(dir.path(), Path::new("link/b")).unwrap();
+        open_beneath(dir.path(), Path::new("link/c")).unwrap();
+        assert!(dir.path().join("a/c").is_dir());
+        fs::write(dir.path().join("file"), b"x").unwrap();
+        open_beneath(dir.path(), Path::new("file")).unwrap();
+    }
+
+    #[test]
+    fn a_sub_path_does_not_leave_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        symlink("/etc", volume.join("absolute")).unwrap();
+        symlink("../..", volume.join("climbing")).unwrap();
+        for bad in ["..", "a/../../b", "/etc", "absolute/passwd", "climbing/etc", "absolute/new"] {
+            let error = open_beneath(&volume, Path::new(bad)).unwrap_err();
+            assert_eq!(error, Errno::XDEV, "{bad}");
+        }
+        assert!(!Path::new("/etc/new").exists());
+    }
+
+    #[test]
+    fn mount_points_below_a_directory_are_found_by_component() {
+        let table = "\
+1 0 0:1 / /run/pods/a rw - tmpfs x rw
+2 0 0:1 / /run/pods/a/shm\\040x rw - tmpfs x rw
+3 0 0:1 / /run/pods/ab rw - tmpfs x rw";
+        let places = places_below(table, Path::new("/run/pods/a"));
+        assert_eq!(places, [PathBuf::from("/run/pods/a"), "/run/pods/a/shm x".into()]);
+    }
+}
