@@ -242,7 +242,7 @@ impl Inner {
         let ((), (), pod) =
             tokio::try_join!(synced, self.firewall.add(record, self.desired()), pair)?;
         pod.configure(&self.layout, &record.addresses).await?;
-        veth::settled(&self.handle, &name).await
+        veth::settled(&self.handle, &self.bridge, &name).await
     }
 
     async fn detach(&self, id: &AttachmentId) -> Result<(), Error> {

@@ -105,6 +105,7 @@ pub(crate) async fn address(
     }
     for net in wanted {
         super::pod::add_address(handle, bridge.index, net).await?;
+        super::pod::received(handle, net.addr()).await?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ pub(crate) mod veth;
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
@@ -18,6 +19,10 @@ use rtnetlink::Handle;
 
 use crate::Error;
 use crate::netns::NetNs;
+
+/// How often, and in which steps, to look whether the kernel's workers have caught up.
+const SETTLE_ATTEMPTS: u32 = 100;
+const SETTLE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Opens a netlink socket inside `ns` and drives it on the current runtime until the last handle
 /// is dropped. `prepare` runs inside as well, before.
@@ -90,8 +95,10 @@ pub(crate) struct Link {
     pub(crate) mac: Vec<u8>,
     pub(crate) is_bridge: bool,
     pub(crate) is_up: bool,
-    /// Frames pass: there is a carrier, its queue runs, and as a port of a bridge it forwards.
-    pub(crate) is_passing: bool,
+    /// It has a carrier and its queue runs.
+    pub(crate) is_operational: bool,
+    /// It is a port of a bridge, and open.
+    pub(crate) is_forwarding: bool,
 }
 
 impl From<LinkMessage> for Link {
@@ -104,7 +111,6 @@ impl From<LinkMessage> for Link {
             LinkInfo::PortData(InfoPortData::BridgePort(port)) => port.contains(&forwarding),
             _ => false,
         };
-        let mut operational = false;
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
@@ -116,7 +122,8 @@ impl From<LinkMessage> for Link {
             mac: Vec::new(),
             is_bridge: false,
             is_up: message.header.flags.contains(LinkFlags::Up),
-            is_passing: false,
+            is_operational: false,
+            is_forwarding: false,
         };
         for attribute in message.attributes {
             match attribute {
@@ -127,15 +134,14 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(mac) => link.mac = mac,
-                LinkAttribute::OperState(state) => operational = state == State::Up,
+                LinkAttribute::OperState(state) => link.is_operational = state == State::Up,
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
-                    link.is_passing = infos.iter().any(forwards);
+                    link.is_forwarding = infos.iter().any(forwards);
                 }
                 _ => {}
             }
         }
-        link.is_passing &= operational;
         link
     }
 }

@@ -5,13 +5,14 @@
 
 use std::net::IpAddr;
 
+use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::veth::INSIDE;
-use super::{Link, failed, find};
+use super::{Link, SETTLE_ATTEMPTS, SETTLE_PAUSE, failed, find};
 use crate::config::Layout;
 use crate::netns::NetNs;
 use crate::{Error, sysctl};
@@ -60,6 +61,9 @@ impl Pod {
                 }
             }
         }
+        for ip in addresses {
+            received(&self.handle, *ip).await?;
+        }
         Ok(())
     }
 
@@ -76,6 +80,24 @@ pub(crate) async fn add_address(handle: &Handle, index: u32, net: IpNet) -> Resu
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
     request.execute().await.map_err(failed(format!("add address {net}")))
+}
+
+/// Waits until packets to the address are received. IPv6 arranges that in a worker of its own,
+/// also when it need not look for duplicates; until then what arrives is sent back to the node.
+/// Gives up silently: a later packet will find it done.
+pub(crate) async fn received(handle: &Handle, ip: IpAddr) -> Result<(), Error> {
+    let IpAddr::V6(v6) = ip else {
+        return Ok(());
+    };
+    for _ in 0..SETTLE_ATTEMPTS {
+        let query = RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(v6, 128);
+        let found = handle.route().get(query.build()).execute().try_next().await;
+        if found.is_ok_and(|route| route.is_some_and(|r| r.header.kind == RouteType::Local)) {
+            return Ok(());
+        }
+        tokio::time::sleep(SETTLE_PAUSE).await;
+    }
+    Ok(())
 }
 
 /// The gateway as a neighbour, and everything through it.

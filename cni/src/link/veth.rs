@@ -11,7 +11,6 @@
 //! A static forwarding entry and permanent neighbours say where each address is.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
@@ -22,7 +21,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use super::bridge::Bridge;
-use super::{Link, absent_is_fine, failed, find, hash, mac_of};
+use super::{Link, SETTLE_ATTEMPTS, SETTLE_PAUSE, absent_is_fine, failed, find, hash, mac_of};
 use crate::Error;
 use crate::attachment::AttachmentId;
 use crate::ipam::Record;
@@ -30,9 +29,6 @@ use crate::netns::NetNs;
 
 /// The interface's name inside the pod.
 pub(crate) const INSIDE: &str = "eth0";
-
-const SETTLE_ATTEMPTS: u32 = 100;
-const SETTLE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the outer ends of one bridge's pods start with, so that one rule can match them all.
 pub(crate) fn prefix(bridge: &str) -> String {
@@ -184,12 +180,14 @@ async fn finish(
     Ok(())
 }
 
-/// Waits until the outer end passes frames. The kernel starts its queue a moment after the inner
-/// end is up; what is sent until then is lost, and a lost SYN costs a second. Gives up silently:
-/// a pod whose processes took the interface down is theirs.
-pub(crate) async fn settled(handle: &Handle, name: &str) -> Result<(), Error> {
+/// Waits until port and bridge pass frames. The kernel starts their queues a moment after the
+/// inner end is up (the bridge's with its first port); what is sent until then is lost, and a
+/// lost SYN costs a second. Gives up silently: a link that somebody takes down stays down.
+pub(crate) async fn settled(handle: &Handle, bridge: &Bridge, name: &str) -> Result<(), Error> {
     for _ in 0..SETTLE_ATTEMPTS {
-        if find(handle, name).await?.is_none_or(|link| link.is_passing) {
+        let port = find(handle, name).await?;
+        let passes = port.is_none_or(|port| port.is_operational && port.is_forwarding);
+        if passes && find(handle, &bridge.name).await?.is_none_or(|link| link.is_operational) {
             return Ok(());
         }
         tokio::time::sleep(SETTLE_PAUSE).await;
