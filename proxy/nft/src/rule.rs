@@ -202,13 +202,22 @@ impl Rule {
 
     /// Sets mark bits, keeping the others.
     pub fn set_mark_bits(self, bits: u32) -> Self {
+        self.change_mark(!bits, bits)
+    }
+
+    /// Clears mark bits, keeping the others.
+    pub fn clear_mark_bits(self, bits: u32) -> Self {
+        self.change_mark(!bits, 0)
+    }
+
+    fn change_mark(self, mask: u32, xor: u32) -> Self {
         let reg = Reg::word(0);
         self.expr(Expr::Meta { key: Meta::Mark, to: reg })
             .expr(Expr::Bitwise {
                 from: reg,
                 to: reg,
-                mask: (!bits).to_ne_bytes().to_vec(),
-                xor: bits.to_ne_bytes().to_vec(),
+                mask: mask.to_ne_bytes().to_vec(),
+                xor: xor.to_ne_bytes().to_vec(),
             })
             .expr(Expr::SetMeta { key: Meta::Mark, from: reg })
     }
