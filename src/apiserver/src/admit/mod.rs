@@ -1,0 +1,231 @@
+//! What makes an object acceptable: defaults, what clients may not set, rules, ownership. The
+//! modules are by kind; this one says which apply when. Everything but Service addresses is pure.
+
+pub(crate) mod events;
+pub(crate) mod names;
+mod objects;
+mod pod_defaults;
+mod pod_rules;
+pub(crate) mod quantity;
+pub(crate) mod service;
+
+use serde_json::{Value, json};
+
+use crate::failure::{Cause, Failure};
+use crate::http::access::Identity;
+use crate::object::ObjectExt;
+use crate::resource::{Kind, Resource};
+
+pub(crate) use pod_rules::qos_class;
+
+/// What of an object an update is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Everything but the status.
+    Main,
+    /// The status.
+    Status,
+    /// A namespace's finalizers.
+    Finalize,
+}
+
+/// Sets what a new object starts with and removes what only the server may set.
+pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
+    match kind {
+        Kind::Pod => {
+            object.put("/metadata/generation", 1);
+            object.put("/status", json!({"phase": "Pending", "qosClass": qos_class(object)}));
+        }
+        Kind::EndpointSlice => object.put("/metadata/generation", 1),
+        Kind::Service => object.put("/status", json!({"loadBalancer": {}})),
+        Kind::Namespace => {
+            object.put("/status", json!({"phase": "Active"}));
+            object.put("/spec", json!({"finalizers": ["kubernetes"]}));
+            let name = object.name().to_owned();
+            if !object.has("/metadata/labels") {
+                object.put("/metadata/labels", json!({}));
+            }
+            if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
+                labels.insert("kubernetes.io/metadata.name".into(), name.into());
+            }
+        }
+        Kind::Secret => objects::merge_string_data(object),
+        _ => {}
+    }
+}
+
+/// Sets the defaults of a kind.
+pub(crate) fn defaults(kind: Kind, object: &mut Value) {
+    match kind {
+        Kind::Pod => pod_defaults::apply(object),
+        Kind::Service => service::defaults(object),
+        Kind::Secret => object.default_to("/type", "Opaque"),
+        Kind::Endpoints => objects::default_endpoints(object),
+        Kind::EndpointSlice => objects::default_slice(object),
+        Kind::Node => object.default_to("/status", json!({})),
+        _ => {}
+    }
+}
+
+/// Brings over what an update of this sort does not change.
+pub(crate) fn prepare_update(
+    (resource, change): (&Resource, Change),
+    current: &Value,
+    wanted: &mut Value,
+) {
+    let keep = |wanted: &mut Value, field: &str| match current.get(field) {
+        Some(value) => wanted.put(&format!("/{field}"), value.clone()),
+        None => {
+            wanted.take_out(&format!("/{field}"));
+        }
+    };
+    match change {
+        Change::Main if resource.has_status() => keep(wanted, "status"),
+        Change::Main => {}
+        Change::Status => {
+            keep(wanted, "spec");
+            for field in ["ownerReferences", "finalizers"] {
+                let pointer = format!("/metadata/{field}");
+                match current.pointer(&pointer) {
+                    Some(value) => wanted.put(&pointer, value.clone()),
+                    None => {
+                        wanted.take_out(&pointer);
+                    }
+                }
+            }
+        }
+        Change::Finalize => {
+            keep(wanted, "status");
+        }
+    }
+    match (resource.kind, change) {
+        (Kind::Namespace, Change::Main) => keep(wanted, "spec"),
+        (Kind::Secret, _) => objects::merge_string_data(wanted),
+        (Kind::Pod, Change::Status) => {
+            // The class follows from the spec, whatever the writer thinks.
+            let class = qos_class(wanted);
+            wanted.put("/status/qosClass", class);
+        }
+        _ => {}
+    }
+}
+
+/// Counts changes of what is wanted, for the kinds that have a generation.
+pub(crate) fn bump_generation(kind: Kind, current: &Value, wanted: &mut Value) {
+    let changed = match kind {
+        Kind::Pod => wanted.get("spec") != current.get("spec"),
+        Kind::EndpointSlice => {
+            ["endpoints", "ports"].iter().any(|field| wanted.get(*field) != current.get(*field))
+        }
+        _ => false,
+    };
+    if changed {
+        let generation = current.int("/metadata/generation").unwrap_or(0);
+        wanted.put("/metadata/generation", generation + 1);
+    }
+}
+
+/// Checks a new object.
+pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    names::check_metadata(resource, object, &mut causes);
+    match resource.kind {
+        Kind::Pod => pod_rules::check_spec(object, &mut causes),
+        Kind::Service => service::check(object, &mut causes),
+        Kind::Secret | Kind::ConfigMap => objects::check_data(object, &mut causes),
+        Kind::Event => events::check(object, &mut causes),
+        Kind::Lease => objects::check_lease(object, &mut causes),
+        Kind::Endpoints => objects::check_endpoints(object, &mut causes),
+        Kind::EndpointSlice => objects::check_slice(object, &mut causes),
+        Kind::Node | Kind::Namespace | Kind::ServiceAccount => {}
+    }
+    causes
+}
+
+/// Checks a changed object against its former self.
+pub(crate) fn check_update(
+    (resource, change): (&Resource, Change),
+    current: &Value,
+    wanted: &Value,
+) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    names::check_metadata(resource, wanted, &mut causes);
+    if change != Change::Main {
+        return causes;
+    }
+    match resource.kind {
+        Kind::Pod => pod_rules::check_update(current, wanted, &mut causes),
+        Kind::Service => {
+            service::check(wanted, &mut causes);
+            service::check_update(current, wanted, &mut causes);
+        }
+        Kind::Secret | Kind::ConfigMap => {
+            objects::check_data(wanted, &mut causes);
+            objects::check_data_update(resource.kind, (current, wanted), &mut causes);
+        }
+        Kind::Lease => objects::check_lease(wanted, &mut causes),
+        Kind::Endpoints => objects::check_endpoints(wanted, &mut causes),
+        Kind::EndpointSlice => {
+            objects::check_slice(wanted, &mut causes);
+            if current.text("/addressType") != wanted.text("/addressType") {
+                let value = json!(wanted.text("/addressType"));
+                causes.push(Cause::invalid("addressType", &value, "field is immutable"));
+            }
+        }
+        Kind::Node => objects::check_node_update(current, wanted, &mut causes),
+        Kind::Event | Kind::Namespace | Kind::ServiceAccount => {}
+    }
+    causes
+}
+
+/// Whether a marked object has nothing left to wait for.
+pub(crate) fn is_finished(kind: Kind, object: &Value) -> bool {
+    object.is_terminating()
+        && object.list("/metadata/finalizers").is_empty()
+        && object.int("/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
+        && (kind != Kind::Namespace || object.list("/spec/finalizers").is_empty())
+}
+
+/// Rules for what a node may create, which need the object.
+///
+/// # Errors
+/// 403.
+pub(crate) fn check_creator(
+    identity: &Identity,
+    resource: &Resource,
+    object: &Value,
+) -> Result<(), Failure> {
+    let Some(node) = identity.node().filter(|_| !identity.is_master()) else { return Ok(()) };
+    let (allowed, why) = match resource.kind {
+        Kind::Node | Kind::Lease => {
+            (object.name() == node, format!("node {node:?} is not allowed to create it"))
+        }
+        Kind::Pod => (
+            object.text("/spec/nodeName") == node
+                && object.annotation("kubernetes.io/config.mirror").is_some(),
+            format!("node {node:?} can only create mirror pods with its own name"),
+        ),
+        _ => (true, String::new()),
+    };
+    match allowed {
+        true => Ok(()),
+        false => Err(Failure::forbidden(resource, object.name(), &why)),
+    }
+}
+
+/// Rules for what a node may change or delete, which need the object.
+///
+/// # Errors
+/// 403.
+pub(crate) fn check_writer(
+    identity: &Identity,
+    resource: &Resource,
+    object: &Value,
+) -> Result<(), Failure> {
+    let Some(node) = identity.node().filter(|_| !identity.is_master()) else { return Ok(()) };
+    if resource.kind == Kind::Pod && object.text("/spec/nodeName") != node {
+        let why = format!("node {node:?} can only change pods with spec.nodeName set to itself");
+        return Err(Failure::forbidden(resource, object.name(), &why));
+    }
+    Ok(())
+}

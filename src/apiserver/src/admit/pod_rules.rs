@@ -1,0 +1,391 @@
+//! Rules for pod specs: what a pod must have, and what may change once it exists
+//! (`pkg/apis/core/validation`). The rules here are those that a node or a user relies on.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::{names, objects, quantity};
+use crate::failure::Cause;
+use crate::object::ObjectExt;
+
+/// What a spec update may touch, in upstream's words.
+const UPDATE_RULE: &str = "pod updates may not change fields other than \
+     `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
+     `spec.tolerations` (only additions to existing tolerations),\
+     `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+/// The QoS class of a pod, from requests and limits of cpu and memory.
+pub(crate) fn qos_class(pod: &Value) -> &'static str {
+    let (mut any, mut guaranteed) = (false, true);
+    let all = pod.list("/spec/containers").iter().chain(pod.list("/spec/initContainers"));
+    for container in all {
+        for resource in ["cpu", "memory"] {
+            let amount = |of: &str| {
+                let text = container.text(&format!("/resources/{of}/{resource}"));
+                quantity::millis(text).filter(|amount| *amount > 0)
+            };
+            let limit = amount("limits");
+            let request = amount("requests").or(limit);
+            any |= limit.is_some() || request.is_some();
+            guaranteed &= limit.is_some() && request == limit;
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// Checks the spec of a pod.
+pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
+    if pod.list("/spec/containers").is_empty() {
+        causes.push(Cause::required("spec.containers", ""));
+    }
+    let mut volumes = BTreeSet::new();
+    for (index, volume) in pod.list("/spec/volumes").iter().enumerate() {
+        let field = format!("spec.volumes[{index}].name");
+        names::check_label(&field, volume.text("/name"), causes);
+        if !volumes.insert(volume.text("/name")) {
+            causes.push(Cause::duplicate(field, &volume["name"]));
+        }
+        if volume.as_object().is_some_and(|map| map.len() > 2) {
+            causes.push(Cause::forbidden(
+                format!("spec.volumes[{index}]"),
+                "may not specify more than 1 volume type",
+            ));
+        }
+    }
+    let mut names_seen = BTreeSet::new();
+    for list in ["containers", "initContainers"] {
+        for (index, container) in pod.list(&format!("/spec/{list}")).iter().enumerate() {
+            let path = format!("spec.{list}[{index}]");
+            if !names_seen.insert(container.text("/name")) {
+                causes.push(Cause::duplicate(format!("{path}.name"), &container["name"]));
+            }
+            check_container(&path, (container, &volumes), causes);
+        }
+    }
+    check_choices(pod, causes);
+    for (pointer, least) in [("terminationGracePeriodSeconds", 0), ("activeDeadlineSeconds", 1)] {
+        if let Some(value) = pod.int(&format!("/spec/{pointer}")).filter(|value| *value < least) {
+            let detail = format!("must be greater than or equal to {least}");
+            causes.push(Cause::invalid(format!("spec.{pointer}"), &json!(value), &detail));
+        }
+    }
+    check_host_ports(pod, causes);
+}
+
+fn check_choices(pod: &Value, causes: &mut Vec<Cause>) {
+    for (field, allowed) in [
+        ("restartPolicy", &["Always", "OnFailure", "Never"][..]),
+        ("dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"][..]),
+    ] {
+        let value = pod.text(&format!("/spec/{field}"));
+        if !allowed.contains(&value) {
+            causes.push(Cause::unsupported(format!("spec.{field}"), &json!(value), allowed));
+        }
+    }
+    let node = pod.text("/spec/nodeName");
+    if !node.is_empty() && !names::is_subdomain(node) {
+        causes.push(Cause::invalid("spec.nodeName", &json!(node), "must be a DNS subdomain"));
+    }
+}
+
+fn check_container(
+    path: &str,
+    (container, volumes): (&Value, &BTreeSet<&str>),
+    causes: &mut Vec<Cause>,
+) {
+    names::check_label(&format!("{path}.name"), container.text("/name"), causes);
+    let image = container.text("/image");
+    if image.is_empty() {
+        causes.push(Cause::required(format!("{path}.image"), ""));
+    } else if image.trim() != image {
+        let detail = "must not have leading or trailing whitespace";
+        causes.push(Cause::invalid(format!("{path}.image"), &json!(image), detail));
+    }
+    let policy = container.text("/imagePullPolicy");
+    if !matches!(policy, "Always" | "IfNotPresent" | "Never") {
+        let allowed = ["Always", "IfNotPresent", "Never"];
+        causes.push(Cause::unsupported(
+            format!("{path}.imagePullPolicy"),
+            &json!(policy),
+            &allowed,
+        ));
+    }
+    check_ports(path, container, causes);
+    for (index, variable) in container.list("/env").iter().enumerate() {
+        let name = variable.text("/name");
+        let field = format!("{path}.env[{index}]");
+        if name.is_empty() {
+            causes.push(Cause::required(format!("{field}.name"), ""));
+        } else if name.contains('=') || !name.chars().all(|c| c.is_ascii() && !c.is_ascii_control())
+        {
+            let detail = "a valid environment variable name must consist only of printable ASCII \
+                          characters other than '='";
+            causes.push(Cause::invalid(format!("{field}.name"), &json!(name), detail));
+        }
+        if !variable.text("/value").is_empty() && variable.has("/valueFrom") {
+            let detail = "may not be specified when `value` is not empty";
+            causes.push(Cause::invalid(format!("{field}.valueFrom"), &json!(""), detail));
+        }
+    }
+    let mut paths = BTreeSet::new();
+    for (index, mount) in container.list("/volumeMounts").iter().enumerate() {
+        let field = format!("{path}.volumeMounts[{index}]");
+        let name = mount.text("/name");
+        if !volumes.contains(name) {
+            causes.push(Cause::missing(format!("{field}.name"), &json!(name)));
+        }
+        let target = mount.text("/mountPath");
+        if target.is_empty() {
+            causes.push(Cause::required(format!("{field}.mountPath"), ""));
+        } else if !paths.insert(target) {
+            let detail = "must be unique";
+            causes.push(Cause::invalid(format!("{field}.mountPath"), &json!(target), detail));
+        }
+        let sub = mount.text("/subPath");
+        if sub.starts_with('/') || sub.split('/').any(|part| part == "..") {
+            let detail = "must be a relative path without '..'";
+            causes.push(Cause::invalid(format!("{field}.subPath"), &json!(sub), detail));
+        }
+    }
+    check_resources(path, container, causes);
+}
+
+fn check_ports(path: &str, container: &Value, causes: &mut Vec<Cause>) {
+    let mut seen = BTreeSet::new();
+    for (index, port) in container.list("/ports").iter().enumerate() {
+        let field = format!("{path}.ports[{index}]");
+        objects::check_port(format!("{field}.containerPort"), port.int("/containerPort"), causes);
+        if let Some(host) = port.int("/hostPort").filter(|host| *host != 0) {
+            objects::check_port(format!("{field}.hostPort"), Some(host), causes);
+        }
+        let name = port.text("/name");
+        if !name.is_empty() {
+            if !names::is_port_name(name) {
+                let detail = "must be a valid port name (lower case letters, digits and '-', at \
+                              most 15 characters, at least one letter)";
+                causes.push(Cause::invalid(format!("{field}.name"), &json!(name), detail));
+            }
+            if !seen.insert(name) {
+                causes.push(Cause::duplicate(format!("{field}.name"), &json!(name)));
+            }
+        }
+        check_protocol(format!("{field}.protocol"), port.text("/protocol"), causes);
+    }
+}
+
+/// A protocol that must be one of the three.
+pub(crate) fn check_protocol(field: String, protocol: &str, causes: &mut Vec<Cause>) {
+    if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
+        let allowed = ["SCTP", "TCP", "UDP"];
+        causes.push(Cause::unsupported(field, &json!(protocol), &allowed));
+    }
+}
+
+fn check_resources(path: &str, container: &Value, causes: &mut Vec<Cause>) {
+    const FORMAT_RULE: &str = "quantities must match the regular expression \
+         '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+    let mut amount = |of: &str, resource: &str, value: &Value| {
+        let field = format!("{path}.resources.{of}[{resource}]");
+        match quantity::millis(value.as_str().unwrap_or_default()) {
+            None => {
+                causes.push(Cause::invalid(field, value, FORMAT_RULE));
+                None
+            }
+            Some(amount) if amount < 0 => {
+                let detail = "must be greater than or equal to 0";
+                causes.push(Cause::invalid(field, value, detail));
+                None
+            }
+            found => found,
+        }
+    };
+    let mut over = Vec::new();
+    let limits = container.map("/resources/limits");
+    for (resource, value) in limits.into_iter().flatten() {
+        amount("limits", resource, value);
+    }
+    for (resource, value) in container.map("/resources/requests").into_iter().flatten() {
+        let request = amount("requests", resource, value);
+        let limit = limits.and_then(|limits| limits.get(resource)).and_then(Value::as_str);
+        let limit_amount = limit.and_then(quantity::millis);
+        if let (Some(request), Some(limit_amount)) = (request, limit_amount)
+            && request > limit_amount
+        {
+            let detail = format!(
+                "must be less than or equal to {resource} limit of {}",
+                limit.unwrap_or_default()
+            );
+            over.push(Cause::invalid(format!("{path}.resources.requests"), value, &detail));
+        }
+    }
+    causes.extend(over);
+}
+
+fn check_host_ports(pod: &Value, causes: &mut Vec<Cause>) {
+    let mut taken = BTreeSet::new();
+    for (index, container) in pod.list("/spec/containers").iter().enumerate() {
+        for (at, port) in container.list("/ports").iter().enumerate() {
+            let Some(host) = port.int("/hostPort").filter(|host| *host != 0) else { continue };
+            if pod.flag("/spec/hostNetwork") && port.int("/containerPort") != Some(host) {
+                let field = format!("spec.containers[{index}].ports[{at}].containerPort");
+                let detail = "must match `hostPort` when `hostNetwork` is true";
+                causes.push(Cause::invalid(field, &port["containerPort"], detail));
+            }
+            let id = (host, port.text("/protocol"), port.text("/hostIP"));
+            if !taken.insert(id) {
+                let field = format!("spec.containers[{index}].ports[{at}].hostPort");
+                causes.push(Cause::duplicate(field, &json!(host)));
+            }
+        }
+    }
+}
+
+/// Checks what changed of an existing pod.
+pub(crate) fn check_update(current: &Value, wanted: &Value, causes: &mut Vec<Cause>) {
+    let mut allowed = wanted.clone();
+    for list in ["containers", "initContainers"] {
+        let pointer = format!("/spec/{list}");
+        for (index, container) in wanted.list(&pointer).iter().enumerate() {
+            if container.text("/image").is_empty() {
+                causes.push(Cause::required(format!("spec.{list}[{index}].image"), ""));
+            }
+        }
+        let before = current.list(&pointer);
+        for (container, before) in allowed.list_mut(&pointer).iter_mut().zip(before) {
+            container.put("/image", before["image"].clone());
+        }
+    }
+    check_deadline(current, wanted, causes);
+    restore(&mut allowed, current, "/spec/activeDeadlineSeconds");
+    let kept = current
+        .list("/spec/tolerations")
+        .iter()
+        .all(|one| wanted.list("/spec/tolerations").contains(one));
+    if kept {
+        restore(&mut allowed, current, "/spec/tolerations");
+    } else {
+        causes.push(Cause::forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
+        ));
+    }
+    let grace = "/spec/terminationGracePeriodSeconds";
+    if current.int(grace).is_some_and(|before| before < 0) && wanted.int(grace) == Some(1) {
+        restore(&mut allowed, current, grace);
+    }
+    if allowed.get("spec") != current.get("spec") {
+        let changed = changed_fields(current, &allowed).join(", ");
+        causes.push(Cause::forbidden("spec", &format!("{UPDATE_RULE}\nchanged: {changed}\n")));
+    }
+}
+
+fn restore(object: &mut Value, from: &Value, pointer: &str) {
+    match from.pointer(pointer) {
+        Some(value) => object.put(pointer, value.clone()),
+        None => {
+            object.take_out(pointer);
+        }
+    }
+}
+
+fn check_deadline(current: &Value, wanted: &Value, causes: &mut Vec<Cause>) {
+    let pointer = "/spec/activeDeadlineSeconds";
+    let field = "spec.activeDeadlineSeconds";
+    match (current.int(pointer), wanted.int(pointer)) {
+        (Some(_), None) => causes.push(Cause::invalid(
+            field,
+            &Value::Null,
+            "must not update from a positive integer to nil value",
+        )),
+        (Some(before), Some(now)) if now > before => causes.push(Cause::invalid(
+            field,
+            &json!(now),
+            "must be less than or equal to previous value",
+        )),
+        _ => {}
+    }
+}
+
+fn changed_fields(current: &Value, wanted: &Value) -> Vec<String> {
+    let empty = serde_json::Map::new();
+    let before = current.map("/spec").unwrap_or(&empty);
+    let after = wanted.map("/spec").unwrap_or(&empty);
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    keys.into_iter()
+        .filter(|key| before.get(*key) != after.get(*key))
+        .map(|key| format!("spec.{key}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admit::defaults;
+    use crate::resource::Kind;
+
+    fn pod() -> Value {
+        let mut pod = json!({"metadata": {"name": "x"}, "spec": {"containers": [
+            {"name": "a", "image": "web:1"}]}});
+        defaults(Kind::Pod, &mut pod);
+        pod
+    }
+
+    fn problems(pod: &Value) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        check_spec(pod, &mut causes);
+        causes
+    }
+
+    #[test]
+    fn a_plain_pod_is_good_and_an_empty_one_is_not() {
+        assert_eq!(problems(&pod()), []);
+        let mut empty = json!({"spec": {"containers": []}});
+        defaults(Kind::Pod, &mut empty);
+        assert_eq!(problems(&empty), [Cause::required("spec.containers", "")]);
+    }
+
+    #[test]
+    fn bad_containers_are_named_by_their_place() {
+        let mut bad = pod();
+        bad["spec"]["containers"][0]["resources"] =
+            json!({"limits": {"memory": "x", "cpu": "1"}, "requests": {"cpu": "2"}});
+        bad["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/a"}]);
+        assert_eq!(problems(&bad).len(), 3);
+    }
+
+    #[test]
+    fn only_images_deadlines_and_more_tolerations_may_change() {
+        let check = |change: &dyn Fn(&mut Value)| {
+            let mut wanted = pod();
+            change(&mut wanted);
+            let mut causes = Vec::new();
+            check_update(&pod(), &wanted, &mut causes);
+            causes.len()
+        };
+        assert_eq!(check(&|p| p["spec"]["containers"][0]["image"] = json!("web:2")), 0);
+        assert_eq!(check(&|p| p["spec"]["activeDeadlineSeconds"] = json!(9)), 0);
+        assert_eq!(check(&|p| p["spec"]["containers"][0]["args"] = json!(["x"])), 1);
+        assert_eq!(check(&|p| p["spec"]["nodeName"] = json!("n")), 1);
+        assert_eq!(check(&|p| p["spec"]["tolerations"] = json!([])), 2);
+    }
+
+    #[test]
+    fn the_class_follows_requests_and_limits() {
+        let of = |resources: Value| {
+            qos_class(&json!({"spec": {"containers": [{"resources": resources}]}}))
+        };
+        assert_eq!(of(json!({})), "BestEffort");
+        assert_eq!(of(json!({"requests": {"cpu": "1"}})), "Burstable");
+        assert_eq!(of(json!({"limits": {"cpu": "1", "memory": "1Gi"}})), "Guaranteed");
+        assert_eq!(
+            of(json!({"limits": {"cpu": "1", "memory": "1Gi"},
+            "requests": {"cpu": "1000m", "memory": "1024Mi"}})),
+            "Guaranteed"
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! What the server says it serves: legacy and aggregated discovery, and the version. All of it
+//! comes from the resource table, so nothing unserved is ever listed.
+
+use serde_json::{Map, Value, json};
+
+use crate::resource::{GROUPS, RESOURCES, Resource, Subresource, VERBS, api_version};
+
+/// `/version`.
+pub(crate) fn version() -> Value {
+    let mut parts = crate::VERSION.trim_start_matches('v').split('.');
+    json!({
+        "major": parts.next().unwrap_or_default(),
+        "minor": parts.next().unwrap_or_default(),
+        "gitVersion": crate::VERSION,
+        "gitCommit": "",
+        "gitTreeState": "",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, architecture()),
+    })
+}
+
+/// The machine's architecture by the name Go gives it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// `/api`, unaggregated.
+pub(crate) fn core_versions(address: &str) -> Value {
+    json!({
+        "kind": "APIVersions",
+        "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
+    })
+}
+
+/// `/apis`, unaggregated.
+pub(crate) fn groups() -> Value {
+    let groups: Vec<Value> = named_groups().filter_map(|(group, _)| self::group(group)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/<group>`.
+pub(crate) fn group(name: &str) -> Option<Value> {
+    let (group, version) = named_groups().find(|(group, _)| *group == name)?;
+    let version = json!({"groupVersion": api_version(group, version), "version": version});
+    Some(json!({
+        "kind": "APIGroup",
+        "apiVersion": "v1",
+        "name": group,
+        "versions": [version.clone()],
+        "preferredVersion": version,
+    }))
+}
+
+fn named_groups() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    GROUPS.iter().filter(|(group, _)| !group.is_empty())
+}
+
+/// `/api/v1` and `/apis/<group>/<version>`.
+pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
+    if !GROUPS.contains(&(group, version)) {
+        return None;
+    }
+    let mut list = Vec::new();
+    for resource in served(group) {
+        list.push(legacy_entry(resource));
+        list.extend(resource.subresources.iter().map(|sub| legacy_subentry(resource, *sub)));
+    }
+    Some(json!({
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": api_version(group, version),
+        "resources": list,
+    }))
+}
+
+fn served(group: &str) -> impl Iterator<Item = &'static Resource> {
+    RESOURCES.iter().filter(move |r| r.group == group)
+}
+
+fn legacy_entry(resource: &Resource) -> Value {
+    let mut entry = json!({
+        "name": resource.plural,
+        "singularName": resource.singular,
+        "namespaced": resource.is_namespaced(),
+        "kind": resource.kind_name,
+        "verbs": VERBS,
+    });
+    if !resource.short.is_empty() {
+        entry["shortNames"] = json!(resource.short);
+    }
+    if !resource.categories.is_empty() {
+        entry["categories"] = json!(resource.categories);
+    }
+    entry
+}
+
+fn legacy_subentry(resource: &Resource, sub: Subresource) -> Value {
+    let mut entry = json!({
+        "name": format!("{}/{}", resource.plural, sub.name()),
+        "singularName": "",
+        "namespaced": resource.is_namespaced(),
+        "kind": sub.object().map_or(resource.kind_name, |(_, _, kind)| kind),
+        "verbs": sub.verbs(),
+    });
+    if let Some((group, version, _)) = sub.object().filter(|(group, _, _)| !group.is_empty()) {
+        entry["group"] = group.into();
+        entry["version"] = version.into();
+    }
+    entry
+}
+
+/// Which half of the aggregated discovery is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// `/api`.
+    Core,
+    /// `/apis`.
+    Named,
+}
+
+/// The aggregated document (`apidiscovery.k8s.io/v2`).
+pub(crate) fn aggregated(half: Half) -> Value {
+    let items: Vec<Value> = GROUPS
+        .iter()
+        .filter(|(group, _)| group.is_empty() == (half == Half::Core))
+        .map(|(group, version)| {
+            let mut metadata = Map::new();
+            metadata.insert("creationTimestamp".into(), Value::Null);
+            if !group.is_empty() {
+                metadata.insert("name".into(), (*group).into());
+            }
+            let resources: Vec<Value> = served(group).map(aggregated_entry).collect();
+            json!({
+                "metadata": metadata,
+                "versions": [{"version": version, "resources": resources, "freshness": "Current"}],
+            })
+        })
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items,
+    })
+}
+
+fn aggregated_entry(resource: &Resource) -> Value {
+    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let own = kind(resource.group, resource.version, resource.kind_name);
+    let subresources: Vec<Value> = resource
+        .subresources
+        .iter()
+        .map(|sub| {
+            let shape = match sub.object() {
+                Some((group, version, name)) => kind(group, version, name),
+                None => own.clone(),
+            };
+            json!({"subresource": sub.name(), "responseKind": shape, "verbs": sub.verbs()})
+        })
+        .collect();
+    let mut entry = json!({
+        "resource": resource.plural,
+        "responseKind": own,
+        "scope": if resource.is_namespaced() { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": VERBS,
+    });
+    if !resource.short.is_empty() {
+        entry["shortNames"] = json!(resource.short);
+    }
+    if !resource.categories.is_empty() {
+        entry["categories"] = json!(resource.categories);
+    }
+    if !subresources.is_empty() {
+        entry["subresources"] = subresources.into();
+    }
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::ObjectExt;
+
+    #[test]
+    fn both_forms_of_discovery_list_the_same_resources() {
+        let legacy = resources("", "v1").unwrap();
+        let names: Vec<&str> = legacy
+            .list("/resources")
+            .iter()
+            .map(|entry| entry.text("/name"))
+            .filter(|name| !name.contains('/'))
+            .collect();
+        let core = aggregated(Half::Core);
+        let aggregated: Vec<&str> = core
+            .list("/items/0/versions/0/resources")
+            .iter()
+            .map(|entry| entry.text("/resource"))
+            .collect();
+        assert_eq!(names, aggregated);
+        assert!(names.contains(&"pods") && !names.contains(&"replicationcontrollers"));
+    }
+
+    #[test]
+    fn groups_that_are_not_served_are_not_listed() {
+        assert!(resources("apps", "v1").is_none());
+        assert!(group("apps").is_none());
+        assert!(!groups().to_string().contains("apps"));
+    }
+}

@@ -1,0 +1,176 @@
+//! Who asks, and whether they may. Users are client certificates: the common name is the user,
+//! the organizations are the groups. Pure.
+//!
+//! Differs: no RBAC. `system:masters` may do everything, `system:nodes` what a node needs and on
+//! its own objects only, everybody else nothing but health and version.
+
+use crate::failure::Failure;
+use crate::resource::{Kind, Resource, Subresource};
+
+/// The group that may do everything.
+pub(crate) const MASTERS: &str = "system:masters";
+/// The group of nodes.
+pub(crate) const NODES: &str = "system:nodes";
+/// What a node's user name starts with.
+pub(crate) const NODE_PREFIX: &str = "system:node:";
+
+/// Somebody with a certificate that this server's CA signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// The common name.
+    pub user: String,
+    /// The organizations.
+    pub groups: Vec<String>,
+}
+
+impl Identity {
+    /// The name of the node this is the agent of.
+    pub(crate) fn node(&self) -> Option<&str> {
+        self.is_in(NODES).then(|| self.user.strip_prefix(NODE_PREFIX)).flatten()
+    }
+
+    /// Whether everything is allowed.
+    pub(crate) fn is_master(&self) -> bool {
+        self.is_in(MASTERS)
+    }
+
+    fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|one| one == group)
+    }
+
+    /// Reads the subject of a certificate.
+    pub(crate) fn of_certificate(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+        let subject = certificate.subject();
+        let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let groups = subject
+            .iter_organization()
+            .filter_map(|organization| organization.as_str().ok().map(str::to_owned))
+            .collect();
+        Some(Self { user, groups })
+    }
+}
+
+/// What is to be done to what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt<'a> {
+    /// The verb, as discovery names them.
+    pub verb: &'a str,
+    /// On which resource.
+    pub resource: &'static Resource,
+    /// What below the object.
+    pub subresource: Option<Subresource>,
+    /// In which namespace.
+    pub namespace: &'a str,
+    /// On which object; "" for collections and creations.
+    pub name: &'a str,
+}
+
+/// Whether an attempt is allowed, by what the request alone says. Rules that need the object
+/// (a node's own pods) are checked where the object is.
+///
+/// # Errors
+/// 403, in upstream's words.
+pub(crate) fn authorize(identity: &Identity, attempt: &Attempt<'_>) -> Result<(), Failure> {
+    if identity.is_master() || identity.node().is_some_and(|node| node_may(node, attempt)) {
+        return Ok(());
+    }
+    let Attempt { verb, resource, namespace, name, .. } = *attempt;
+    let full = match attempt.subresource {
+        Some(sub) => format!("{}/{}", resource.plural, sub.name()),
+        None => resource.plural.to_owned(),
+    };
+    let place = match namespace {
+        "" => "at the cluster scope".to_owned(),
+        namespace => format!("in the namespace {namespace:?}"),
+    };
+    Err(Failure::forbidden(
+        resource,
+        name,
+        &format!(
+            "User {:?} cannot {verb} resource {full:?} in API group {:?} {place}",
+            identity.user, resource.group
+        ),
+    ))
+}
+
+fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
+    use Subresource::{Eviction, Log, Status};
+    let reads = matches!(attempt.verb, "get" | "list" | "watch");
+    let changes = matches!(attempt.verb, "update" | "patch");
+    let own = attempt.name == node;
+    match (attempt.resource.kind, attempt.subresource) {
+        (_, Some(Log)) => false,
+        (Kind::Pod, None) => reads || matches!(attempt.verb, "create" | "delete"),
+        (Kind::Pod, Some(Status)) => reads || changes,
+        (Kind::Pod, Some(Eviction)) => attempt.verb == "create",
+        // A creation names its object in the body; it is checked there.
+        (Kind::Node, None) => reads || attempt.verb == "create" || (own && changes),
+        (Kind::Node, Some(Status)) => own && (reads || changes),
+        (Kind::Lease, None) => {
+            attempt.namespace == "kube-node-lease"
+                && (attempt.verb == "create"
+                    || own && (reads || changes || attempt.verb == "delete"))
+        }
+        (Kind::Event, None) => attempt.verb == "create" || changes,
+        (
+            Kind::Service
+            | Kind::Endpoints
+            | Kind::EndpointSlice
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::ServiceAccount
+            | Kind::Namespace,
+            None,
+        ) => reads,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::of;
+
+    fn who(user: &str, group: &str) -> Identity {
+        Identity { user: user.into(), groups: vec![group.into()] }
+    }
+
+    fn may(identity: &Identity, verb: &str, kind: Kind, name: &str) -> bool {
+        let namespace = if kind == Kind::Lease { "kube-node-lease" } else { "" };
+        authorize(
+            identity,
+            &Attempt { verb, resource: of(kind), subresource: None, namespace, name },
+        )
+        .is_ok()
+    }
+
+    #[test]
+    fn a_node_reads_what_it_needs_and_writes_what_is_its_own() {
+        let node = who("system:node:n1", NODES);
+        assert!(may(&node, "watch", Kind::Pod, "") && may(&node, "get", Kind::Secret, "s"));
+        assert!(may(&node, "patch", Kind::Node, "n1") && may(&node, "update", Kind::Lease, "n1"));
+        assert!(!may(&node, "patch", Kind::Node, "n2") && !may(&node, "update", Kind::Lease, "n2"));
+        assert!(!may(&node, "update", Kind::Secret, "s") && !may(&node, "update", Kind::Pod, "p"));
+    }
+
+    #[test]
+    fn masters_may_everything_and_strangers_nothing() {
+        assert!(may(&who("admin", MASTERS), "delete", Kind::Node, "n1"));
+        let stranger = who("eve", "people");
+        let attempt = Attempt {
+            verb: "list",
+            resource: of(Kind::Pod),
+            subresource: None,
+            namespace: "default",
+            name: "",
+        };
+        assert_eq!(
+            authorize(&stranger, &attempt).unwrap_err().to_string(),
+            "pods is forbidden: User \"eve\" cannot list resource \"pods\" in API group \"\" in \
+             the namespace \"default\""
+        );
+        let posing = who("system:node:n1", "people");
+        assert!(!may(&posing, "watch", Kind::Pod, ""), "the name alone makes no node");
+    }
+}

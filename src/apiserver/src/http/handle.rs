@@ -1,0 +1,233 @@
+//! From one HTTP request to its answer: routes, checks access, reads the body, calls the verb.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use hyper::{Method, Request, StatusCode};
+use serde_json::Value;
+
+use super::access::{Attempt, Identity, authorize};
+use super::answer::{self, Answer};
+use super::form::{self, Form};
+use super::query::Query;
+use super::route::{Route, Target, route};
+use crate::api::Api;
+use crate::failure::Failure;
+use crate::resource::Subresource;
+use crate::verbs::{self, body, delete, read, watch, write};
+use crate::{discovery, openapi};
+
+/// The largest body that is read.
+const MAX_BODY: usize = 3 << 20;
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(60);
+
+/// The parts of a request that verbs look at.
+pub(crate) struct Call {
+    /// Who asks.
+    pub identity: Identity,
+    /// The query parameters.
+    pub query: Query,
+    /// The form of the answer.
+    pub form: Form,
+}
+
+/// Answers a request; failures become `Status` objects.
+pub(crate) async fn answer(
+    api: Arc<Api>,
+    identity: Arc<Option<Identity>>,
+    request: Request<Incoming>,
+) -> Answer {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let result = dispatch(api, identity, request).await;
+    match &result {
+        Ok(answer) => tracing::debug!(%method, path, code = answer.status().as_u16(), "request"),
+        Err(failure) => tracing::debug!(%method, path, code = failure.code(), %failure, "request"),
+    }
+    result.unwrap_or_else(|failure| answer::failure(&failure))
+}
+
+async fn dispatch(
+    api: Arc<Api>,
+    identity: Arc<Option<Identity>>,
+    request: Request<Incoming>,
+) -> Result<Answer, Failure> {
+    let found = route(request.uri().path());
+    match &found {
+        Route::Health => return Ok(answer::with_type(StatusCode::OK, "text/plain", "ok")),
+        Route::Version => return Ok(answer::json(StatusCode::OK, &discovery::version())),
+        _ => {}
+    }
+    let identity = identity.as_ref().clone().ok_or_else(Failure::unauthorized)?;
+    match found {
+        Route::Object(target) => object(api, identity, (target, request)).await,
+        other if request.method() == Method::GET => document(&api, &other, &request),
+        Route::Nothing => Err(Failure::no_such_path()),
+        _ => Err(Failure::method_not_allowed()),
+    }
+}
+
+fn document(api: &Api, found: &Route, request: &Request<Incoming>) -> Result<Answer, Failure> {
+    let aggregated = header(request, ACCEPT.as_str())
+        .split(',')
+        .any(|one| one.contains("as=APIGroupDiscoveryList") && one.contains("v=v2"));
+    let half = |half| {
+        let text = discovery::aggregated(half).to_string();
+        let media_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+        answer::with_type(StatusCode::OK, media_type, text)
+    };
+    let plain = |value: Option<Value>| {
+        value.map(|value| answer::json(StatusCode::OK, &value)).ok_or_else(Failure::no_such_path)
+    };
+    match found {
+        Route::CoreVersions if aggregated => Ok(half(discovery::Half::Core)),
+        Route::Groups if aggregated => Ok(half(discovery::Half::Named)),
+        Route::CoreVersions => {
+            plain(Some(discovery::core_versions(&api.settings.advertise.to_string())))
+        }
+        Route::Groups => plain(Some(discovery::groups())),
+        Route::Group(group) => plain(discovery::group(group)),
+        Route::Resources(group, version) => plain(discovery::resources(group, version)),
+        Route::Index => plain(Some(serde_json::json!({
+            "paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz",
+                      "/version"],
+        }))),
+        Route::OpenApiIndex => plain(Some(openapi::index())),
+        Route::OpenApi(path) => {
+            let document = openapi::documents().iter().find(|d| d.path == *path);
+            Ok(openapi_document(document.ok_or_else(Failure::no_such_path)?, request))
+        }
+        _ => Err(Failure::no_such_path()),
+    }
+}
+
+fn openapi_document(document: &openapi::Document, request: &Request<Incoming>) -> Answer {
+    let etag = format!("\"{}\"", document.hash);
+    let mut response = if header(request, IF_NONE_MATCH.as_str()) == etag {
+        let mut unchanged = answer::with_type(StatusCode::NOT_MODIFIED, "application/json", "");
+        unchanged.headers_mut().remove(CONTENT_TYPE);
+        unchanged
+    } else {
+        answer::with_type(StatusCode::OK, "application/json", document.text.clone())
+    };
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    if let Ok(etag) = HeaderValue::from_str(&etag) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    if query.text("hash") == document.hash {
+        let forever = HeaderValue::from_static("public, max-age=31536000, immutable");
+        response.headers_mut().insert("cache-control", forever);
+    }
+    response
+}
+
+fn header<'a>(request: &'a Request<Incoming>, name: &str) -> &'a str {
+    request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn verb_of(method: &Method, target: &Target, query: &Query) -> Option<&'static str> {
+    let named = !target.name.is_empty();
+    Some(match (method, named) {
+        (&Method::GET | &Method::HEAD, true) if query.flag("watch") => "watch",
+        (&Method::GET | &Method::HEAD, true) => "get",
+        (&Method::GET | &Method::HEAD, false) if query.flag("watch") => "watch",
+        (&Method::GET | &Method::HEAD, false) => "list",
+        (&Method::POST, _) => "create",
+        (&Method::PUT, true) => "update",
+        (&Method::PATCH, true) => "patch",
+        (&Method::DELETE, true) => "delete",
+        (&Method::DELETE, false) => "deletecollection",
+        _ => return None,
+    })
+}
+
+async fn object(
+    api: Arc<Api>,
+    identity: Identity,
+    (target, request): (Target, Request<Incoming>),
+) -> Result<Answer, Failure> {
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let verb =
+        verb_of(request.method(), &target, &query).ok_or_else(Failure::method_not_allowed)?;
+    authorize(
+        &identity,
+        &Attempt {
+            verb,
+            resource: target.resource,
+            subresource: target.subresource,
+            namespace: &target.namespace,
+            name: &target.name,
+        },
+    )?;
+    let allowed = match target.subresource {
+        Some(sub) => sub.verbs().contains(&verb),
+        // Something is created in a collection, not at a name.
+        None => verb != "create" || target.name.is_empty(),
+    };
+    if !allowed {
+        return Err(Failure::method_not_allowed());
+    }
+    if target.subresource == Some(Subresource::Log) {
+        return verbs::log::stream(&api, &target, &query).await;
+    }
+    let form = Form::negotiate(header(&request, ACCEPT.as_str()), &query)?;
+    let call = Call { identity, query, form };
+    match verb {
+        "get" => read::get(&api, &target, &call),
+        "list" => read::list(&api, &target, &call),
+        "watch" => watch::stream(&api, &target, &call),
+        _ => write_verb(&api, (verb, &target, &call), request).await,
+    }
+}
+
+async fn write_verb(
+    api: &Api,
+    (verb, target, call): (&str, &Target, &Call),
+    request: Request<Incoming>,
+) -> Result<Answer, Failure> {
+    let media_type = header(&request, CONTENT_TYPE.as_str())
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_lowercase();
+    let bytes = read_body(request).await?;
+    let body = body::Body { media_type, bytes };
+    match (verb, target.subresource) {
+        ("create", Some(Subresource::Binding)) => {
+            verbs::pod::bind(api, target, (call, &body)).await
+        }
+        ("create", Some(Subresource::Eviction)) => {
+            verbs::pod::evict(api, target, (call, &body)).await
+        }
+        ("create", _) => write::create(api, target, (call, &body)).await,
+        ("update", _) => write::update(api, target, (call, &body)).await,
+        ("patch", _) => write::patch(api, target, (call, &body)).await,
+        ("delete", _) => delete::one(api, target, (call, &body)).await,
+        ("deletecollection", _) => delete::collection(api, target, (call, &body)).await,
+        _ => Err(Failure::method_not_allowed()),
+    }
+}
+
+async fn read_body(request: Request<Incoming>) -> Result<Bytes, Failure> {
+    let reading = Limited::new(request.into_body(), MAX_BODY).collect();
+    match tokio::time::timeout(BODY_TIME, reading).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::too_large(MAX_BODY)),
+        Ok(Err(error)) => Err(Failure::bad_request(format!("read the request body: {error}"))),
+        Err(_) => Err(Failure::bad_request("the request body took too long to arrive")),
+    }
+}
+
+/// Renders one object in the form the client wants.
+pub(crate) fn rendered(
+    call: &Call,
+    target: &Target,
+    (code, object): (StatusCode, &Value),
+) -> Answer {
+    answer::json(code, &form::one(call.form, target.resource, object))
+}

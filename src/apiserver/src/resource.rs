@@ -1,0 +1,389 @@
+//! The table of what is served: kinds, their paths, scopes, subresources and verbs. Everything
+//! that discovery says comes from here, and nothing is routed that is not in it.
+
+use serde_json::Value;
+
+use crate::codec;
+
+/// A kind of object, as stored. `events.k8s.io` events are the same objects as core ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the variants are the kinds of the API")]
+pub(crate) enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    Endpoints,
+    ConfigMap,
+    Secret,
+    ServiceAccount,
+    Event,
+    EndpointSlice,
+    Lease,
+}
+
+/// Whether objects live in namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// One set of names for the whole cluster.
+    Cluster,
+    /// One set of names a namespace.
+    Namespaced,
+}
+
+/// One served resource.
+#[derive(Debug)]
+pub(crate) struct Resource {
+    /// What it stores.
+    pub kind: Kind,
+    /// API group, "" for core.
+    pub group: &'static str,
+    /// API version.
+    pub version: &'static str,
+    /// Kind as clients write it.
+    pub kind_name: &'static str,
+    /// Name in paths.
+    pub plural: &'static str,
+    /// Name for one, as users type it.
+    pub singular: &'static str,
+    /// Abbreviations users type.
+    pub short: &'static [&'static str],
+    /// Groups of resources users type (`all`).
+    pub categories: &'static [&'static str],
+    /// Cluster or namespaced.
+    pub scope: Scope,
+    /// Paths below an object.
+    pub subresources: &'static [Subresource],
+    /// Decodes with the typed struct and encodes again.
+    pub canonical: fn(&Value) -> Result<Value, codec::Mistyped>,
+}
+
+/// A path below an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are the subresources of the API")]
+pub(crate) enum Subresource {
+    Status,
+    Finalize,
+    Binding,
+    Log,
+    Eviction,
+}
+
+impl Subresource {
+    /// The name in paths and discovery.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Finalize => "finalize",
+            Self::Binding => "binding",
+            Self::Log => "log",
+            Self::Eviction => "eviction",
+        }
+    }
+
+    /// The verbs it has.
+    pub(crate) fn verbs(self) -> &'static [&'static str] {
+        match self {
+            Self::Status => &["get", "patch", "update"],
+            Self::Finalize => &["update"],
+            Self::Binding | Self::Eviction => &["create"],
+            Self::Log => &["get"],
+        }
+    }
+
+    /// Group, version and kind of what is read or written there, if not the resource's own.
+    pub(crate) fn object(self) -> Option<(&'static str, &'static str, &'static str)> {
+        match self {
+            Self::Status | Self::Finalize => None,
+            Self::Binding => Some(("", "v1", "Binding")),
+            Self::Eviction => Some(("policy", "v1", "Eviction")),
+            Self::Log => Some(("", "v1", "Pod")),
+        }
+    }
+}
+
+/// The verbs every resource has.
+pub(crate) const VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+impl Resource {
+    /// `group/version`, or the version alone for core.
+    pub(crate) fn api_version(&self) -> String {
+        api_version(self.group, self.version)
+    }
+
+    /// The plural with its group, as error messages name it.
+    pub(crate) fn qualified(&self) -> String {
+        match self.group {
+            "" => self.plural.to_owned(),
+            group => format!("{}.{group}", self.plural),
+        }
+    }
+
+    /// Whether objects live in namespaces.
+    pub(crate) fn is_namespaced(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+
+    /// The subresource of that name.
+    pub(crate) fn subresource(&self, name: &str) -> Option<Subresource> {
+        self.subresources.iter().copied().find(|one| one.name() == name)
+    }
+
+    /// Whether `status` is written through its own path only.
+    pub(crate) fn has_status(&self) -> bool {
+        self.subresources.contains(&Subresource::Status)
+    }
+
+    /// The key of an object in the store.
+    pub(crate) fn key(&self, namespace: &str, name: &str) -> String {
+        key(self.kind, namespace, name)
+    }
+
+    /// The part that the keys of this resource have in common, in one namespace or in all.
+    pub(crate) fn prefix(&self, namespace: &str) -> String {
+        prefix(self.kind, namespace)
+    }
+
+    /// Stamps `apiVersion` and `kind`.
+    pub(crate) fn stamp(&self, object: &mut Value) {
+        if let Some(map) = object.as_object_mut() {
+            map.insert("apiVersion".into(), self.api_version().into());
+            map.insert("kind".into(), self.kind_name.into());
+        }
+    }
+}
+
+/// The key of an object in the store. `namespace` is "" for cluster-scoped kinds.
+pub(crate) fn key(kind: Kind, namespace: &str, name: &str) -> String {
+    format!("{}/{namespace}/{name}", of(kind).plural)
+}
+
+/// The common part of the keys of a kind, in one namespace, or in all for "".
+pub(crate) fn prefix(kind: Kind, namespace: &str) -> String {
+    match namespace {
+        "" => format!("{}/", of(kind).plural),
+        namespace => format!("{}/{namespace}/", of(kind).plural),
+    }
+}
+
+/// `group/version`, or the version alone for core.
+pub(crate) fn api_version(group: &str, version: &str) -> String {
+    match group {
+        "" => version.to_owned(),
+        group => format!("{group}/{version}"),
+    }
+}
+
+/// The resource that stores a kind.
+pub(crate) fn of(kind: Kind) -> &'static Resource {
+    // The first entry of a kind is its storage form; the table has every kind.
+    RESOURCES.iter().find(|one| one.kind == kind).unwrap_or(&RESOURCES[0])
+}
+
+/// The resource at a path.
+pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    RESOURCES.iter().find(|r| r.group == group && r.version == version && r.plural == plural)
+}
+
+/// The groups served, with the one version each has, core first.
+pub(crate) const GROUPS: &[(&str, &str)] = &[
+    ("", "v1"),
+    ("coordination.k8s.io", "v1"),
+    ("discovery.k8s.io", "v1"),
+    ("events.k8s.io", "v1"),
+];
+
+const STATUS: &[Subresource] = &[Subresource::Status];
+
+macro_rules! canonical {
+    ($($path:ident)::+) => {
+        codec::canonical::<k8s_openapi::api::$($path)::+>
+    };
+}
+
+/// Everything served, in the order of discovery.
+pub(crate) static RESOURCES: &[Resource] = &[
+    Resource {
+        kind: Kind::ConfigMap,
+        group: "",
+        version: "v1",
+        kind_name: "ConfigMap",
+        plural: "configmaps",
+        singular: "configmap",
+        short: &["cm"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(core::v1::ConfigMap),
+    },
+    Resource {
+        kind: Kind::Endpoints,
+        group: "",
+        version: "v1",
+        kind_name: "Endpoints",
+        plural: "endpoints",
+        singular: "endpoints",
+        short: &["ep"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(core::v1::Endpoints),
+    },
+    Resource {
+        kind: Kind::Event,
+        group: "",
+        version: "v1",
+        kind_name: "Event",
+        plural: "events",
+        singular: "event",
+        short: &["ev"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(core::v1::Event),
+    },
+    Resource {
+        kind: Kind::Namespace,
+        group: "",
+        version: "v1",
+        kind_name: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short: &["ns"],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: &[Subresource::Finalize, Subresource::Status],
+        canonical: canonical!(core::v1::Namespace),
+    },
+    Resource {
+        kind: Kind::Node,
+        group: "",
+        version: "v1",
+        kind_name: "Node",
+        plural: "nodes",
+        singular: "node",
+        short: &["no"],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: STATUS,
+        canonical: canonical!(core::v1::Node),
+    },
+    Resource {
+        kind: Kind::Pod,
+        group: "",
+        version: "v1",
+        kind_name: "Pod",
+        plural: "pods",
+        singular: "pod",
+        short: &["po"],
+        categories: &["all"],
+        scope: Scope::Namespaced,
+        subresources: &[
+            Subresource::Binding,
+            Subresource::Eviction,
+            Subresource::Log,
+            Subresource::Status,
+        ],
+        canonical: canonical!(core::v1::Pod),
+    },
+    Resource {
+        kind: Kind::Secret,
+        group: "",
+        version: "v1",
+        kind_name: "Secret",
+        plural: "secrets",
+        singular: "secret",
+        short: &[],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(core::v1::Secret),
+    },
+    Resource {
+        kind: Kind::ServiceAccount,
+        group: "",
+        version: "v1",
+        kind_name: "ServiceAccount",
+        plural: "serviceaccounts",
+        singular: "serviceaccount",
+        short: &["sa"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(core::v1::ServiceAccount),
+    },
+    Resource {
+        kind: Kind::Service,
+        group: "",
+        version: "v1",
+        kind_name: "Service",
+        plural: "services",
+        singular: "service",
+        short: &["svc"],
+        categories: &["all"],
+        scope: Scope::Namespaced,
+        subresources: STATUS,
+        canonical: canonical!(core::v1::Service),
+    },
+    Resource {
+        kind: Kind::Lease,
+        group: "coordination.k8s.io",
+        version: "v1",
+        kind_name: "Lease",
+        plural: "leases",
+        singular: "lease",
+        short: &[],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(coordination::v1::Lease),
+    },
+    Resource {
+        kind: Kind::EndpointSlice,
+        group: "discovery.k8s.io",
+        version: "v1",
+        kind_name: "EndpointSlice",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        short: &[],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(discovery::v1::EndpointSlice),
+    },
+    Resource {
+        kind: Kind::Event,
+        group: "events.k8s.io",
+        version: "v1",
+        kind_name: "Event",
+        plural: "events",
+        singular: "event",
+        short: &["ev"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(events::v1::Event),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_storage_form_and_a_listed_group() {
+        for resource in RESOURCES {
+            assert_eq!(of(resource.kind).kind, resource.kind);
+            assert!(GROUPS.contains(&(resource.group, resource.version)));
+        }
+    }
+
+    #[test]
+    fn keys_of_one_namespace_share_a_prefix_with_no_other() {
+        let pods = of(Kind::Pod);
+        assert!(pods.key("a", "x").starts_with(&pods.prefix("a")));
+        assert!(!pods.key("a-b", "x").starts_with(&pods.prefix("a")));
+        assert!(pods.key("a-b", "x").starts_with(&pods.prefix("")));
+    }
+}
