@@ -13,6 +13,7 @@ pub mod seccomp;
 mod shim;
 #[allow(unsafe_code)]
 mod sys;
+mod unpack;
 
 pub use frame::{read_frame, write_frame};
 pub use seccomp::default_seccomp;
@@ -36,6 +37,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         ["shim", "--dir", directory] => report(shim::run(&PathBuf::from(directory))),
+        ["unpack", ..] => report(unpack::run(&arguments[1..])),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)

@@ -20,7 +20,7 @@ mod mount_options;
 mod mounts;
 pub(crate) mod plan;
 mod process;
-mod rootfd;
+pub(crate) mod rootfd;
 mod rootfs;
 pub(crate) mod sysctl;
 
