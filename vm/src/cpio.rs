@@ -49,7 +49,8 @@ impl<W: Write> Archive<W> {
         self.entries += 1;
         let links = if mode & DIRECTORY != 0 { 2 } else { 1 };
         // Inode, mode, uid, gid, links, time, size, device (2), rdev (2), name length, checksum.
-        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        let fields =
+            [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name.len() as u32 + 1, 0];
         let mut head = String::from("070701");
         for field in fields {
             head.push_str(&format!("{field:08x}"));

@@ -62,9 +62,10 @@ pub(crate) fn make_root(work: &Path, archive: &str, keyring: &str) -> Result<()>
     mmdebstrap
         .args(["--quiet", "--mode=root", "--variant=minbase", "--format=directory"])
         .args(["--aptopt=Acquire::Languages \"none\"", "--aptopt=Acquire::Retries \"3\""])
-        .args(["doc", "man", "locale", "info"].map(|dir| {
-            format!("--dpkgopt=path-exclude=/usr/share/{dir}/*")
-        }))
+        .args(
+            ["doc", "man", "locale", "info"]
+                .map(|dir| format!("--dpkgopt=path-exclude=/usr/share/{dir}/*")),
+        )
         .arg(format!("--keyring={keyring}"))
         .arg(format!("--include={ROOT_PACKAGES}"))
         .arg(ROOT_SUITE)
@@ -106,10 +107,10 @@ pub(crate) fn arrange_kernel(dir: &Path) -> Result<()> {
         fs::rename(dir.join("usr/lib"), &lib).context("find the kernel's modules")?;
     }
     let modules = lib.join("modules");
-    let release = fs::read_dir(&modules)?.next().context("no modules in the kernel's packages")??;
+    let release =
+        fs::read_dir(&modules)?.next().context("no modules in the kernel's packages")??;
     let release_name = release.file_name().to_string_lossy().into_owned();
-    let places =
-        [dir.join(format!("boot/vmlinuz-{release_name}")), release.path().join("vmlinuz")];
+    let places = [dir.join(format!("boot/vmlinuz-{release_name}")), release.path().join("vmlinuz")];
     let image = places.iter().find(|path| path.exists()).context("the packages hold no vmlinuz")?;
     fs::rename(image, dir.join("vmlinuz"))?;
     run(Command::new("depmod").arg("-b").arg(dir).arg(&release_name))?;
@@ -151,6 +152,15 @@ fn tree_size(tree: &Path) -> Result<u64> {
         };
     }
     Ok(total)
+}
+
+/// Makes an image that reads as `root` and takes all writes.
+pub(crate) fn root_overlay(work: &Path, root: &Path) -> Result<PathBuf> {
+    let overlay = work.join("root.qcow2");
+    let mut qemu_img = Command::new("qemu-img");
+    qemu_img.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(root).arg(&overlay);
+    run(qemu_img.stdin(Stdio::null()))?;
+    Ok(overlay)
 }
 
 /// A file or directory of the host to have in the guest. As text: `HOST[:GUEST]`, at the same path
@@ -214,7 +224,12 @@ fn place(source: &Path, target: &Path) -> Result<()> {
 }
 
 /// Makes the initramfs: `vm-init`, the libraries it was linked with, and the modules it loads.
-pub(crate) fn initramfs(work: &Path, init: &Path, kernel: &KernelFiles, more: &[&str]) -> Result<PathBuf> {
+pub(crate) fn initramfs(
+    work: &Path,
+    init: &Path,
+    kernel: &KernelFiles,
+    more: &[&str],
+) -> Result<PathBuf> {
     let path = work.join("initramfs");
     let file = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     let mut archive = Archive::new(BufWriter::new(file));
@@ -246,7 +261,8 @@ pub(crate) fn initramfs(work: &Path, init: &Path, kernel: &KernelFiles, more: &[
 
 /// The loader and the shared libraries of a program; none for a static one.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).stdin(Stdio::null()).output().context("run ldd")?;
+    let output =
+        Command::new("ldd").arg(program).stdin(Stdio::null()).output().context("run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text
         .split_whitespace()

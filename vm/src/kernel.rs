@@ -70,8 +70,9 @@ impl Modules {
     pub fn parse(dep: &str, builtin: &str) -> Result<Self> {
         let mut modules = Modules::default();
         for line in dep.lines().filter(|line| !line.trim().is_empty()) {
-            let (file, needs) =
-                line.split_once(':').with_context(|| format!("modules.dep: no colon in {line:?}"))?;
+            let (file, needs) = line
+                .split_once(':')
+                .with_context(|| format!("modules.dep: no colon in {line:?}"))?;
             let needs = needs.split_whitespace().map(module_name).collect();
             modules.loadable.insert(module_name(file), (file.to_owned(), needs));
         }

@@ -21,6 +21,7 @@ pub mod kernel;
 pub mod machine;
 mod qemu;
 mod qmp;
+mod run_dir;
 pub mod store;
 pub mod wire;
 

@@ -11,7 +11,7 @@
 //! ```
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,13 +19,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tempfile::TempDir;
 
 use crate::accel::Accel;
 use crate::images::{self, Copy};
 use crate::kernel::Kernel;
 use crate::qemu::{CONSOLE_LOG, Forward, Machine, PORT_SOCKET, QMP_SOCKET, Variant};
 use crate::qmp;
+use crate::run_dir::RunDir;
 use crate::store::Store;
 use crate::wire::{Decoder, Frame, Item, Job, MAGIC};
 
@@ -101,8 +101,8 @@ pub struct Vm {
     boot_timeout: Duration,
     boot_time: Duration,
     release: String,
-    // Sockets and images; gone as soon as QEMU has them open.
-    run_dir: Option<TempDir>,
+    arguments: Vec<OsString>,
+    run_dir: RunDir,
 }
 
 impl Vm {
@@ -116,35 +116,16 @@ impl Vm {
             Some(accel) => accel,
             None => Accel::probe(store)?,
         };
-        let run_dir = tempfile::Builder::new().prefix("berth-vm-").tempdir()?;
+        let run_dir = RunDir::create()?;
         let arguments = prepare(store, config, accel, run_dir.path())?;
-        let port = listen(run_dir.path(), PORT_SOCKET)?;
-        let qmp = listen(run_dir.path(), QMP_SOCKET)?;
-        // Read through this even after the directory is gone.
         let console = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(true)
             .open(run_dir.path().join(CONSOLE_LOG))?;
-
         let started = Instant::now();
-        let mut qemu = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::from(io::stderr()))
-            .spawn()
-            .context("start QEMU (tests/setup/packages.sh installs it)")?;
-        let connected = accept(&port, &mut qemu)
-            .and_then(|port| Ok((port, qmp::Connection::open(accept(&qmp, &mut qemu)?)?)));
-        let (port, qmp) = match connected {
-            Ok(connected) => connected,
-            Err(error) => {
-                end(&mut qemu);
-                return Err(error);
-            }
-        };
+        let Started { qemu, port, qmp } = start(&arguments, run_dir.path())?;
         let mut vm = Vm {
             qemu,
             port,
@@ -154,10 +135,10 @@ impl Vm {
             boot_timeout: config.boot_timeout,
             boot_time: Duration::ZERO,
             release: String::new(),
-            run_dir: Some(run_dir),
+            arguments,
+            run_dir,
         };
         vm.wait_for_hello(started)?;
-        vm.run_dir = None;
         Ok(vm)
     }
 
@@ -198,7 +179,10 @@ impl Vm {
                 Ok(Item::Frame(Frame::Exited(status))) => return Ok(status),
                 Ok(Item::Frame(other)) => bail!("the guest said {other:?} while a job ran"),
                 Ok(Item::Magic) => {
-                    bail!("the guest restarted by itself while the job ran\n{}", self.console_tail())
+                    bail!(
+                        "the guest restarted by itself while the job ran\n{}",
+                        self.console_tail()
+                    )
                 }
                 Err(Silence::TimedOut) => return Err(TimedOut(timeout).into()),
                 Err(Silence::Closed) => bail!("the guest powered off\n{}", self.console_tail()),
@@ -214,11 +198,18 @@ impl Vm {
     }
 
     /// A power cut: the guest starts again at once, with its disks as they were flushed. The files
-    /// copied in are there again. Returns when it is ready for a job.
+    /// copied in are there again; an [`Input`] from before leads nowhere. Returns when the guest
+    /// is ready for a job.
     pub fn reset(&mut self) -> Result<()> {
+        // A new QEMU, not its reset line: translating a kernel that unpacks itself over its own
+        // old translation takes ten seconds and more.
+        end(&mut self.qemu);
         let started = Instant::now();
-        self.qmp.reset()?;
-        self.decoder.resync();
+        let Started { qemu, port, qmp } = start(&self.arguments, self.run_dir.path())?;
+        self.qemu = qemu;
+        self.port = port;
+        self.qmp = qmp;
+        self.decoder = Decoder::default();
         self.wait_for_hello(started)
     }
 
@@ -342,7 +333,7 @@ impl std::error::Error for TimedOut {}
 /// Makes the images that this boot needs and says how to start QEMU with them.
 fn prepare(store: &Store, config: &Config, accel: Accel, run_dir: &Path) -> Result<Vec<OsString>> {
     let kernel = store.kernel(config.kernel)?;
-    let root = store.root_image()?;
+    let root = images::root_overlay(run_dir, &store.root_image()?)?;
     let network: &[&str] = if config.forwards.is_empty() { &[] } else { &["virtio_net"] };
     let initramfs = images::initramfs(run_dir, &find_init()?, &kernel, network)?;
     let payload = images::payload_image(run_dir, &config.copies)?;
@@ -367,6 +358,34 @@ fn prepare(store: &Store, config: &Config, accel: Accel, run_dir: &Path) -> Resu
     Ok(machine.arguments())
 }
 
+/// QEMU and the two ways to talk with it.
+struct Started {
+    qemu: Child,
+    port: UnixStream,
+    qmp: qmp::Connection,
+}
+
+fn start(arguments: &[OsString], run_dir: &Path) -> Result<Started> {
+    let port = listen(run_dir, PORT_SOCKET)?;
+    let qmp = listen(run_dir, QMP_SOCKET)?;
+    let mut qemu = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(io::stderr()))
+        .spawn()
+        .context("start QEMU (tests/setup/packages.sh installs it)")?;
+    let connected = accept(&port, &mut qemu)
+        .and_then(|port| Ok((port, qmp::Connection::open(accept(&qmp, &mut qemu)?)?)));
+    match connected {
+        Ok((port, qmp)) => Ok(Started { qemu, port, qmp }),
+        Err(error) => {
+            end(&mut qemu);
+            Err(error)
+        }
+    }
+}
+
 /// `vm-init` lies beside `vm`, or one directory above a test.
 fn find_init() -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
@@ -381,7 +400,10 @@ fn find_init() -> Result<PathBuf> {
 }
 
 fn listen(dir: &Path, name: &str) -> Result<UnixListener> {
-    let listener = UnixListener::bind(dir.join(name)).context("listen for QEMU")?;
+    let path = dir.join(name);
+    // There from before a reset.
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(path).context("listen for QEMU")?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

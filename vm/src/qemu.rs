@@ -70,6 +70,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) cpus: u32,
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
+    /// A qcow2 image over the cached root image, which is never written.
     pub(crate) root: &'a Path,
     pub(crate) modules: &'a Path,
     pub(crate) payload: &'a Path,
@@ -104,11 +105,11 @@ impl Machine<'_> {
         args.pair("-chardev", self.file_option("socket,id=qmp,path=", QMP_SOCKET));
         args.words("-mon chardev=qmp,mode=control");
         // In the order in which the guest names them: vda, vdb, …
-        args.disk("root", self.root, "snapshot=on,cache=unsafe");
-        args.disk("modules", self.modules, "readonly=on");
-        args.disk("payload", self.payload, "readonly=on");
+        args.disk("root", self.root, "format=qcow2,cache=writeback");
+        args.disk("modules", self.modules, "format=raw,readonly=on");
+        args.disk("payload", self.payload, "format=raw,readonly=on");
         for (number, disk) in self.disks.iter().enumerate() {
-            args.disk(&format!("disk{number}"), disk, "cache=writeback");
+            args.disk(&format!("disk{number}"), disk, "format=raw,cache=writeback");
         }
         if !self.forwards.is_empty() {
             let mut network = String::from("user,id=net,restrict=on");
@@ -158,7 +159,7 @@ impl Arguments {
     }
 
     fn disk(&mut self, id: &str, image: &Path, options: &str) {
-        let mut drive = OsString::from(format!("if=none,id={id},format=raw,{options},file="));
+        let mut drive = OsString::from(format!("if=none,id={id},{options},file="));
         drive.push(escape_commas(image));
         self.pair("-drive", drive);
         self.pair("-device", format!("virtio-blk-pci,drive={id},serial={id}"));

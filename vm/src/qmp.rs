@@ -32,11 +32,6 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Pulls the reset line: the guest loses what it has not flushed.
-    pub(crate) fn reset(&mut self) -> Result<()> {
-        self.execute("system_reset")
-    }
-
     /// Ends QEMU, flushing the disks' images.
     pub(crate) fn quit(&mut self) -> Result<()> {
         self.execute("quit")

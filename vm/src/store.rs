@@ -49,7 +49,8 @@ impl KernelFiles {
 impl Store {
     /// The cache of the work tree that this program was built from.
     pub fn open() -> Result<Self> {
-        let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the repository's root")?;
+        let repo =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the repository's root")?;
         let store = Store { scripts: repo.join("tests/setup"), dir: repo.join(".cache/vm") };
         fs::create_dir_all(&store.dir)
             .with_context(|| format!("create {}", store.dir.display()))?;
@@ -70,7 +71,8 @@ impl Store {
             self.fetch_kernel(kernel, &dir)?;
         }
         let base = dir.join("lib/modules");
-        let mut releases = fs::read_dir(&base).with_context(|| format!("list {}", base.display()))?;
+        let mut releases =
+            fs::read_dir(&base).with_context(|| format!("list {}", base.display()))?;
         let release = releases.next().context("the kernel's package holds no modules")??;
         let release = release.file_name().to_string_lossy().into_owned();
         let modules_dir = base.join(&release);

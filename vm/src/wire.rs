@@ -206,7 +206,8 @@ mod tests {
             bytes.clone().prop_map(Frame::Stdout),
             bytes.clone().prop_map(Frame::Stderr),
             any::<i32>().prop_map(Frame::Exited),
-            proptest::collection::vec(".{0,20}", 1..4).prop_map(|argv| Frame::Start(Job::new(argv))),
+            proptest::collection::vec(".{0,20}", 1..4)
+                .prop_map(|argv| Frame::Start(Job::new(argv))),
             bytes.prop_map(Frame::Stdin),
             Just(Frame::StdinEnd),
             Just(Frame::PowerOff),
@@ -267,9 +268,6 @@ mod tests {
         decoder.push(MAGIC);
         decoder.push(&Frame::Exited(0).encode().unwrap());
         decoder.push(MAGIC);
-        assert_eq!(
-            drain(&mut decoder),
-            [Item::Magic, Item::Frame(Frame::Exited(0)), Item::Magic]
-        );
+        assert_eq!(drain(&mut decoder), [Item::Magic, Item::Frame(Frame::Exited(0)), Item::Magic]);
     }
 }
