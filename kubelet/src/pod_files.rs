@@ -15,7 +15,7 @@ mod termination;
 pub use hosts::{host_network_hosts, pod_hosts};
 pub use resolv_conf::{DnsNotice, DnsSettings, ResolvConf, resolv_conf};
 pub use termination::{
-    MESSAGE_LIMIT_BYTES, POD_MESSAGE_LIMIT_BYTES, TerminationPolicy, log_tail_message,
+    LastWords, MESSAGE_LIMIT_BYTES, POD_MESSAGE_LIMIT_BYTES, TerminationPolicy, log_tail_message,
     message_limit_bytes, read_message, termination_message,
 };
 

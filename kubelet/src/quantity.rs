@@ -428,7 +428,9 @@ mod tests {
             } else {
                 prop_assert_eq!(read, written);
             }
-            prop_assert_eq!(read.to_string(), written.to_string());
+            if notation != Notation::BinarySi {
+                prop_assert_eq!(read.to_string(), written.to_string());
+            }
         }
 
         #[test]

@@ -19,13 +19,16 @@ pub enum Support {
     Report(&'static str),
     /// The pod is turned away; the text says why.
     Refuse(&'static str),
-    /// It depends on the value.
-    Depends(fn(&Value) -> Option<(Severity, &'static str)>),
+    /// It depends on the value, and on the object that it stands in.
+    Depends(Judge),
     /// An object with a table of its own.
     Object(&'static Table),
     /// A list of objects with a table of their own.
     List(&'static Table),
 }
+
+/// Judges a field's value in its object.
+pub type Judge = fn(&Value, &serde_json::Map<String, Value>) -> Option<(Severity, &'static str)>;
 
 /// A type of the API and what is done with its fields.
 pub struct Table {
@@ -101,7 +104,7 @@ fn walk(table: &Table, object: &serde_json::Map<String, Value>, at: &str, out: &
             Some(Support::Report(message)) => note(Severity::Report, message),
             Some(Support::Refuse(message)) => note(Severity::Refuse, message),
             Some(Support::Depends(judge)) => {
-                if let Some((severity, message)) = judge(value) {
+                if let Some((severity, message)) = judge(value, object) {
                     note(severity, message);
                 }
             }

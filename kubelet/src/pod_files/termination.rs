@@ -44,23 +44,32 @@ pub fn message_limit_bytes(containers: usize) -> usize {
     (POD_MESSAGE_LIMIT_BYTES / containers.max(1)).min(MESSAGE_LIMIT_BYTES)
 }
 
-/// A container's termination message. `log` is its current log file; unreadable files count as empty.
-pub fn termination_message(
-    file: &Path,
-    log: &Path,
-    policy: TerminationPolicy,
-    exit_code: i32,
-    limit_bytes: usize,
-) -> String {
-    let message = read_message(file, limit_bytes).unwrap_or_default();
-    let fall_back = policy == TerminationPolicy::FallbackToLogsOnError && exit_code != 0;
-    if !message.is_empty() || !fall_back {
+/// Where a container's last words may be.
+#[derive(Debug, Clone, Copy)]
+pub struct LastWords<'a> {
+    /// Its termination log.
+    pub file: &'a Path,
+    /// Its current log file.
+    pub log: &'a Path,
+    /// Which of them counts.
+    pub policy: TerminationPolicy,
+    /// How it ended.
+    pub exit_code: i32,
+    /// How much is kept ([`message_limit_bytes`]).
+    pub limit_bytes: usize,
+}
+
+/// A container's termination message. Unreadable files count as empty. Blocks.
+pub fn termination_message(sources: &LastWords<'_>) -> String {
+    let message = read_message(sources.file, sources.limit_bytes).unwrap_or_default();
+    let falls_back = sources.policy == TerminationPolicy::FallbackToLogsOnError;
+    if !message.is_empty() || !falls_back || sources.exit_code == 0 {
         return message;
     }
-    let Ok(window) = read_end(log, LOG_WINDOW_BYTES) else {
-        return message;
-    };
-    log_tail_message(&window, limit_bytes.min(LOG_LIMIT_BYTES))
+    match read_end(sources.log, LOG_WINDOW_BYTES) {
+        Ok(window) => log_tail_message(&window, sources.limit_bytes.min(LOG_LIMIT_BYTES)),
+        Err(_) => message,
+    }
 }
 
 fn open(path: &Path) -> io::Result<std::fs::File> {
@@ -159,7 +168,15 @@ mod tests {
         let (file, log) = (directory.path().join("f"), directory.path().join("l"));
         std::fs::write(&file, "").unwrap();
         std::fs::write(&log, "t stdout F one\nt stderr P tw\nt stderr F o\n").unwrap();
-        let message = |policy, code| termination_message(&file, &log, policy, code, 4096);
+        let message = |policy, exit_code| {
+            termination_message(&LastWords {
+                file: &file,
+                log: &log,
+                policy,
+                exit_code,
+                limit_bytes: 4096,
+            })
+        };
         let fallback = TerminationPolicy::FallbackToLogsOnError;
         assert_eq!(message(fallback, 1), "one\ntwo\n");
         assert_eq!(message(fallback, 0), "");

@@ -1,10 +1,12 @@
 //! The tables: every field of a pod's specification and what becomes of it.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Severity;
 use super::Support::{Depends, Honoured, List, Object, Refuse, Report};
 use super::Table;
+
+type Siblings = Map<String, Value>;
 
 /// `PodSpec`.
 pub static POD_SPEC: Table = Table {
@@ -257,7 +259,7 @@ pub static VOLUME: Table = Table {
 /// `EmptyDirVolumeSource`.
 pub static EMPTY_DIR: Table = Table {
     name: "EmptyDirVolumeSource",
-    fields: &[("medium", Depends(medium)), ("sizeLimit", Honoured)],
+    fields: &[("medium", Depends(medium)), ("sizeLimit", Depends(size_limit))],
 };
 
 /// `ProjectedVolumeSource`.
@@ -296,14 +298,14 @@ pub static ALL: &[&Table] = &[
     &PROJECTION,
 ];
 
-fn host_users(value: &Value) -> Option<(Severity, &'static str)> {
+fn host_users(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
     (value == &Value::Bool(false)).then_some((
         Severity::Refuse,
         "user namespaces are not supported: the pod would run with the host's user ids",
     ))
 }
 
-fn app_armor(value: &Value) -> Option<(Severity, &'static str)> {
+fn app_armor(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
     match value.get("type").and_then(Value::as_str) {
         Some("Unconfined") => None,
         Some("RuntimeDefault") => Some((Severity::Report, "no AppArmor profile is applied")),
@@ -312,13 +314,19 @@ fn app_armor(value: &Value) -> Option<(Severity, &'static str)> {
 }
 
 /// `NotRequired` is what the API server writes by itself.
-fn resize_policy(value: &Value) -> Option<(Severity, &'static str)> {
+fn resize_policy(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
     let restarts =
         |entry: &Value| entry.get("restartPolicy").and_then(Value::as_str) != Some("NotRequired");
     let any = value.as_array().is_some_and(|entries| entries.iter().any(restarts));
     any.then_some((Severity::Report, "containers are not resized in place"))
 }
 
-fn medium(value: &Value) -> Option<(Severity, &'static str)> {
+fn medium(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
     (value != "Memory").then_some((Severity::Refuse, "this medium is not supported"))
+}
+
+/// In memory the size of the file system is the limit; on disk somebody would have to watch.
+fn size_limit(_: &Value, siblings: &Siblings) -> Option<(Severity, &'static str)> {
+    let in_memory = siblings.get("medium").is_some_and(|medium| medium == "Memory");
+    (!in_memory).then_some((Severity::Report, "the size limit of a volume on disk is not enforced"))
 }

@@ -1,0 +1,133 @@
+//! Where a pod's files are: `<root>/pods/<uid>/…`, as upstream lays them out.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{VolumeError, directory};
+use crate::container_config::{ConfigError, require_component};
+use crate::pod_files::write_in_place;
+
+/// The kinds of volumes that have a directory, by upstream's plugin names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum VolumePlugin {
+    /// `emptyDir`.
+    EmptyDir,
+    /// `configMap`.
+    ConfigMap,
+    /// `secret`.
+    Secret,
+    /// `downwardAPI`.
+    DownwardApi,
+    /// `projected`.
+    Projected,
+}
+
+impl VolumePlugin {
+    /// The directory of the plugin.
+    pub fn directory_name(self) -> &'static str {
+        match self {
+            Self::EmptyDir => "kubernetes.io~empty-dir",
+            Self::ConfigMap => "kubernetes.io~configmap",
+            Self::Secret => "kubernetes.io~secret",
+            Self::DownwardApi => "kubernetes.io~downward-api",
+            Self::Projected => "kubernetes.io~projected",
+        }
+    }
+}
+
+/// A pod's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodDirectory {
+    root: PathBuf,
+    uid: String,
+}
+
+impl PodDirectory {
+    /// The directory of a pod below the kubelet's root; the UID must be fit for a path.
+    pub fn new(root: &Path, uid: &str) -> Result<Self, ConfigError> {
+        require_component("pod UID", uid)?;
+        Ok(Self { root: root.to_owned(), uid: uid.to_owned() })
+    }
+
+    /// The kubelet's root, which exists and is the kubelet's alone.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The pod's UID.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> PathBuf {
+        self.root.join("pods").join(&self.uid)
+    }
+
+    /// The volumes' directory.
+    pub fn volumes_path(&self) -> PathBuf {
+        self.path().join("volumes")
+    }
+
+    /// A volume's directory.
+    pub fn volume_path(&self, plugin: VolumePlugin, name: &str) -> Result<PathBuf, VolumeError> {
+        if require_component("volume name", name).is_err() {
+            return Err(VolumeError::InvalidValue { field: "volume name", value: name.to_owned() });
+        }
+        Ok(self.volumes_path().join(plugin.directory_name()).join(name))
+    }
+
+    /// The pod's `/etc/hosts`.
+    pub fn hosts_path(&self) -> PathBuf {
+        self.path().join("etc-hosts")
+    }
+
+    /// The pod's `/etc/resolv.conf`.
+    pub fn resolv_conf_path(&self) -> PathBuf {
+        self.path().join("resolv.conf")
+    }
+
+    /// The pod's `/etc/hostname`.
+    pub fn hostname_path(&self) -> PathBuf {
+        self.path().join("hostname")
+    }
+
+    /// What a container writes its last words to.
+    pub fn termination_log_path(&self, container: &str, attempt: u32) -> PathBuf {
+        self.path().join("containers").join(container).join(attempt.to_string())
+    }
+
+    /// The UIDs of all pods that have a directory. Blocks.
+    pub fn list(root: &Path) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(root.join("pods")) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut uids = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if require_component("pod UID", &name).is_ok() {
+                uids.push(name);
+            }
+        }
+        uids.sort();
+        Ok(uids)
+    }
+
+    /// Makes the pod's directory. Blocks; idempotent.
+    pub fn create(&self) -> io::Result<()> {
+        directory::make_all(&self.root, &self.volumes_path())
+    }
+
+    /// Makes an empty termination log that any user may write. Blocks; idempotent.
+    pub fn create_termination_log(&self, container: &str, attempt: u32) -> io::Result<PathBuf> {
+        require_component("container name", container).map_err(io::Error::other)?;
+        let path = self.termination_log_path(container, attempt);
+        if let Some(parent) = path.parent() {
+            directory::make_all(&self.root, parent)?;
+        }
+        write_in_place(&path, b"", 0o666)?;
+        Ok(path)
+    }
+}
