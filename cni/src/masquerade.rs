@@ -6,7 +6,7 @@
 //! prerouting   -90  host-ports   to a local address: DNAT by map (Services at -100 come first)
 //! output       -90  host-ports-local   the same for the node's own connections
 //! forward        0  sane         to or from pods in conntrack state invalid: dropped
-//! postrouting  100  masquerade   a pod to itself through its host port; pods to the outside
+//! postrouting  100  outbound     masquerade a pod to itself through its host port; pods to the outside
 //! ```
 //! Rules never change after start; pods, ports and peers are elements. Names of tables, chains
 //! and sets are no interface.
@@ -177,7 +177,7 @@ impl Rules {
     }
 
     fn masquerade(&self, batch: &mut Batch) -> Result<(), berth_nft::Error> {
-        let chain = self.chain(batch, "masquerade", Base::nat(Hook::Postrouting, SOURCE_NAT))?;
+        let chain = self.chain(batch, "outbound", Base::nat(Hook::Postrouting, SOURCE_NAT))?;
         let (saddr, daddr) = (Load::saddr(self.family), Load::daddr(self.family));
         let hairpin = Rule::new(&chain).in_set(&[saddr, daddr], &self.hairpin);
         batch.add_rule(&hairpin.masquerade());

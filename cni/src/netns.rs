@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
@@ -27,11 +28,13 @@ impl NetNs {
     /// Opens the namespace bound at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Namespace { path: path.to_owned(), source };
-        // Checked first: opening a named pipe would wait for its other end.
-        if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        // Opening a named pipe or a terminal must neither wait nor have an effect.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = File::options().read(true).custom_flags(flags.bits()).open(path);
+        let file = file.map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
             return Err(failed(io::Error::other("not a namespace file")));
         }
-        let file = File::open(path).map_err(failed)?;
         Ok(Self { file: Arc::new(file), path: path.to_owned() })
     }
 

@@ -1,9 +1,9 @@
 //! The pod network of one node: the order of things, and what is undone when one of them fails.
 //!
 //! ```text
-//! attach   lease ──► guard and host ports ┐
-//!          lease files to disk            ├─► addresses and routes in the pod ──► done
-//!          veth pair, one message         ┘
+//! attach   lease ──► guard and host ports ┬─► addresses and routes in the pod ──► done
+//!            │        veth pair, one message ┘
+//!            └─► its files to disk, meanwhile
 //! detach   guard and host ports off ──► lease free ──► done       links, connections: reaper
 //! ```
 //! An attachment's operations never overlap; different attachments' run side by side. Operations
@@ -232,15 +232,23 @@ impl Inner {
         }
         let record = &lease.record.clone();
         let unsynced = lease.unsynced();
-        let synced = blocking(move || Ok(unsynced.sync()?));
+        // Not waited for: a power cut that could lose the files ends the pod as well, and an
+        // agent's crash loses none.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = unsynced.sync() {
+                tracing::error!(error = &error as &dyn std::error::Error, "lease not on disk");
+            }
+        });
         let pair = async {
             let pod = Pod::open(ns, &self.layout).await?;
             let inner = pod.interface().await?;
             veth::ensure(&self.handle, &self.bridge, record, ns, inner.as_ref()).await?;
-            Ok(pod)
+            Ok::<_, Error>(pod)
         };
-        let ((), (), pod) =
-            tokio::try_join!(synced, self.firewall.add(record, self.desired()), pair)?;
+        // Both to their end, so that nothing is made after a failure was undone.
+        let (guarded, pod) = tokio::join!(self.firewall.add(record, self.desired()), pair);
+        guarded?;
+        let pod = pod?;
         pod.configure(&self.layout, &record.addresses).await?;
         veth::settled(&self.handle, &self.bridge, &name).await
     }

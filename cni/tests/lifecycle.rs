@@ -121,6 +121,10 @@ async fn what_cannot_be_wired_is_refused_by_name_and_leaves_nothing() {
     assert!(plain.contains("Invalid argument"), "{plain}");
     let device = refusal(&network, with_path("/dev/null")).await;
     assert!(device.contains("not a namespace file"), "{device}");
+    let pipe = node.state.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = refusal(&network, with_path(pipe.to_str().unwrap())).await;
+    assert!(pipe.contains("not a namespace file"), "{pipe}");
     let own = refusal(&network, request("x", &node.ns)).await;
     assert!(own.ends_with("is the node's own network namespace"), "{own}");
     pod.run("ip link add eth0 type bridge");

@@ -134,6 +134,9 @@ async fn a_host_port_leads_to_its_pod(value: u8) {
     assert_eq!(reach(&server.ns, "192.0.2.1:8080").unwrap(), ip("10.88.0.1"), "to itself");
     assert_eq!(reach(&server.ns, "[2001:db8::1]:8080").unwrap(), ip("fd88::1"));
     reach(&node.ns, "192.0.2.1:8080").expect("from the node itself");
+    // What `nft` prints of the rules it can load again.
+    node.ns.run("nft list ruleset > /dev/null && nft list ruleset | nft -c -f -");
+    node.ns.run("nft -j list ruleset > /dev/null");
 
     let udp_reach = |from: &Ns, to: &str| udp(from, at(to), &server.ns, at("0.0.0.0:53"));
     assert_eq!(udp_reach(&outside, "192.0.2.1:5353").unwrap(), ip("192.0.2.9"));

@@ -52,7 +52,7 @@ impl Lease {
     }
 }
 
-/// Lease files to be flushed. Blocks, so it is done beside the work on links.
+/// Lease files to be flushed, off the way of the pod.
 #[derive(Debug)]
 pub(crate) struct Unsynced {
     files: Vec<File>,
