@@ -191,8 +191,8 @@ fn free_address(settings: &Settings, taken: &Taken) -> Option<String> {
     let reserved = (total / 16).clamp(16.min(total / 4), 256);
     let skip = usize::try_from(reserved).unwrap_or(0);
     let free = |address: &Ipv4Addr| !taken.addresses.contains(&address.to_string());
-    let first = hosts.clone().next();
-    let lower = hosts.clone().take(skip).filter(|address| Some(*address) != first);
+    let first = settings.service_cidr.hosts().next();
+    let lower = hosts.take(skip).filter(|address| Some(*address) != first);
     hosts.skip(skip.max(1)).chain(lower).find(free).map(|address| address.to_string())
 }
 

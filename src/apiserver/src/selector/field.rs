@@ -177,7 +177,8 @@ mod tests {
                 })
                 .collect();
             let selector = Selector::parse(Kind::Pod, &format!("metadata.name={escaped}")).unwrap();
-            prop_assert!(selector.matches(&json!({"metadata": {"name": value}})));
+            let object = json!({"metadata": {"name": value}});
+            prop_assert!(selector.matches(&object));
         }
     }
 }

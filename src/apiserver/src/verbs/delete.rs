@@ -20,6 +20,9 @@ use crate::object::{ObjectExt, stamp};
 use crate::resource::{Kind, Resource};
 use crate::store::Tx;
 
+/// Namespaces that may not be deleted.
+const KEPT: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
+
 /// What a client wants of a deletion.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
@@ -182,6 +185,10 @@ pub(crate) fn remove(
     options: &Options,
 ) -> Result<Outcome, Failure> {
     check_preconditions(resource, current, options)?;
+    if resource.kind == Kind::Namespace && KEPT.contains(&current.name()) {
+        let why = "this namespace may not be deleted";
+        return Err(Failure::forbidden(resource, current.name(), why));
+    }
     let grace = match resource.kind {
         Kind::Pod => pod_grace(current, options.grace_seconds),
         _ => 0,
