@@ -73,8 +73,7 @@ pub fn is_node_critical(pod: &Pod) -> bool {
 /// The `oom_score_adj` of a container: −997 for guaranteed and node-critical pods, 1000 for
 /// best-effort ones, and in between the less the more memory is requested.
 ///
-/// A sidecar is never a likelier victim than the pod's likeliest main container is safe: it takes the
-/// lowest score among the main containers when its own is higher.
+/// A sidecar is no likelier a victim than the likeliest main container: its score is at most theirs.
 pub fn oom_score_adj(
     pod: &Pod,
     demand: &PodDemand,
@@ -101,8 +100,8 @@ pub fn oom_score_adj(
     };
     let mut adjustment = score(own);
     if own.is_sidecar {
-        let lowest = demand.containers.iter().map(score).min();
-        adjustment = adjustment.min(lowest.unwrap_or(adjustment));
+        let highest = demand.containers.iter().map(score).max();
+        adjustment = adjustment.min(highest.unwrap_or(adjustment));
     }
     let bounded =
         adjustment.clamp(BEST_EFFORT_OOM_SCORE + GUARANTEED_OOM_SCORE, BEST_EFFORT_OOM_SCORE - 1);
@@ -223,10 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_is_as_safe_as_the_safest_main_container() {
+    fn a_sidecar_is_no_likelier_a_victim_than_the_main_containers() {
+        let with = |memory: &str| json!({"requests": {"memory": memory}});
         let pod = pod(json!({
             "initContainers": [{"name": "s", "restartPolicy": "Always"}],
-            "containers": [{"name": "a", "resources": {"requests": {"memory": "1G"}}}],
+            "containers": [{"name": "a", "resources": with("1G")}, {"name": "b", "resources": with("2G")}],
         }));
         let demand = demand(&pod);
         assert_eq!(oom_score_adj(&pod, &demand, "s", 4_000_000_000), 750);
