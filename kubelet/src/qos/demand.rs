@@ -171,16 +171,16 @@ impl PodDemand {
         self.all().all(|c| c.limit(resource).is_some())
     }
 
-    /// Memory that the pod requests beyond what its containers do, split evenly among them.
+    /// Memory that the pod requests beyond what its containers do, split evenly among all of them,
+    /// init containers too.
     pub(super) fn unclaimed_memory_bytes_a_container(&self) -> i64 {
         let Some(own) = self.pod.as_ref().and_then(|own| own.requests.get("memory")) else {
             return 0;
         };
         let claimed = self.sum_of_containers(|c| &c.requests);
         let claimed = claimed.get("memory").copied().unwrap_or_default();
-        let running =
-            self.containers.len() + self.init_containers.iter().filter(|c| c.is_sidecar).count();
-        own.minus(claimed).value().max(0) / i64::try_from(running.max(1)).unwrap_or(i64::MAX)
+        let containers = self.all().count().max(1);
+        own.minus(claimed).value().max(0) / i64::try_from(containers).unwrap_or(i64::MAX)
     }
 
     fn total(&self, list: fn(&ContainerDemand) -> &ResourceAmounts) -> ResourceAmounts {
