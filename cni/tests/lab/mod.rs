@@ -34,8 +34,9 @@ impl Ns {
 
     /// One whose loopback is down, as a runtime hands it over.
     pub fn bare(name: &'static str) -> Self {
-        let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo ready; exec sleep 600"])
+        let mut holder = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--net"])
+            .args(["sh", "-c", "echo ready; exec sleep 600"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
