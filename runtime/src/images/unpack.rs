@@ -70,7 +70,7 @@ impl Unpacker {
         let mut command = executable.command();
         command
             .arg("unpack")
-            .arg("--target")
+            .arg("--root")
             .arg(target)
             .arg("--max-bytes")
             .arg(budget.max_bytes.to_string())
