@@ -1,1 +1,45 @@
 //! Syncs the pods bound to a node with what runs on it.
+//!
+//! [`run`] is the agent: it follows the pods of its node ([`source`]), gives each a worker
+//! ([`worker`]) that observes, plans and applies, and tells the API server what became of them
+//! ([`status`], [`events`]). [`node`] keeps the Node object, [`server`] the node's HTTP API. What a
+//! pod needs is decided by pure functions in modules of their own ([`container_config`],
+//! [`environment`], [`volumes`], [`qos`], …).
+//!
+//! Knows the Kubernetes API and the runtime's seam; knows nothing of how containers, networks or
+//! Services are made.
+
+pub mod admission;
+mod agent;
+pub mod api_retry;
+pub mod backoff;
+pub mod cache;
+pub mod clock;
+pub mod config;
+pub mod container_config;
+pub mod downward;
+pub mod environment;
+pub mod events;
+pub mod expansion;
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod gate;
+mod hooks;
+mod http_call;
+pub mod image_policy;
+pub mod node;
+pub mod objects;
+pub mod pod_files;
+pub mod probe;
+pub mod qos;
+pub mod quantity;
+pub mod server;
+pub mod shelf;
+pub mod source;
+pub mod status;
+pub mod unsupported;
+pub mod volumes;
+pub mod worker;
+
+pub use agent::{Error, Parts, register_node, run};
+pub use config::Config;

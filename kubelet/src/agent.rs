@@ -1,0 +1,333 @@
+//! Puts the parts together and runs them until shutdown.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use berth_runtime::interface::{Images, Runtime};
+use k8s_openapi::api::core::v1::{Node, Pod, Service as ApiService};
+use kube::api::Api;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::SysctlPolicy;
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::container_config::NodeFacts;
+use crate::environment::Service;
+use crate::events::{self, Recorder, Severity};
+use crate::gate::Gate;
+use crate::node::facts::{self, Facts, Places};
+use crate::node::{self, Shared, heartbeat, object};
+use crate::server;
+use crate::shelf::Shelf;
+use crate::source::{self, Event, Selection};
+use crate::status::writer::Writer;
+use crate::worker::Context;
+use crate::worker::provision::{Place, Provision};
+use crate::worker::roster::Roster;
+
+/// Changes of the pod set that may wait for the roster.
+const CHANGES: usize = 256;
+
+/// What an agent works with.
+pub struct Parts {
+    /// The API server.
+    pub client: kube::Client,
+    /// Runs sandboxes and containers; its network is open.
+    pub runtime: Arc<dyn Runtime>,
+    /// Keeps images.
+    pub images: Arc<dyn Images>,
+    /// The cluster's Services, where somebody follows them already; `None` inside means not yet
+    /// known. Without it they are followed here.
+    pub services: Option<watch::Receiver<Option<Vec<Service>>>>,
+}
+
+/// Why an agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory cannot be made.
+    #[error("cannot make directory {path:?}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The HTTP API cannot be served.
+    #[error("cannot serve the node's HTTP API")]
+    Server(#[from] server::Error),
+    /// The node is not registered.
+    #[error(transparent)]
+    Node(#[from] node::Error),
+}
+
+/// Registers the node before the agent runs, so that its pod address ranges can be waited for
+/// ([`crate::node::peers`]). A new node is not ready until [`run`] reports that it is.
+///
+/// # Errors
+/// When the API server refuses, or `shutdown` comes first; else it is asked until it answers.
+pub async fn register_node(
+    config: &Config,
+    client: &kube::Client,
+    shutdown: &CancellationToken,
+) -> Result<Node, Error> {
+    let facts = facts::read(&Places::host(&config.root_dir));
+    Ok(node::register(config, client, &facts, shutdown).await?)
+}
+
+/// Runs the agent until `shutdown`; pods go on without it.
+///
+/// Looks after the pods that the disk remembers at once; the API server may come later.
+///
+/// # Errors
+/// What keeps it from starting: directories, addresses, certificates. Later troubles are lived with.
+pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> Result<(), Error> {
+    make_directories(&config)?;
+    let facts = facts::read(&Places::host(&config.root_dir));
+    let listeners = Listeners::bind(&config).await?;
+    let (recorder, occurrences) = Recorder::new();
+    let now = config.clock.now();
+    let pressure = object::Pressure::default();
+    let node: Shared = Arc::new(RwLock::new(object::node(&config, &facts, pressure, now)));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(events::run(
+        parts.client.clone(),
+        events::Source { component: "kubelet".to_owned(), host: config.node_name.clone() },
+        Arc::clone(&config.clock),
+        occurrences,
+        shutdown.clone(),
+    ));
+    let services = services(&parts, &mut tasks, &shutdown);
+    let (context, gate) =
+        context(&config, &parts, (&node, &facts), (services, recorder.clone()), &shutdown);
+    let shelf = context.shelf.clone();
+    let state = server::State {
+        shelf,
+        runtime: Arc::clone(&parts.runtime),
+        log_root: config.log_root.clone(),
+        clock: Arc::clone(&config.clock),
+    };
+    listeners.serve(state, &mut tasks, &shutdown);
+    announce(&config, &recorder);
+    tasks.spawn(keep_node(
+        config.clone(),
+        parts.client.clone(),
+        (Arc::clone(&node), facts),
+        recorder,
+        shutdown.clone(),
+    ));
+    follow_node(&config, &parts.client, &node, (&mut tasks, &shutdown));
+    let (changes, receiver) = mpsc::channel(CHANGES);
+    let selection =
+        Selection { fields: Some(format!("spec.nodeName={}", config.node_name)), labels: None };
+    let pods: Api<Pod> = Api::all(parts.client.clone());
+    tasks.spawn(source::follow(pods, selection, changes, shutdown.clone()));
+    let roster = Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone());
+    roster.run(receiver).await;
+    shutdown.cancel();
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn make_directories(config: &Config) -> Result<(), Error> {
+    let make = |path: &Path, mode: u32| {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(|source| Error::Directory { path: path.to_owned(), source })
+    };
+    make(&config.root_dir, 0o700)?;
+    make(&config.log_root, 0o755)?;
+    make(&config.container_log_links, 0o755)
+}
+
+/// What listens, bound before anything else begins.
+struct Listeners {
+    api: Option<(TcpListener, TlsAcceptor)>,
+    health: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, Error> {
+        let api = match config.server.address {
+            Some(address) => {
+                let acceptor = server::tls::acceptor(config).map_err(server::Error::from)?;
+                Some((server::bind(address).await?, acceptor))
+            }
+            None => None,
+        };
+        let health = match config.server.healthz {
+            Some(address) => Some(server::bind(address).await?),
+            None => None,
+        };
+        Ok(Self { api, health })
+    }
+
+    fn serve(self, state: server::State, tasks: &mut JoinSet<()>, shutdown: &CancellationToken) {
+        if let Some((listener, acceptor)) = self.api {
+            tasks.spawn(server::serve(listener, acceptor, state, shutdown.clone()));
+        }
+        if let Some(listener) = self.health {
+            tasks.spawn(server::serve_health(listener, shutdown.clone()));
+        }
+    }
+}
+
+fn context(
+    config: &Config,
+    parts: &Parts,
+    (node, facts): (&Shared, &Facts),
+    (services, recorder): (watch::Receiver<Option<Vec<Service>>>, Recorder),
+    shutdown: &CancellationToken,
+) -> (Context, Gate) {
+    let cache = Cache::new(&config.root_dir);
+    let place = Place {
+        root: config.root_dir.clone(),
+        links: config.container_log_links.clone(),
+        resolv_conf: config.resolv_conf.clone(),
+        cluster_dns: config.cluster_dns.clone(),
+        node_ips: config.node_ips.clone(),
+        facts: NodeFacts {
+            cgroups: config.cgroups.clone(),
+            memory_capacity_bytes: facts.memory_bytes,
+            seccomp_root: config.seccomp_root.clone(),
+            seccomp_default: config.seccomp_default,
+            log_limits: config.log_limits,
+            log_root: config.log_root.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            hostname: config.hostname.clone(),
+            allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+        },
+        node: Arc::clone(node),
+    };
+    let around = (cache.clone(), recorder.clone());
+    let provision = Provision::new(place, parts.client.clone(), services, around);
+    let gate = Gate {
+        node: Arc::clone(node),
+        sysctls: SysctlPolicy::new(&config.allowed_unsafe_sysctls),
+        events: recorder.clone(),
+    };
+    let context = Context {
+        runtime: Arc::clone(&parts.runtime),
+        images: Arc::clone(&parts.images),
+        materials: Arc::new(provision),
+        events: recorder,
+        statuses: Writer::new(parts.client.clone(), shutdown.clone()),
+        cache,
+        clock: Arc::clone(&config.clock),
+        node_ips: config.node_ips.clone(),
+        pacing: config.pacing,
+        shelf: Shelf::default(),
+    };
+    (context, gate)
+}
+
+/// The Services that somebody follows already, or those followed from here.
+fn services(
+    parts: &Parts,
+    tasks: &mut JoinSet<()>,
+    shutdown: &CancellationToken,
+) -> watch::Receiver<Option<Vec<Service>>> {
+    if let Some(services) = &parts.services {
+        return services.clone();
+    }
+    let (sender, receiver) = watch::channel(None);
+    let (changes, mut inbox) = mpsc::channel(CHANGES);
+    let api: Api<ApiService> = Api::all(parts.client.clone());
+    tasks.spawn(source::follow(api, Selection::default(), changes, shutdown.clone()));
+    tasks.spawn(async move {
+        let mut known = std::collections::BTreeMap::new();
+        let key = |service: &ApiService| {
+            (service.metadata.namespace.clone(), service.metadata.name.clone())
+        };
+        while let Some(change) = inbox.recv().await {
+            match change {
+                Event::Synced(all) => {
+                    known = all.iter().map(|s| (key(s), Service::from(s))).collect();
+                }
+                Event::Applied(service) => {
+                    known.insert(key(&service), Service::from(&service));
+                }
+                Event::Deleted(service) => {
+                    known.remove(&key(&service));
+                }
+            }
+            sender.send_replace(Some(known.values().cloned().collect()));
+        }
+    });
+    receiver
+}
+
+/// Says that the agent starts, and what the host cannot enforce.
+fn announce(config: &Config, recorder: &Recorder) {
+    let node = &config.node_name;
+    recorder.node(node, Severity::Normal, "Starting", "Starting kubelet.");
+    for fact in &config.not_enforced {
+        tracing::warn!(node, "not enforced: {fact}");
+        recorder.node(node, Severity::Warning, "NotEnforced", fact.clone());
+    }
+}
+
+/// Keeps `node` as the API server has it: labels and taints decide who is let in.
+fn follow_node(
+    config: &Config,
+    client: &kube::Client,
+    node: &Shared,
+    (tasks, shutdown): (&mut JoinSet<()>, &CancellationToken),
+) {
+    let (changes, mut inbox) = mpsc::channel(8);
+    let selection =
+        Selection { fields: Some(format!("metadata.name={}", config.node_name)), labels: None };
+    let api: Api<Node> = Api::all(client.clone());
+    tasks.spawn(source::follow(api, selection, changes, shutdown.clone()));
+    let node = Arc::clone(node);
+    tasks.spawn(async move {
+        while let Some(change) = inbox.recv().await {
+            let newest = match change {
+                Event::Synced(nodes) => nodes.into_iter().next(),
+                Event::Applied(node) => Some(node),
+                Event::Deleted(_) => None,
+            };
+            if let Some(newest) = newest {
+                *node.write().unwrap_or_else(PoisonError::into_inner) = newest;
+            }
+        }
+    });
+}
+
+/// Registers the node where that has not been done, then keeps it alive.
+async fn keep_node(
+    config: Config,
+    client: kube::Client,
+    (node, facts): (Shared, Facts),
+    recorder: Recorder,
+    shutdown: CancellationToken,
+) {
+    loop {
+        match node::register(&config, &client, &facts, &shutdown).await {
+            Ok(registered) => {
+                *node.write().unwrap_or_else(PoisonError::into_inner) = registered;
+                break;
+            }
+            Err(node::Error::Shutdown { .. }) => return,
+            Err(error @ node::Error::Refused { .. }) => {
+                // Rights may come later; the pods that are here do not suffer.
+                tracing::error!(error = %crate::worker::chain(&error), "node not registered");
+                tokio::select! {
+                    () = tokio::time::sleep(std::time::Duration::from_secs(30)) => {}
+                    () = shutdown.cancelled() => return,
+                }
+            }
+        }
+    }
+    let lease =
+        heartbeat::keep_lease(config.clone(), client.clone(), Arc::clone(&node), shutdown.clone());
+    let status = heartbeat::keep_status(config, client, node, recorder, shutdown);
+    tokio::join!(lease, status);
+}

@@ -1,0 +1,153 @@
+//! What an agent is told when it starts. Finished values: the binary resolves files, flags and the
+//! host's facts; nothing here reads the environment.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_runtime::interface::LogLimits;
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::clock::{Clock, SystemClock};
+use crate::qos::CgroupPolicy;
+use crate::worker::memory::Pacing;
+
+/// The version that the node claims to be; tools parse it.
+pub const KUBELET_VERSION: &str = "v1.36.2";
+
+/// Everything an agent has to know.
+#[derive(Clone)]
+pub struct Config {
+    /// The node's name.
+    pub node_name: String,
+    /// State that survives a reboot (`/var/lib/berth`, 0700).
+    pub root_dir: PathBuf,
+    /// The logs of pods (`/var/log/pods`).
+    pub log_root: PathBuf,
+    /// Links to the logs, by container (`/var/log/containers`).
+    pub container_log_links: PathBuf,
+    /// The node's addresses, primary first.
+    pub node_ips: Vec<IpAddr>,
+    /// The node's host name.
+    pub hostname: String,
+    /// Pod address ranges set by hand, where no controller gives the node any.
+    pub pod_cidrs: Vec<IpNet>,
+    /// How many pods the node takes.
+    pub max_pods: u32,
+    /// The cluster's DNS servers.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain.
+    pub cluster_domain: String,
+    /// The resolver file that pods with the node's DNS get.
+    pub resolv_conf: PathBuf,
+    /// The node's HTTP API.
+    pub server: Server,
+    /// Labels of the node beyond the usual.
+    pub labels: BTreeMap<String, String>,
+    /// Taints that the node registers with.
+    pub taints: Vec<Taint>,
+    /// What the host cannot enforce, one sentence each; told by an event and in the log.
+    pub not_enforced: Vec<String>,
+    /// What decides cgroup limits.
+    pub cgroups: CgroupPolicy,
+    /// Log rotation.
+    pub log_limits: LogLimits,
+    /// Where Localhost seccomp profiles are (`<root>/seccomp`).
+    pub seccomp_root: PathBuf,
+    /// Whether pods without a profile run under the default one.
+    pub seccomp_default: bool,
+    /// Sysctls beyond the safe ones that pods may set; patterns.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// The waits between tries.
+    pub pacing: Pacing,
+    /// Node status and lease.
+    pub heartbeat: Heartbeat,
+    /// Memory kept back from pods, as upstream's default hard eviction threshold keeps it.
+    pub memory_reserved_bytes: u64,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The node's HTTP API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Where the HTTPS API listens; `None` leaves it out.
+    pub address: Option<SocketAddr>,
+    /// Where `/healthz` answers without authentication; loopback only.
+    pub healthz: Option<SocketAddr>,
+    /// The serving certificate and key, PEM files; one is made and kept where absent.
+    pub certificate: Option<CertificateFiles>,
+    /// The authority whose client certificates are believed; without it nobody is let in.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, PEM.
+    pub certificate: PathBuf,
+    /// The key, PEM.
+    pub key: PathBuf,
+}
+
+/// How often the node tells that it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// How long a lease lasts.
+    pub lease_duration: Duration,
+    /// How often the status is looked at, and the lease renewed.
+    pub status_check: Duration,
+    /// How often the status is reported though nothing changed.
+    pub status_report: Duration,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self {
+            lease_duration: Duration::from_secs(40),
+            status_check: Duration::from_secs(10),
+            status_report: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Config {
+    /// The defaults for a node of this name and these addresses.
+    pub fn new(node_name: impl Into<String>, node_ips: Vec<IpAddr>) -> Self {
+        let node_name = node_name.into();
+        Self {
+            hostname: node_name.clone(),
+            node_name,
+            root_dir: "/var/lib/berth".into(),
+            log_root: "/var/log/pods".into(),
+            container_log_links: "/var/log/containers".into(),
+            node_ips,
+            pod_cidrs: Vec::new(),
+            max_pods: 110,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            server: Server {
+                address: Some(SocketAddr::from(([0, 0, 0, 0], 10250))),
+                healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10248))),
+                certificate: None,
+                client_ca: None,
+            },
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            not_enforced: Vec::new(),
+            cgroups: CgroupPolicy::default(),
+            log_limits: LogLimits::default(),
+            seccomp_root: "/var/lib/berth/seccomp".into(),
+            seccomp_default: false,
+            allowed_unsafe_sysctls: Vec::new(),
+            pacing: Pacing::default(),
+            heartbeat: Heartbeat::default(),
+            memory_reserved_bytes: 100 << 20,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}

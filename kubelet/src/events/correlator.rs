@@ -1,0 +1,304 @@
+//! Decides what becomes of an event: a new object, one more count on an old one, or nothing.
+//!
+//! Pure but for the numbers in it: the time comes in. Follows client-go's EventCorrelator: the same
+//! event again counts up; more than ten that differ only in their message within ten minutes are
+//! merged; one object may cause 25 events at once and then one in five minutes; all together 100 at
+//! once and 50 a second.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use tokio::time::Instant;
+
+use super::{Occurrence, Source};
+use crate::clock;
+
+const SIMILAR_LIMIT: usize = 10;
+const SIMILAR_WINDOW: Duration = Duration::from_secs(600);
+const OBJECT_BURST: f64 = 25.0;
+const OBJECT_RATE: f64 = 1.0 / 300.0;
+const TOTAL_BURST: f64 = 100.0;
+const TOTAL_RATE: f64 = 50.0;
+/// How many keys are remembered before the oldest are forgotten.
+const REMEMBERED: usize = 4096;
+
+/// What becomes of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Decision {
+    /// It is created.
+    Create(Event),
+    /// The event of this name is counted up.
+    Repeat(Event),
+    /// It is one too many.
+    Drop,
+}
+
+type ObjectKey = (String, String, String);
+
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn full(burst: f64, now: Instant) -> Self {
+        Self { tokens: burst, filled: now }
+    }
+
+    fn refill(&mut self, burst: f64, rate: f64, now: Instant) {
+        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.tokens = (self.tokens + passed * rate).min(burst);
+        self.filled = now;
+    }
+
+    fn take(&mut self, burst: f64, rate: f64, now: Instant) -> bool {
+        self.refill(burst, rate, now);
+        let available = self.tokens >= 1.0;
+        if available {
+            self.tokens -= 1.0;
+        }
+        available
+    }
+}
+
+struct Similar {
+    messages: BTreeMap<String, ()>,
+    since: Instant,
+}
+
+/// Remembers what was recorded.
+pub(super) struct Correlator {
+    source: Source,
+    known: HashMap<(ObjectKey, String, String), (Event, Instant)>,
+    similar: HashMap<(ObjectKey, String), Similar>,
+    objects: HashMap<ObjectKey, Bucket>,
+    total: Option<Bucket>,
+    serial: u64,
+}
+
+impl Correlator {
+    pub(super) fn new(source: Source) -> Self {
+        Self {
+            source,
+            known: HashMap::new(),
+            similar: HashMap::new(),
+            objects: HashMap::new(),
+            total: None,
+            serial: 0,
+        }
+    }
+
+    /// How long the next delivery has to wait for the rate of all together.
+    pub(super) fn throttle(&mut self, now: Instant) -> Option<Duration> {
+        let bucket = self.total.get_or_insert_with(|| Bucket::full(TOTAL_BURST, now));
+        bucket.refill(TOTAL_BURST, TOTAL_RATE, now);
+        bucket.tokens -= 1.0;
+        (bucket.tokens < 0.0).then(|| Duration::from_secs_f64(-bucket.tokens / TOTAL_RATE))
+    }
+
+    pub(super) fn correlate(
+        &mut self,
+        occurrence: Occurrence,
+        now: Instant,
+        wall: Timestamp,
+    ) -> Decision {
+        self.forget(now);
+        let object = object_key(&occurrence);
+        let bucket =
+            self.objects.entry(object.clone()).or_insert_with(|| Bucket::full(OBJECT_BURST, now));
+        if !bucket.take(OBJECT_BURST, OBJECT_RATE, now) {
+            return Decision::Drop;
+        }
+        let message = self.merged_message(&object, &occurrence, now);
+        let identity = match message.merged {
+            true => String::new(),
+            false => message.text.clone(),
+        };
+        let key = (object, occurrence.reason.clone(), identity);
+        if let Some((event, seen)) = self.known.get_mut(&key) {
+            *seen = now;
+            event.count = event.count.map(|c| c.saturating_add(1));
+            event.last_timestamp = Some(Time(clock::whole_seconds(wall)));
+            event.message = Some(message.text);
+            return Decision::Repeat(event.clone());
+        }
+        let event = self.event(occurrence, message.text, wall);
+        self.known.insert(key, (event.clone(), now));
+        Decision::Create(event)
+    }
+
+    fn merged_message(
+        &mut self,
+        object: &ObjectKey,
+        occurrence: &Occurrence,
+        now: Instant,
+    ) -> Message {
+        let key = (object.clone(), occurrence.reason.clone());
+        let similar = self
+            .similar
+            .entry(key)
+            .or_insert_with(|| Similar { messages: BTreeMap::new(), since: now });
+        if now.saturating_duration_since(similar.since) > SIMILAR_WINDOW {
+            similar.messages.clear();
+            similar.since = now;
+        }
+        let merged = similar.messages.len() >= SIMILAR_LIMIT
+            && !similar.messages.contains_key(&occurrence.message);
+        if !merged {
+            similar.messages.insert(occurrence.message.clone(), ());
+        }
+        let text = match merged {
+            true => format!("(combined from similar events): {}", occurrence.message),
+            false => occurrence.message.clone(),
+        };
+        Message { merged, text }
+    }
+
+    fn event(&mut self, occurrence: Occurrence, message: String, wall: Timestamp) -> Event {
+        self.serial = self.serial.wrapping_add(1);
+        let name = occurrence.object.name.clone().unwrap_or_default();
+        let namespace = occurrence.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let unique = wall.as_nanosecond().wrapping_add(i128::from(self.serial));
+        let time = Time(clock::whole_seconds(wall));
+        Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{name}.{unique:x}")),
+                namespace: Some(namespace),
+                ..ObjectMeta::default()
+            },
+            involved_object: occurrence.object,
+            reason: Some(occurrence.reason),
+            message: Some(message),
+            type_: Some(occurrence.severity.as_str().to_owned()),
+            count: Some(1),
+            first_timestamp: Some(time.clone()),
+            last_timestamp: Some(time),
+            source: Some(EventSource {
+                component: Some(self.source.component.clone()),
+                host: Some(self.source.host.clone()),
+            }),
+            reporting_component: Some(self.source.component.clone()),
+            reporting_instance: Some(self.source.host.clone()),
+            ..Event::default()
+        }
+    }
+
+    /// Keeps memory bounded: what was quiet for a window goes once there is much.
+    fn forget(&mut self, now: Instant) {
+        let quiet = |since: Instant| now.saturating_duration_since(since) > SIMILAR_WINDOW;
+        if self.known.len() > REMEMBERED {
+            self.known.retain(|_, (_, seen)| !quiet(*seen));
+            if self.known.len() > REMEMBERED {
+                self.known.clear();
+            }
+        }
+        if self.similar.len() > REMEMBERED {
+            self.similar.clear();
+        }
+        if self.objects.len() > REMEMBERED {
+            self.objects.retain(|_, bucket| !quiet(bucket.filled));
+            if self.objects.len() > REMEMBERED {
+                self.objects.clear();
+            }
+        }
+    }
+}
+
+struct Message {
+    merged: bool,
+    text: String,
+}
+
+fn object_key(occurrence: &Occurrence) -> ObjectKey {
+    let object = &occurrence.object;
+    (
+        object.uid.clone().unwrap_or_default(),
+        object.field_path.clone().unwrap_or_default(),
+        occurrence.severity.as_str().to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::*;
+    use k8s_openapi::api::core::v1::ObjectReference;
+
+    fn occurrence(reason: &str, message: &str) -> Occurrence {
+        Occurrence {
+            object: ObjectReference {
+                uid: Some("u".to_owned()),
+                name: Some("p".to_owned()),
+                namespace: Some("ns".to_owned()),
+                ..ObjectReference::default()
+            },
+            severity: Severity::Warning,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        }
+    }
+
+    fn correlator() -> Correlator {
+        Correlator::new(Source { component: "kubelet".to_owned(), host: "n".to_owned() })
+    }
+
+    #[test]
+    fn the_same_event_again_counts_up_under_its_first_name() {
+        let (mut correlator, now) = (correlator(), Instant::now());
+        let wall = Timestamp::UNIX_EPOCH;
+        let first = correlator.correlate(occurrence("BackOff", "m"), now, wall);
+        let second = correlator.correlate(occurrence("BackOff", "m"), now, wall);
+        let (Decision::Create(first), Decision::Repeat(second)) = (first, second) else {
+            panic!("expected a creation and a repetition");
+        };
+        assert_eq!(first.metadata.name, second.metadata.name);
+        assert_eq!(second.count, Some(2));
+    }
+
+    #[test]
+    fn more_than_ten_similar_events_are_merged() {
+        let (mut correlator, now) = (correlator(), Instant::now());
+        let mut created = 0;
+        let mut last = None;
+        for n in 0..20 {
+            let decision = correlator.correlate(
+                occurrence("FailedMount", &format!("m{n}")),
+                now,
+                Timestamp::UNIX_EPOCH,
+            );
+            created += usize::from(matches!(decision, Decision::Create(_)));
+            last = Some(decision);
+        }
+        assert_eq!(created, 11);
+        let Some(Decision::Repeat(event)) = last else {
+            panic!("expected a repetition");
+        };
+        assert_eq!(event.count, Some(10));
+        let message = event.message.unwrap();
+        assert_eq!(message, "(combined from similar events): m19");
+    }
+
+    #[test]
+    fn one_object_is_held_to_a_burst_and_then_to_one_in_five_minutes() {
+        let (mut correlator, now) = (correlator(), Instant::now());
+        let mut passed = |at: Instant| {
+            let decision =
+                correlator.correlate(occurrence("BackOff", "m"), at, Timestamp::UNIX_EPOCH);
+            decision != Decision::Drop
+        };
+        assert_eq!((0..40).filter(|_| passed(now)).count(), 25);
+        assert!(passed(now + Duration::from_secs(301)));
+        assert!(!passed(now + Duration::from_secs(302)));
+    }
+
+    #[test]
+    fn all_together_are_held_to_fifty_a_second_after_a_burst() {
+        let (mut correlator, now) = (correlator(), Instant::now());
+        let waits: Vec<_> = (0..150).map(|_| correlator.throttle(now)).collect();
+        assert_eq!(waits.iter().filter(|w| w.is_none()).count(), 100);
+        assert_eq!(waits[149], Some(Duration::from_secs(1)));
+    }
+}

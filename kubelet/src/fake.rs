@@ -1,0 +1,604 @@
+//! A runtime, an image store, materials and an API server that exist in memory only, for tests.
+//!
+//! They follow the contracts of their traits, with knobs for what goes wrong. Time is tokio's, so
+//! tests with a paused clock decide it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use berth_runtime::interface::{
+    ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, ExecOutput, Image,
+    ImageError, ImageId, Images, LogLimits, NamespaceMode, PidMode, PodIdentity, ProgressSink,
+    Resources, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxState,
+    SandboxStatus, Security, StopSignal,
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::worker::materials::{ContainerRequest, Materials};
+use crate::worker::memory::Failure;
+
+/// The time of day, moving with tokio's clock from a fixed start.
+pub(crate) struct FakeClock {
+    start: Instant,
+}
+
+impl FakeClock {
+    pub(crate) fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Clock for FakeClock {
+    fn now(&self) -> Timestamp {
+        let passed = SignedDuration::try_from(self.start.elapsed()).unwrap();
+        Timestamp::from_second(1_700_000_000).unwrap() + passed
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the fake runtime has and does.
+#[derive(Default)]
+pub(crate) struct RuntimeState {
+    pub(crate) sandboxes: Vec<SandboxStatus>,
+    /// Fail so many times from now: by operation name.
+    pub(crate) failures: BTreeMap<&'static str, u32>,
+    /// Containers of these names end by themselves right after their start, with this code.
+    pub(crate) exits_at_once: BTreeMap<String, i32>,
+    /// Containers of these names do not end on a signal, only when killed.
+    pub(crate) stubborn: BTreeSet<String>,
+    /// Every call, in order.
+    pub(crate) calls: Vec<String>,
+    /// The most live sandboxes there ever were of one namespace and name.
+    pub(crate) most_live: usize,
+    serial: u64,
+}
+
+/// A runtime in memory.
+pub(crate) struct FakeRuntime {
+    pub(crate) state: Mutex<RuntimeState>,
+    clock: Arc<dyn Clock>,
+    events: broadcast::Sender<RuntimeEvent>,
+}
+
+impl FakeRuntime {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(RuntimeState::default()),
+            clock,
+            events: broadcast::channel(1024).0,
+        })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, RuntimeState> {
+        lock(&self.state)
+    }
+
+    fn now(&self) -> i64 {
+        i64::try_from(self.clock.now().as_nanosecond()).unwrap()
+    }
+
+    /// The running containers of a pod, by name.
+    pub(crate) fn running(&self, uid: &str) -> Vec<String> {
+        let state = self.state();
+        let sandboxes = state.sandboxes.iter().filter(|s| s.config.pod.uid == uid);
+        let containers = sandboxes.flat_map(|s| &s.containers);
+        containers
+            .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+            .map(|c| c.config.name.clone())
+            .collect()
+    }
+
+    /// Ends the running container `name` of a pod.
+    pub(crate) fn exit(&self, uid: &str, name: &str, exit_code: i32) -> bool {
+        let id = {
+            let state = self.state();
+            let sandboxes = state.sandboxes.iter().filter(|s| s.config.pod.uid == uid);
+            let mut containers = sandboxes.flat_map(|s| &s.containers);
+            let found = containers.find(|c| {
+                c.config.name == name && matches!(c.state, ContainerState::Running { .. })
+            });
+            found.map(|c| c.id.clone())
+        };
+        id.is_some_and(|id| {
+            self.end(&id, exit_code);
+            true
+        })
+    }
+
+    fn end(&self, id: &ContainerId, code: i32) {
+        let finished = self.now();
+        let mut event = None;
+        for sandbox in &mut self.state().sandboxes {
+            for container in &mut sandbox.containers {
+                if container.id == *id
+                    && let ContainerState::Running { started_at } = container.state
+                {
+                    container.state = ContainerState::Exited {
+                        started_at,
+                        finished_at: finished,
+                        exit_code: code,
+                        oom_killed: false,
+                        message: String::new(),
+                    };
+                    event = Some(RuntimeEvent::Exited {
+                        pod: sandbox.config.pod.clone(),
+                        container: id.clone(),
+                    });
+                }
+            }
+        }
+        if let Some(event) = event {
+            let _ = self.events.send(event);
+        }
+    }
+
+    /// Loses the live sandbox of a pod with everything in it.
+    pub(crate) fn lose_sandbox(&self, uid: &str) -> bool {
+        let Some((pod, sandbox, containers)) = ({
+            let mut state = self.state();
+            let mut live = state
+                .sandboxes
+                .iter_mut()
+                .filter(|s| s.config.pod.uid == uid && s.state == SandboxState::Ready);
+            live.next().map(|sandbox| {
+                sandbox.state = SandboxState::NotReady;
+                let ids: Vec<_> = sandbox.containers.iter().map(|c| c.id.clone()).collect();
+                (sandbox.config.pod.clone(), sandbox.id.clone(), ids)
+            })
+        }) else {
+            return false;
+        };
+        for container in containers {
+            self.end(&container, 137);
+        }
+        let _ = self.events.send(RuntimeEvent::SandboxLost { pod, sandbox });
+        true
+    }
+
+    fn enter(&self, call: &'static str, what: &str) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        state.calls.push(format!("{call} {what}"));
+        match state.failures.get_mut(call) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                Err(RuntimeError::Invalid(format!("{call} was made to fail")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn serial(&self) -> u64 {
+        let mut state = self.state();
+        state.serial += 1;
+        state.serial
+    }
+
+    fn with<T>(
+        &self,
+        id: &ContainerId,
+        change: impl FnOnce(&mut ContainerStatus) -> T,
+    ) -> Result<T, RuntimeError> {
+        let mut state = self.state();
+        let mut containers = state.sandboxes.iter_mut().flat_map(|s| &mut s.containers);
+        match containers.find(|c| c.id == *id) {
+            Some(container) => Ok(change(container)),
+            None => Err(RuntimeError::NotFound(id.to_string())),
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
+        self.enter("run_sandbox", &config.pod.name)?;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let serial = self.serial();
+        let last = u8::try_from(serial % 250).unwrap();
+        let sandbox = SandboxStatus {
+            id: SandboxId::try_from(format!("{serial:032x}")).unwrap(),
+            ips: match config.network {
+                NamespaceMode::Host => Vec::new(),
+                NamespaceMode::Pod => vec![IpAddr::from([10, 244, 0, last])],
+            },
+            config,
+            state: SandboxState::Ready,
+            created_at: self.now(),
+            containers: Vec::new(),
+        };
+        let mut state = self.state();
+        state.sandboxes.push(sandbox.clone());
+        let pod = &sandbox.config.pod;
+        let live = state.sandboxes.iter().filter(|s| {
+            let other = &s.config.pod;
+            s.state == SandboxState::Ready
+                && (&other.namespace, &other.name) == (&pod.namespace, &pod.name)
+        });
+        let live = live.count();
+        state.most_live = state.most_live.max(live);
+        Ok(sandbox)
+    }
+
+    async fn stop_sandbox(&self, sandbox: &SandboxId) -> Result<(), RuntimeError> {
+        self.enter("stop_sandbox", sandbox.as_str())?;
+        let containers: Vec<_> = {
+            let mut state = self.state();
+            let mut all = state.sandboxes.iter_mut();
+            let Some(found) = all.find(|s| s.id == *sandbox) else {
+                return Ok(());
+            };
+            found.state = SandboxState::NotReady;
+            found.containers.iter().map(|c| c.id.clone()).collect()
+        };
+        for container in containers {
+            self.end(&container, 137);
+        }
+        Ok(())
+    }
+
+    async fn remove_sandbox(&self, sandbox: &SandboxId) -> Result<(), RuntimeError> {
+        self.enter("remove_sandbox", sandbox.as_str())?;
+        self.state().sandboxes.retain(|s| s.id != *sandbox);
+        Ok(())
+    }
+
+    async fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError> {
+        self.enter("create_container", &config.name)?;
+        let id = ContainerId::try_from(format!("{:064x}", self.serial())).unwrap();
+        let status = ContainerStatus {
+            id: id.clone(),
+            sandbox: sandbox.clone(),
+            config,
+            state: ContainerState::Created,
+            created_at: self.now(),
+            user: None,
+        };
+        let mut state = self.state();
+        let mut live = state.sandboxes.iter_mut().filter(|s| s.state == SandboxState::Ready);
+        match live.find(|s| s.id == *sandbox) {
+            Some(sandbox) => {
+                sandbox.containers.push(status);
+                Ok(id)
+            }
+            None => Err(RuntimeError::NotFound(sandbox.to_string())),
+        }
+    }
+
+    async fn start_container(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        let now = self.now();
+        let failing = self.enter("start_container", container.as_str());
+        let name = self.with(container, |c| {
+            c.state = match &failing {
+                Ok(()) => ContainerState::Running { started_at: now },
+                Err(error) => ContainerState::Exited {
+                    started_at: 0,
+                    finished_at: now,
+                    exit_code: 127,
+                    oom_killed: false,
+                    message: error.to_string(),
+                },
+            };
+            c.config.name.clone()
+        })?;
+        if let Err(error) = failing {
+            return Err(RuntimeError::Start { exit_code: 127, message: error.to_string() });
+        }
+        let at_once = self.state().exits_at_once.get(&name).copied();
+        if let Some(code) = at_once {
+            self.end(container, code);
+        }
+        Ok(())
+    }
+
+    async fn stop_container(
+        &self,
+        container: &ContainerId,
+        _signal: StopSignal,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        self.enter("stop_container", container.as_str())?;
+        let name = self.with(container, |c| c.config.name.clone())?;
+        let stubborn = self.state().stubborn.contains(&name);
+        match stubborn {
+            true => {
+                tokio::time::sleep(grace).await;
+                self.end(container, 137);
+            }
+            false => self.end(container, 143),
+        }
+        Ok(())
+    }
+
+    async fn remove_container(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        self.enter("remove_container", container.as_str())?;
+        for sandbox in &mut self.state().sandboxes {
+            sandbox.containers.retain(|c| c.id != *container);
+        }
+        Ok(())
+    }
+
+    async fn exec_sync(
+        &self,
+        container: &ContainerId,
+        command: Vec<String>,
+        _timeout: Option<Duration>,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let outcome = self.enter("exec_sync", &command.join(" "));
+        self.with(container, |_| ())?;
+        Ok(ExecOutput {
+            exit_code: i32::from(outcome.is_err()),
+            stdout: b"said".to_vec(),
+            stderr: Vec::new(),
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        Ok(self.state().sandboxes.clone())
+    }
+
+    async fn pod(&self, uid: &str) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        let state = self.state();
+        let of_pod = state.sandboxes.iter().filter(|s| s.config.pod.uid == uid);
+        Ok(of_pod.cloned().collect())
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.events.subscribe()
+    }
+}
+
+/// An image store in memory: knows every image but those that are told to be missing.
+#[derive(Default)]
+pub(crate) struct FakeImages {
+    /// References whose pull fails, with the registry's message.
+    pub(crate) broken: Mutex<BTreeMap<String, String>>,
+    /// References that are in the store.
+    pub(crate) present: Mutex<BTreeSet<String>>,
+    /// How long a pull takes.
+    pub(crate) takes: Mutex<Duration>,
+}
+
+pub(crate) fn image(reference: &str) -> Image {
+    let digit = format!("{:x}", reference.len() % 16);
+    let id = ImageId::try_from(format!("sha256:{}", digit.repeat(64))).unwrap();
+    Image {
+        digests: vec![format!("registry.test/{reference}@{id}")],
+        id,
+        tags: vec![reference.to_owned()],
+        size_bytes: 42,
+        user: String::new(),
+        pinned: false,
+    }
+}
+
+#[async_trait]
+impl Images for FakeImages {
+    async fn status(&self, reference: &str) -> Result<Option<Image>, ImageError> {
+        if reference.contains(' ') {
+            return Err(ImageError::InvalidName {
+                reference: reference.to_owned(),
+                message: "invalid reference format".to_owned(),
+            });
+        }
+        let present = lock(&self.present).contains(reference);
+        Ok(present.then(|| image(reference)))
+    }
+
+    async fn pull(
+        &self,
+        reference: &str,
+        _credentials: Vec<Credentials>,
+        _progress: Option<ProgressSink>,
+    ) -> Result<Image, ImageError> {
+        let takes = *lock(&self.takes);
+        tokio::time::sleep(takes).await;
+        if let Some(message) = lock(&self.broken).get(reference) {
+            return Err(ImageError::Pull {
+                reference: reference.to_owned(),
+                message: message.clone(),
+            });
+        }
+        lock(&self.present).insert(reference.to_owned());
+        Ok(image(reference))
+    }
+
+    async fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let present = lock(&self.present);
+        Ok(present.iter().map(|r| image(r)).collect())
+    }
+
+    async fn remove(&self, reference: &str) -> Result<(), ImageError> {
+        lock(&self.present).remove(reference);
+        Ok(())
+    }
+}
+
+/// Materials in memory.
+#[derive(Default)]
+pub(crate) struct FakeMaterials {
+    /// The pods whose volumes are there.
+    pub(crate) mounted: Mutex<BTreeSet<String>>,
+    /// The pods whose directories are there.
+    pub(crate) directories: Mutex<BTreeSet<String>>,
+    /// The message with which volumes fail, while set.
+    pub(crate) volume_failure: Mutex<Option<String>>,
+    /// The message with which container configurations fail, while set.
+    pub(crate) config_failure: Mutex<Option<String>>,
+}
+
+fn uid(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
+}
+
+#[async_trait]
+impl Materials for FakeMaterials {
+    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure> {
+        lock(&self.directories).insert(uid(pod));
+        if let Some(message) = lock(&self.volume_failure).clone() {
+            return Err(Failure::new("FailedMount", message));
+        }
+        lock(&self.mounted).insert(uid(pod));
+        Ok(())
+    }
+
+    async fn tear_down_volumes(&self, pod: &Pod) -> Result<(), Failure> {
+        lock(&self.mounted).remove(&uid(pod));
+        Ok(())
+    }
+
+    async fn sandbox(&self, pod: &Pod, attempt: u32) -> Result<SandboxConfig, Failure> {
+        Ok(SandboxConfig {
+            pod: PodIdentity {
+                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+                name: pod.metadata.name.clone().unwrap_or_default(),
+                uid: uid(pod),
+            },
+            attempt,
+            hostname: "h".to_owned(),
+            log_directory: PathBuf::from("/logs"),
+            cgroup_path: PathBuf::from("kubepods"),
+            resources: Resources::default(),
+            network: NamespaceMode::Pod,
+            ipc: NamespaceMode::Pod,
+            pid: PidMode::Container,
+            sysctls: BTreeMap::new(),
+            port_mappings: Vec::new(),
+            labels: BTreeMap::new(),
+        })
+    }
+
+    async fn container(&self, request: ContainerRequest<'_>) -> Result<ContainerConfig, Failure> {
+        if let Some(message) = lock(&self.config_failure).clone() {
+            return Err(Failure::new("CreateContainerConfigError", message));
+        }
+        let name = request.container.name.clone();
+        Ok(ContainerConfig {
+            log_path: PathBuf::from(&name).join(format!("{}.log", request.attempt)),
+            name,
+            attempt: request.attempt,
+            image: request.image.id.clone(),
+            image_reference: request.container.image.clone().unwrap_or_default(),
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            mounts: Vec::new(),
+            log_limits: LogLimits::default(),
+            resources: Resources::default(),
+            oom_score_adj: 0,
+            security: Security::default(),
+            tty: false,
+            stdin: false,
+            stdin_once: false,
+            labels: BTreeMap::new(),
+        })
+    }
+
+    async fn credentials(&self, _: &Pod, _: &str) -> Result<Vec<Credentials>, Failure> {
+        Ok(Vec::new())
+    }
+
+    async fn termination_message(&self, _: &Pod, _: &ContainerStatus) -> Option<String> {
+        None
+    }
+
+    async fn link_log(&self, _: &Pod, _: &ContainerStatus) {}
+
+    async fn drop_old_logs(&self, _: &Pod, _: &str, _: u32) {}
+
+    async fn sweep(&self, keep: &BTreeSet<String>) {
+        lock(&self.directories).retain(|uid| keep.contains(uid));
+    }
+
+    async fn remove_directories(&self, pod: &Pod) -> Result<(), Failure> {
+        lock(&self.directories).remove(&uid(pod));
+        Ok(())
+    }
+}
+
+/// What an API server was asked, and how it answers.
+#[derive(Default)]
+pub(crate) struct ApiState {
+    /// Every request: method, path, body.
+    pub(crate) requests: Vec<(String, String, Value)>,
+    /// Answer so many requests with this status instead.
+    pub(crate) failing: Option<(u32, u16)>,
+}
+
+/// An API server that agrees to everything and remembers it.
+#[derive(Clone, Default)]
+pub(crate) struct FakeApi {
+    pub(crate) state: Arc<Mutex<ApiState>>,
+}
+
+impl FakeApi {
+    pub(crate) fn client(&self) -> kube::Client {
+        let state = Arc::clone(&self.state);
+        let router = axum::Router::new().fallback(move |request: Request| {
+            let state = Arc::clone(&state);
+            async move { answer(&state, request).await }
+        });
+        kube::Client::new(router, "default")
+    }
+
+    /// The statuses written for a pod, in order.
+    pub(crate) fn statuses(&self, name: &str) -> Vec<Value> {
+        let suffix = format!("/pods/{name}/status");
+        let state = lock(&self.state);
+        let written = state.requests.iter().filter(|(_, p, _)| p.ends_with(&suffix));
+        written.map(|(_, _, body)| body["status"].clone()).collect()
+    }
+
+    /// How often the pod was deleted for good.
+    pub(crate) fn deletions(&self, name: &str) -> usize {
+        let suffix = format!("/pods/{name}");
+        let state = lock(&self.state);
+        let all = state.requests.iter();
+        all.filter(|(method, path, _)| method == "DELETE" && path.ends_with(&suffix)).count()
+    }
+}
+
+async fn answer(state: &Mutex<ApiState>, request: Request<Body>) -> Response {
+    let method = request.method().to_string();
+    let path = request.uri().path().to_owned();
+    let bytes = axum::body::to_bytes(request.into_body(), 1 << 20).await;
+    let body: Value = serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or(Value::Null);
+    let mut state = lock(state);
+    state.requests.push((method.clone(), path.clone(), body.clone()));
+    if let Some((left, status)) = &mut state.failing
+        && *left > 0
+    {
+        *left -= 1;
+        let status = *status;
+        let refusal = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure",
+            "message": "made to fail", "reason": "Test", "code": status,
+        });
+        let code = axum::http::StatusCode::from_u16(status).unwrap();
+        return (code, axum::Json(refusal)).into_response();
+    }
+    let reply = match (method.as_str(), path.contains("/events")) {
+        ("DELETE", _) => json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}),
+        (_, true) => body,
+        _ => json!({"metadata": {"name": "x"}, "spec": {"containers": []}}),
+    };
+    axum::Json(reply).into_response()
+}

@@ -1,0 +1,285 @@
+//! One HTTP GET to a container, for probes and hooks: certificates are not verified, at most 10 KiB
+//! of the body are read, redirects are followed on the same host only.
+//!
+//! Serves `httpGet` of the Kubernetes API. `Differs:` a redirect to another host counts as an answer,
+//! and nothing is sent there.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
+use bytes::Bytes;
+use hyper::body::Body as _;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// How much of a body is read.
+const MAX_BODY: usize = 10 << 10;
+
+/// How many redirects are followed.
+const MAX_REDIRECTS: usize = 10;
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Call {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) path: String,
+    pub(crate) is_https: bool,
+    pub(crate) headers: HeaderMap,
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) body: Bytes,
+}
+
+impl Call {
+    /// The call that an `httpGet` action of `container` describes; `ips` are the pod's.
+    pub(crate) fn of_action(
+        container: &Container,
+        action: &HTTPGetAction,
+        ips: &[IpAddr],
+    ) -> Result<Self, String> {
+        let host = match action.host.as_deref() {
+            Some(host) if !host.is_empty() => host.to_owned(),
+            _ => ips.first().ok_or("the pod has no address")?.to_string(),
+        };
+        let path = action.path.clone().unwrap_or_default();
+        let path = match path.starts_with('/') {
+            true => path,
+            false => format!("/{path}"),
+        };
+        let mut headers = HeaderMap::new();
+        for given in action.http_headers.iter().flatten() {
+            let name = HeaderName::try_from(&given.name).map_err(|e| e.to_string())?;
+            let value = HeaderValue::try_from(&given.value).map_err(|e| e.to_string())?;
+            headers.append(name, value);
+        }
+        Ok(Self {
+            host,
+            port: port(container, &action.port)?,
+            path,
+            is_https: action.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https")),
+            headers,
+        })
+    }
+
+    fn url(&self) -> String {
+        let scheme = if self.is_https { "https" } else { "http" };
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.clone(),
+        };
+        format!("{scheme}://{host}:{}{}", self.port, self.path)
+    }
+}
+
+/// The port that a number or a name means for `container`.
+pub(crate) fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => match name.parse::<i32>() {
+            Ok(number) => number,
+            Err(_) => {
+                let ports = container.ports.iter().flatten();
+                let mut named = ports.filter(|p| p.name.as_deref() == Some(name));
+                let found = named.next().map(|p| p.container_port);
+                found.ok_or_else(|| format!("couldn't find port: {name}"))?
+            }
+        },
+    };
+    u16::try_from(number)
+        .ok()
+        .filter(|p| *p > 0)
+        .ok_or_else(|| format!("invalid port number: {number}"))
+}
+
+/// Connects to `host`, an address or a name.
+pub(crate) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let dialed = match host.parse::<IpAddr>() {
+        Ok(ip) => TcpStream::connect(SocketAddr::new(ip, port)).await,
+        Err(_) => TcpStream::connect((host, port)).await,
+    };
+    dialed.map_err(|error| {
+        let what = match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+            std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+            _ => error.to_string(),
+        };
+        format!("dial tcp {host}:{port}: {what}")
+    })
+}
+
+/// Makes the call and what it is redirected to on the same host, within `timeout` in all.
+pub(crate) async fn get(call: &Call, agent: &str, timeout: Duration) -> Result<Reply, String> {
+    let url = call.url();
+    let described = |error: String| format!("Get \"{url}\": {error}");
+    let following = async {
+        let mut call = call.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let (reply, location) = once(&call, agent).await?;
+            let next = location
+                .filter(|_| (300..400).contains(&reply.status))
+                .and_then(|location| redirected(&call, &location));
+            match next {
+                Some(next) => call = next,
+                None => return Ok(reply),
+            }
+        }
+        Err(format!("stopped after {MAX_REDIRECTS} redirects"))
+    };
+    match tokio::time::timeout(timeout, following).await {
+        Ok(result) => result.map_err(described),
+        Err(_) => Err(described(
+            "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned(),
+        )),
+    }
+}
+
+fn redirected(call: &Call, location: &str) -> Option<Call> {
+    let uri: Uri = location.parse().ok()?;
+    let same_host = uri.host().is_none_or(|host| {
+        host.trim_matches(['[', ']']) == call.host && uri.port_u16().unwrap_or(80) == call.port
+    });
+    let path = uri.path_and_query()?.as_str();
+    (same_host && path.starts_with('/')).then(|| Call { path: path.to_owned(), ..call.clone() })
+}
+
+async fn once(call: &Call, agent: &str) -> Result<(Reply, Option<String>), String> {
+    let stream = connect(&call.host, call.port).await?;
+    match call.is_https {
+        false => exchange(call, agent, stream).await,
+        true => {
+            let connector = TlsConnector::from(Arc::new(unverified()?));
+            let name = ServerName::try_from(call.host.clone()).map_err(|e| e.to_string())?;
+            let stream = connector.connect(name, stream).await;
+            exchange(call, agent, stream.map_err(|e| e.to_string())?).await
+        }
+    }
+}
+
+async fn exchange<S>(call: &Call, agent: &str, stream: S) -> Result<(Reply, Option<String>), String>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let text = |e: hyper::Error| e.to_string();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    let connection = tokio::spawn(connection);
+    let request = request(call, agent)?;
+    let reply = async {
+        let response = sender.send_request(request).await.map_err(text)?;
+        let status = response.status().as_u16();
+        let location = response.headers().get(header::LOCATION);
+        let location = location.and_then(|l| l.to_str().ok()).map(str::to_owned);
+        let body = body(response.into_body()).await;
+        Ok((Reply { status, body }, location))
+    };
+    let reply = reply.await;
+    connection.abort();
+    reply
+}
+
+fn request(call: &Call, agent: &str) -> Result<Request<axum::body::Body>, String> {
+    let mut builder = Request::get(&call.path);
+    let own_host = call.headers.get(header::HOST).cloned();
+    let host = match own_host {
+        Some(host) => host,
+        None => {
+            let host = call.url();
+            let host = host.split('/').nth(2).unwrap_or_default();
+            HeaderValue::try_from(host).map_err(|e| e.to_string())?
+        }
+    };
+    builder = builder.header(header::HOST, host);
+    if !call.headers.contains_key(header::USER_AGENT) {
+        builder = builder.header(header::USER_AGENT, agent);
+    }
+    if !call.headers.contains_key(header::ACCEPT) {
+        builder = builder.header(header::ACCEPT, "*/*");
+    }
+    builder = builder.header(header::CONNECTION, "close");
+    for (name, value) in &call.headers {
+        if name != header::HOST {
+            builder = builder.header(name, value);
+        }
+    }
+    builder.body(axum::body::Body::empty()).map_err(|e| e.to_string())
+}
+
+/// The first of the body; what follows, or breaks off, is of no interest.
+async fn body(mut body: hyper::body::Incoming) -> Bytes {
+    let mut bytes = Vec::new();
+    while bytes.len() < MAX_BODY {
+        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
+        let Some(Ok(frame)) = frame else { break };
+        if let Some(data) = frame.data_ref() {
+            let room = MAX_BODY - bytes.len();
+            bytes.extend_from_slice(&data[..data.len().min(room)]);
+        }
+    }
+    Bytes::from(bytes)
+}
+
+fn unverified() -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?;
+    Ok(config
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone { schemes }))
+        .with_no_client_auth())
+}
+
+/// Takes any certificate: a probe asks whether something answers, not who.
+#[derive(Debug)]
+struct Anyone {
+    schemes: Vec<SignatureScheme>,
+}
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.schemes.clone()
+    }
+}

@@ -1,0 +1,314 @@
+//! From the host's facts to the Node object: labels, capacity, addresses, conditions. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    NodeSwapStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::facts::Facts;
+use crate::clock;
+use crate::config::{Config, KUBELET_VERSION};
+
+/// The part of the storage that is kept back, as upstream's default eviction threshold keeps it.
+const STORAGE_RESERVED_PERCENT: u64 = 10;
+
+/// What of the node is short at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pressure {
+    /// Memory.
+    pub memory: bool,
+    /// Disk space.
+    pub disk: bool,
+    /// Process ids.
+    pub pids: bool,
+    /// The pod network is not there yet.
+    pub starting: bool,
+}
+
+/// The Node object as it is registered.
+pub fn node(config: &Config, facts: &Facts, pressure: Pressure, now: Timestamp) -> Node {
+    Node {
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels(config, facts)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec {
+            taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
+            ..NodeSpec::default()
+        }),
+        status: Some(status(config, facts, pressure, (now, None))),
+    }
+}
+
+fn labels(config: &Config, facts: &Facts) -> BTreeMap<String, String> {
+    let mut labels = config.labels.clone();
+    for (name, value) in [
+        ("kubernetes.io/hostname", config.hostname.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", facts.architecture.as_str()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", facts.architecture.as_str()),
+    ] {
+        labels.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    labels
+}
+
+/// The Node's status.
+pub fn status(
+    config: &Config,
+    facts: &Facts,
+    pressure: Pressure,
+    (now, previous): (Timestamp, Option<&NodeStatus>),
+) -> NodeStatus {
+    NodeStatus {
+        capacity: Some(capacity(config, facts)),
+        allocatable: Some(allocatable(config, facts)),
+        addresses: Some(addresses(config)),
+        conditions: Some(conditions(pressure, now, previous)),
+        daemon_endpoints: config.server.address.map(|address| NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(address.port()) }),
+        }),
+        node_info: Some(system_info(facts)),
+        ..NodeStatus::default()
+    }
+}
+
+fn quantity(text: impl Into<String>) -> Quantity {
+    Quantity(text.into())
+}
+
+fn kibibytes(bytes: u64) -> Quantity {
+    quantity(format!("{}Ki", bytes / 1024))
+}
+
+fn hugepages_name(size: u64) -> String {
+    let text = match size {
+        s if s >= 1 << 30 && s % (1 << 30) == 0 => format!("{}Gi", s >> 30),
+        s if s >= 1 << 20 && s % (1 << 20) == 0 => format!("{}Mi", s >> 20),
+        s => format!("{}Ki", s >> 10),
+    };
+    format!("hugepages-{text}")
+}
+
+fn capacity(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
+    let mut capacity = BTreeMap::from([
+        ("cpu".to_owned(), quantity(facts.cpus.to_string())),
+        ("memory".to_owned(), kibibytes(facts.memory_bytes)),
+        ("ephemeral-storage".to_owned(), kibibytes(facts.storage_bytes)),
+        ("pods".to_owned(), quantity(config.max_pods.to_string())),
+    ]);
+    for (size, bytes) in &facts.hugepages {
+        capacity.insert(hugepages_name(*size), huge(*bytes));
+    }
+    capacity
+}
+
+fn huge(bytes: u64) -> Quantity {
+    match bytes {
+        0 => quantity("0"),
+        bytes => kibibytes(bytes),
+    }
+}
+
+fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
+    let mut allocatable = capacity(config, facts);
+    let huge: u64 = facts.hugepages.values().sum();
+    let memory =
+        facts.memory_bytes.saturating_sub(config.memory_reserved_bytes).saturating_sub(huge);
+    allocatable.insert("memory".to_owned(), kibibytes(memory));
+    let reserved = facts.storage_bytes / 100 * STORAGE_RESERVED_PERCENT;
+    let storage = facts.storage_bytes - reserved;
+    allocatable.insert("ephemeral-storage".to_owned(), quantity(storage.to_string()));
+    allocatable
+}
+
+fn addresses(config: &Config) -> Vec<NodeAddress> {
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let ips = config.node_ips.iter().map(|ip: &IpAddr| address("InternalIP", ip.to_string()));
+    ips.chain([address("Hostname", config.hostname.clone())]).collect()
+}
+
+fn system_info(facts: &Facts) -> NodeSystemInfo {
+    NodeSystemInfo {
+        architecture: facts.architecture.clone(),
+        boot_id: facts.boot_id.clone(),
+        container_runtime_version: format!("berth://{}", env!("CARGO_PKG_VERSION")),
+        kernel_version: facts.kernel.clone(),
+        kube_proxy_version: String::new(),
+        kubelet_version: KUBELET_VERSION.to_owned(),
+        machine_id: facts.machine_id.clone(),
+        operating_system: "linux".to_owned(),
+        os_image: facts.os_image.clone(),
+        swap: (facts.swap_bytes > 0)
+            .then(|| NodeSwapStatus { capacity: i64::try_from(facts.swap_bytes).ok() }),
+        system_uuid: facts.system_uuid.clone(),
+    }
+}
+
+struct Judgement {
+    type_: &'static str,
+    holds: bool,
+    reason: &'static str,
+    message: &'static str,
+}
+
+fn judgements(pressure: Pressure) -> [Judgement; 4] {
+    let judgement = |type_, holds, reason, message| Judgement { type_, holds, reason, message };
+    [
+        match pressure.memory {
+            false => judgement(
+                "MemoryPressure",
+                false,
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+            true => judgement(
+                "MemoryPressure",
+                true,
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available",
+            ),
+        },
+        match pressure.disk {
+            false => judgement(
+                "DiskPressure",
+                false,
+                "KubeletHasNoDiskPressure",
+                "kubelet has no disk pressure",
+            ),
+            true => judgement(
+                "DiskPressure",
+                true,
+                "KubeletHasDiskPressure",
+                "kubelet has disk pressure",
+            ),
+        },
+        match pressure.pids {
+            false => judgement(
+                "PIDPressure",
+                false,
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available",
+            ),
+            true => judgement(
+                "PIDPressure",
+                true,
+                "KubeletHasInsufficientPID",
+                "kubelet has insufficient PID available",
+            ),
+        },
+        match pressure.starting {
+            false => judgement("Ready", true, "KubeletReady", "kubelet is posting ready status"),
+            true => judgement(
+                "Ready",
+                false,
+                "KubeletNotReady",
+                "the pod network is not ready: the node has just been registered",
+            ),
+        },
+    ]
+}
+
+fn conditions(
+    pressure: Pressure,
+    now: Timestamp,
+    previous: Option<&NodeStatus>,
+) -> Vec<NodeCondition> {
+    let now = Time(clock::whole_seconds(now));
+    let known = |type_: &str, status: &str| {
+        let conditions = previous.and_then(|p| p.conditions.as_ref());
+        let mut same =
+            conditions.into_iter().flatten().filter(|c| c.type_ == type_ && c.status == status);
+        same.next().and_then(|c| c.last_transition_time.clone())
+    };
+    judgements(pressure)
+        .into_iter()
+        .map(|judgement| {
+            let status = if judgement.holds { "True" } else { "False" };
+            NodeCondition {
+                type_: judgement.type_.to_owned(),
+                status: status.to_owned(),
+                reason: Some(judgement.reason.to_owned()),
+                message: Some(judgement.message.to_owned()),
+                last_heartbeat_time: Some(now.clone()),
+                last_transition_time: known(judgement.type_, status).or(Some(now.clone())),
+            }
+        })
+        .collect()
+}
+
+/// Whether two statuses say the same, heartbeats aside.
+pub fn says_the_same(a: &NodeStatus, b: &NodeStatus) -> bool {
+    let quiet = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        status
+    };
+    quiet(a) == quiet(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            cpus: 4,
+            memory_bytes: 1 << 30,
+            storage_bytes: 100 << 20,
+            hugepages: BTreeMap::from([(2 << 20, 4 << 20), (1 << 30, 0)]),
+            architecture: "amd64".to_owned(),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn capacity_and_allocatable_keep_the_default_thresholds_back() {
+        let config = Config::new("n", vec!["10.0.0.1".parse().unwrap()]);
+        let status = status(&config, &facts(), Pressure::default(), (Timestamp::UNIX_EPOCH, None));
+        let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
+        assert_eq!(capacity["memory"].0, "1048576Ki");
+        assert_eq!(allocatable["memory"].0, "942080Ki");
+        assert_eq!(capacity["ephemeral-storage"].0, "102400Ki");
+        assert_eq!(allocatable["ephemeral-storage"].0, "94371840");
+        assert_eq!(capacity["hugepages-2Mi"].0, "4096Ki");
+        assert_eq!(capacity["hugepages-1Gi"].0, "0");
+        assert_eq!(capacity["pods"].0, "110");
+    }
+
+    #[test]
+    fn given_labels_win_over_the_usual_ones() {
+        let mut config = Config::new("n", Vec::new());
+        let own = ("kubernetes.io/hostname".to_owned(), "other".to_owned());
+        config.labels.extend([own]);
+        let labels = labels(&config, &facts());
+        assert_eq!(labels["kubernetes.io/hostname"], "other");
+        assert_eq!(labels["beta.kubernetes.io/arch"], "amd64");
+    }
+
+    #[test]
+    fn a_condition_keeps_its_transition_time_until_it_changes() {
+        let config = Config::new("n", Vec::new());
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let first = status(&config, &facts(), Pressure::default(), (at(10), None));
+        let pressed = Pressure { memory: true, ..Pressure::default() };
+        let second = status(&config, &facts(), pressed, (at(20), Some(&first)));
+        let times: Vec<_> = second.conditions.unwrap();
+        let time = |type_: &str| {
+            let condition = times.iter().find(|c| c.type_ == type_).unwrap();
+            condition.last_transition_time.clone().unwrap().0
+        };
+        assert_eq!(time("MemoryPressure"), at(20));
+        assert_eq!(time("Ready"), at(10));
+    }
+}

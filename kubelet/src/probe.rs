@@ -1,0 +1,409 @@
+//! Probes: startup, readiness and liveness of running containers, by `exec`, `httpGet` and
+//! `tcpSocket`.
+//!
+//! ```text
+//!   container runs ─► startup (until it succeeds) ─┬─► readiness ─► ready / not ready
+//!                          │ threshold             └─► liveness  ─► restart
+//!                          └─► restart
+//! ```
+//!
+//! One task a container; it reports to the container's worker and decides nothing about the pod.
+//! `Differs:` the first probe runs right after the initial delay, and until a startup or readiness
+//! probe first succeeds it is tried again every 0.1 to 1 s. Failures are counted once a period all
+//! the same, so thresholds mean what they say.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_runtime::interface::{ContainerId, ContainerStatus, Runtime};
+use k8s_openapi::api::core::v1::{Container, Probe};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::http_call::{self, Call};
+
+/// How often a probe that could not be run at all is tried before that counts as a failure.
+const TRIES: usize = 3;
+
+/// Between tries before the first success.
+const FAST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// How many reports may wait for the worker.
+const REPORTS: usize = 16;
+
+/// Which probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Whether the application has started.
+    Startup,
+    /// Whether it can serve.
+    Readiness,
+    /// Whether it has to be restarted.
+    Liveness,
+}
+
+impl Kind {
+    /// As the `Unhealthy` event begins.
+    pub fn title(self) -> &'static str {
+        match self {
+            Kind::Startup => "Startup",
+            Kind::Readiness => "Readiness",
+            Kind::Liveness => "Liveness",
+        }
+    }
+
+    /// As the `Killing` event says it.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Kind::Startup => "startup",
+            Kind::Readiness => "readiness",
+            Kind::Liveness => "liveness",
+        }
+    }
+}
+
+/// What a probe says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The container.
+    pub id: ContainerId,
+    /// Its name.
+    pub container: String,
+    /// Which probe.
+    pub kind: Kind,
+    /// The new verdict, where a threshold was reached and it changed.
+    pub verdict: Option<bool>,
+    /// What went wrong this time.
+    pub failure: Option<String>,
+    /// The probe's own grace period for a kill.
+    pub grace: Option<Duration>,
+}
+
+/// The probes of one pod.
+pub struct Probers {
+    runtime: Arc<dyn Runtime>,
+    tasks: HashMap<ContainerId, JoinHandle<()>>,
+    reports: mpsc::Sender<Report>,
+    inbox: mpsc::Receiver<Report>,
+}
+
+impl Probers {
+    /// None yet.
+    pub fn new(runtime: Arc<dyn Runtime>) -> Self {
+        let (reports, inbox) = mpsc::channel(REPORTS);
+        Self { runtime, tasks: HashMap::new(), reports, inbox }
+    }
+
+    /// Probes a running container from now on; once only. `started`: its startup probe has
+    /// succeeded before (the agent was restarted).
+    pub fn watch(
+        &mut self,
+        record: &ContainerStatus,
+        container: &Container,
+        ips: &[IpAddr],
+        started: bool,
+    ) {
+        let has_probes = container.startup_probe.is_some()
+            || container.readiness_probe.is_some()
+            || container.liveness_probe.is_some();
+        if !has_probes || self.tasks.contains_key(&record.id) {
+            return;
+        }
+        let prober = Prober {
+            runtime: Arc::clone(&self.runtime),
+            id: record.id.clone(),
+            container: container.clone(),
+            ips: ips.to_vec(),
+            reports: self.reports.clone(),
+            begun: Instant::now(),
+        };
+        let task = tokio::spawn(prober.run(started));
+        self.tasks.insert(record.id.clone(), task);
+    }
+
+    /// Ends the probes of containers that do not run any more.
+    pub fn retain(&mut self, mut runs: impl FnMut(&ContainerId) -> bool) {
+        self.tasks.retain(|id, task| {
+            let keep = runs(id);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+    }
+
+    /// The next report; waits for ever when there is none.
+    pub async fn next(&mut self) -> Report {
+        match self.inbox.recv().await {
+            Some(report) => report,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Probers {
+    fn drop(&mut self) {
+        for task in self.tasks.values() {
+            task.abort();
+        }
+    }
+}
+
+struct Prober {
+    runtime: Arc<dyn Runtime>,
+    id: ContainerId,
+    container: Container,
+    ips: Vec<IpAddr>,
+    reports: mpsc::Sender<Report>,
+    begun: Instant,
+}
+
+/// The numbers of a probe, with the API's defaults.
+struct Numbers {
+    initial_delay: Duration,
+    period: Duration,
+    timeout: Duration,
+    successes: u32,
+    failures: u32,
+}
+
+impl Numbers {
+    fn of(probe: &Probe) -> Self {
+        let seconds = |value: Option<i32>, default: u64| {
+            let value = value.and_then(|v| u64::try_from(v).ok());
+            Duration::from_secs(value.unwrap_or(default))
+        };
+        let count = |value: Option<i32>, default: u32| {
+            let value = value.and_then(|v| u32::try_from(v).ok());
+            value.filter(|v| *v > 0).unwrap_or(default)
+        };
+        let least = Duration::from_secs(1);
+        Self {
+            initial_delay: seconds(probe.initial_delay_seconds, 0),
+            period: seconds(probe.period_seconds, 10).max(least),
+            timeout: seconds(probe.timeout_seconds, 1).max(least),
+            successes: count(probe.success_threshold, 1),
+            failures: count(probe.failure_threshold, 3),
+        }
+    }
+}
+
+/// Counts results until a threshold is reached.
+#[derive(Debug, Default)]
+struct Tally {
+    successes: u32,
+    failures: u32,
+    verdict: Option<bool>,
+}
+
+impl Tally {
+    /// The verdict, if this result changes it.
+    fn count(&mut self, healthy: bool, numbers: &Numbers) -> Option<bool> {
+        if healthy {
+            self.successes += 1;
+            self.failures = 0;
+        } else {
+            self.failures += 1;
+            self.successes = 0;
+        }
+        let reached = match healthy {
+            true => self.successes >= numbers.successes,
+            false => self.failures >= numbers.failures,
+        };
+        let changed = reached && self.verdict != Some(healthy);
+        if changed {
+            self.verdict = Some(healthy);
+        }
+        changed.then_some(healthy)
+    }
+}
+
+impl Prober {
+    async fn run(self, started: bool) {
+        if let Some(probe) = self.container.startup_probe.clone()
+            && !started
+            && self.watch(Kind::Startup, &probe).await != Some(true)
+        {
+            return;
+        }
+        let readiness = async {
+            if let Some(probe) = &self.container.readiness_probe {
+                self.watch(Kind::Readiness, probe).await;
+            }
+        };
+        let liveness = async {
+            if let Some(probe) = &self.container.liveness_probe {
+                self.watch(Kind::Liveness, probe).await;
+            }
+        };
+        tokio::join!(readiness, liveness);
+    }
+
+    /// Probes until there is a verdict that ends it: any for startup, a bad one for liveness.
+    async fn watch(&self, kind: Kind, probe: &Probe) -> Option<bool> {
+        let numbers = Numbers::of(probe);
+        tokio::time::sleep_until(self.begun + numbers.initial_delay).await;
+        let mut tally = Tally::default();
+        loop {
+            let next = Instant::now() + numbers.period;
+            let mut result = self.attempt(probe, &numbers).await;
+            let verdict = tally.count(result.is_ok(), &numbers);
+            let mut ended = self.tell(kind, probe, verdict, &result).await;
+            let mut pause = FAST.0;
+            // Fast tries while nothing has succeeded yet; they can only make things better.
+            while ended.is_none()
+                && result.is_err()
+                && kind != Kind::Liveness
+                && tally.verdict != Some(true)
+                && Instant::now() + pause < next
+            {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(FAST.1);
+                result = self.attempt(probe, &numbers).await;
+                if result.is_ok() {
+                    let verdict = tally.count(true, &numbers);
+                    ended = self.tell(kind, probe, verdict, &result).await;
+                }
+            }
+            if let Some(verdict) = ended {
+                return Some(verdict);
+            }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// Reports what is new. Returns the verdict if it ends the probe.
+    async fn tell(
+        &self,
+        kind: Kind,
+        probe: &Probe,
+        verdict: Option<bool>,
+        result: &Result<(), String>,
+    ) -> Option<bool> {
+        let failure = result.as_ref().err().cloned();
+        if verdict.is_some() || failure.is_some() {
+            let grace = probe.termination_grace_period_seconds;
+            let report = Report {
+                id: self.id.clone(),
+                container: self.container.name.clone(),
+                kind,
+                verdict,
+                failure,
+                grace: grace.map(|g| Duration::from_secs(u64::try_from(g).unwrap_or(1))),
+            };
+            if self.reports.send(report).await.is_err() {
+                return Some(false);
+            }
+        }
+        match (kind, verdict) {
+            (Kind::Startup, verdict) => verdict,
+            (Kind::Liveness, Some(false)) => Some(false),
+            _ => None,
+        }
+    }
+
+    /// One probe; tried again where it could not be run at all.
+    async fn attempt(&self, probe: &Probe, numbers: &Numbers) -> Result<(), String> {
+        let mut last = String::new();
+        for _ in 0..TRIES {
+            match self.once(probe, numbers).await {
+                Ok(()) => return Ok(()),
+                Err(Trouble::Unhealthy(why)) => return Err(why),
+                Err(Trouble::NotRun(why)) => last = why,
+            }
+        }
+        Err(last)
+    }
+
+    async fn once(&self, probe: &Probe, numbers: &Numbers) -> Result<(), Trouble> {
+        if let Some(exec) = &probe.exec {
+            let command = exec.command.clone().unwrap_or_default();
+            return self.exec(command, numbers.timeout).await;
+        }
+        if let Some(action) = &probe.http_get {
+            let call = Call::of_action(&self.container, action, &self.ips);
+            let call = call.map_err(Trouble::NotRun)?;
+            let reply = http_call::get(&call, "kube-probe/1.36", numbers.timeout).await;
+            return match reply.map_err(Trouble::Unhealthy)?.status {
+                200..400 => Ok(()),
+                status => {
+                    Err(Trouble::Unhealthy(format!("HTTP probe failed with statuscode: {status}")))
+                }
+            };
+        }
+        if let Some(action) = &probe.tcp_socket {
+            let port = http_call::port(&self.container, &action.port);
+            let port = port.map_err(Trouble::NotRun)?;
+            let own = self.ips.first().map(ToString::to_string);
+            let host = action.host.clone().filter(|h| !h.is_empty()).or(own);
+            let host = host.ok_or_else(|| Trouble::NotRun("the pod has no address".to_owned()))?;
+            let dialing = http_call::connect(&host, port);
+            return match tokio::time::timeout(numbers.timeout, dialing).await {
+                Ok(connected) => connected.map(drop).map_err(Trouble::Unhealthy),
+                Err(_) => Err(Trouble::Unhealthy(format!("dial tcp {host}:{port}: i/o timeout"))),
+            };
+        }
+        Err(Trouble::NotRun("this kind of probe is not supported".to_owned()))
+    }
+
+    async fn exec(&self, command: Vec<String>, timeout: Duration) -> Result<(), Trouble> {
+        let begun = Instant::now();
+        let run = self.runtime.exec_sync(&self.id, command, Some(timeout)).await;
+        let output = run.map_err(|error| match begun.elapsed() >= timeout {
+            true => Trouble::Unhealthy(format!("command timed out: {error}")),
+            false => Trouble::NotRun(error.to_string()),
+        })?;
+        if output.exit_code == 0 {
+            return Ok(());
+        }
+        let mut said = output.stdout;
+        said.extend_from_slice(&output.stderr);
+        said.truncate(10 << 10);
+        Err(Trouble::Unhealthy(String::from_utf8_lossy(&said).trim_end().to_owned()))
+    }
+}
+
+enum Trouble {
+    /// It ran and said no.
+    Unhealthy(String),
+    /// It could not be run.
+    NotRun(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(successes: u32, failures: u32) -> Numbers {
+        Numbers {
+            initial_delay: Duration::ZERO,
+            period: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            successes,
+            failures,
+        }
+    }
+
+    #[test]
+    fn a_verdict_comes_with_its_threshold_and_only_when_it_changes() {
+        let numbers = numbers(2, 3);
+        let mut tally = Tally::default();
+        let results = [true, true, true, false, false, true, false, false, false, false];
+        let verdicts: Vec<_> = results.iter().map(|r| tally.count(*r, &numbers)).collect();
+        let mut expected = [None; 10];
+        expected[1] = Some(true);
+        expected[8] = Some(false);
+        assert_eq!(verdicts, expected);
+    }
+
+    #[test]
+    fn absent_numbers_are_the_defaults_of_the_api() {
+        let numbers = Numbers::of(&Probe::default());
+        assert_eq!(numbers.period, Duration::from_secs(10));
+        assert_eq!(numbers.timeout, Duration::from_secs(1));
+        assert_eq!((numbers.successes, numbers.failures), (1, 3));
+    }
+}

@@ -1,0 +1,204 @@
+//! The node's HTTP API: HTTPS on port 10250 for the API server and administrators, and a health check
+//! on loopback.
+//!
+//! Who calls is told by a client certificate alone ([`auth`]); whoever has none is turned away before
+//! anything else is looked at, unknown paths included. Requests and connections are bounded.
+
+pub mod auth;
+mod logs;
+mod pods;
+pub mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use berth_runtime::interface::Runtime;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::shelf::Shelf;
+use auth::Identity;
+
+/// How many connections may be open at once.
+const CONNECTIONS: usize = 512;
+
+/// How long a client may take for its handshake and for the head of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most that is read of a request's head.
+const MAX_HEAD: usize = 64 << 10;
+
+/// Why the HTTP API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A certificate, key or authority cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+}
+
+/// What the handlers read.
+#[derive(Clone)]
+pub struct State {
+    /// The pods and their statuses.
+    pub shelf: Shelf,
+    /// The runtime's records.
+    pub runtime: Arc<dyn Runtime>,
+    /// `/var/log/pods`.
+    pub log_root: PathBuf,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The routes, for a caller who has been let in.
+pub fn routes(state: State) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/healthz/ping", get(|| async { "ok" }))
+        .route("/healthz/log", get(|| async { "ok" }))
+        .route("/healthz/syncloop", get(|| async { "ok" }))
+        .route("/pods", get(pods::all))
+        .route("/pods/", get(pods::all))
+        .route("/runningpods", get(pods::running))
+        .route("/runningpods/", get(pods::running))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::serve))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
+        .with_state(state)
+}
+
+/// The routes behind the guard: without an identity 401, without the right 403.
+pub fn guarded(state: State) -> Router {
+    routes(state).layer(middleware::from_fn(guard))
+}
+
+async fn guard(request: Request, next: Next) -> Response {
+    let identity = request.extensions().get::<Identity>();
+    match identity {
+        None => (StatusCode::UNAUTHORIZED, "Unauthorized\n").into_response(),
+        Some(identity) if !identity.may_do_everything() => {
+            let message = format!(
+                "Forbidden (user={}, verb={}, resource=nodes, subresource=proxy)\n",
+                identity.user,
+                request.method().as_str().to_lowercase()
+            );
+            (StatusCode::FORBIDDEN, message).into_response()
+        }
+        Some(_) => next.run(request).await,
+    }
+}
+
+/// A listener that is bound, so that a failure shows before the node is ready.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+}
+
+/// Serves the HTTPS API until shutdown.
+pub async fn serve(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    state: State,
+    shutdown: CancellationToken,
+) {
+    let router = guarded(state);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or the client has gone: others will come.
+                tracing::debug!(%error, "connection not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = connection(stream, acceptor, router) => {}
+                () = shutdown.cancelled() => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
+    let handshake = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await;
+    let stream = match handshake {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let identity = certificates
+        .and_then(|chain| chain.first())
+        .and_then(|leaf| Identity::of_certificate(leaf));
+    let router = match identity {
+        Some(identity) => router.layer(axum::Extension(identity)),
+        None => router,
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(16 << 10)
+        .max_concurrent_streams(100)
+        .max_pending_accept_reset_streams(20)
+        .keep_alive_interval(Duration::from_secs(30));
+    let service = TowerToHyperService::new(router);
+    let served = builder.serve_connection(TokioIo::new(stream), service).await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Serves `/healthz` without authentication until shutdown.
+pub async fn serve_health(listener: TcpListener, shutdown: CancellationToken) {
+    let router = Router::new().route("/healthz", get(|| async { "ok" }));
+    let serving = axum::serve(listener, router);
+    tokio::select! {
+        result = serving => {
+            if let Err(error) = result {
+                tracing::warn!(%error, "health check ended");
+            }
+        }
+        () = shutdown.cancelled() => {}
+    }
+}

@@ -1,0 +1,305 @@
+//! The state of one container in a pod's status: waiting, running or terminated, with upstream's
+//! reasons.
+
+use std::time::Duration;
+
+use berth_runtime::interface::ContainerState as RuntimeState;
+use berth_runtime::interface::ContainerStatus as Record;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, LinuxContainerUser, Pod,
+    VolumeMountStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Input, Stage};
+use crate::clock;
+use crate::worker::memory::{self, Failed, Failure, ImageState};
+use crate::worker::plan::{self, RestartPolicy};
+use crate::worker::runs::{self, Ended, Run};
+
+/// The scheme of container identifiers in a status.
+pub const SCHEME: &str = "berth";
+
+/// What a container is to its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// An init container.
+    Init,
+    /// An app container whose pod is initialized.
+    App,
+    /// An app container that waits for the init containers.
+    AppBeforeInit,
+}
+
+/// Whether all init containers have completed (in the live sandbox, if there is one).
+pub fn initialized(input: &Input<'_>) -> bool {
+    incomplete_inits(input).is_empty()
+}
+
+/// The init containers that have not completed. Empty once an app container was made.
+pub fn incomplete_inits(input: &Input<'_>) -> Vec<String> {
+    let apps = plan::app_containers(input.pod);
+    let app_seen = apps.iter().any(|c| !matches!(newest(input, c).0, Run::None));
+    plan::init_containers(input.pod)
+        .iter()
+        .filter(|c| match newest(input, c).0 {
+            Run::Ended { ended, .. } => ended.exit_code != 0 && !app_seen,
+            _ => !app_seen,
+        })
+        .map(|c| c.name.clone())
+        .collect()
+}
+
+fn newest<'a>(input: &Input<'a>, container: &Container) -> (Run<'a>, Option<Ended>) {
+    let remembered = input.memory.containers.get(&container.name).map(|c| &c.remembered);
+    runs::newest(input.sandboxes, &container.name, remembered, &input.memory.termination_messages)
+}
+
+/// The status of one container.
+pub fn status(input: &Input<'_>, container: &Container, role: Role) -> ContainerStatus {
+    let (run, before) = newest(input, container);
+    let mut status = ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        started: Some(false),
+        last_state: Some(ContainerState::default()),
+        ..ContainerStatus::default()
+    };
+    match run {
+        Run::None | Run::Created(_) => {
+            status.state = Some(waiting(not_started(input, container, role)));
+            status.restart_count = remembered_restarts(input, container);
+        }
+        Run::Running(record) => running(input, container, record, before, &mut status),
+        Run::Ended { ended, .. } => {
+            status.restart_count = count(ended.restart_count);
+            status.image.clone_from(&ended.image);
+            status.image_id = ended.image_id.clone();
+            status.container_id = ended.id.as_deref().map(with_scheme);
+            let waits =
+                will_restart(input, role, &ended).then(|| between_runs(input, container)).flatten();
+            match waits {
+                Some(failure) => {
+                    status.state = Some(waiting(failure));
+                    status.last_state = Some(terminated(&ended));
+                }
+                None => {
+                    status.ready = role == Role::Init && ended.exit_code == 0;
+                    status.state = Some(terminated(&ended));
+                    status.last_state = Some(before.as_ref().map(terminated).unwrap_or_default());
+                }
+            }
+        }
+    }
+    status.volume_mounts = volume_mounts(container);
+    status
+}
+
+fn count(attempt: u32) -> i32 {
+    i32::try_from(attempt).unwrap_or(i32::MAX)
+}
+
+fn with_scheme(id: &str) -> String {
+    format!("{SCHEME}://{id}")
+}
+
+fn remembered_restarts(input: &Input<'_>, container: &Container) -> i32 {
+    let memory = input.memory.containers.get(&container.name);
+    count(memory.map_or(0, |m| m.remembered.restart_count))
+}
+
+fn running(
+    input: &Input<'_>,
+    container: &Container,
+    record: &Record,
+    before: Option<Ended>,
+    status: &mut ContainerStatus,
+) {
+    let RuntimeState::Running { started_at } = record.state else {
+        return;
+    };
+    let probes = input.memory.probes.get(&record.id).copied();
+    let probes = probes.unwrap_or(memory::ProbeResults {
+        started: container.startup_probe.is_none(),
+        ready: container.readiness_probe.is_none() && container.startup_probe.is_none(),
+    });
+    status.started = Some(probes.started);
+    status.ready = probes.started && probes.ready && input.stage == Stage::Running;
+    status.restart_count = count(record.config.attempt);
+    status.container_id = Some(with_scheme(record.id.as_str()));
+    status.image_id = runs::shown_image_id(record);
+    status.state = Some(ContainerState {
+        running: Some(ContainerStateRunning {
+            started_at: Some(Time(clock::whole_seconds(clock::from_nanoseconds(started_at)))),
+        }),
+        ..ContainerState::default()
+    });
+    status.last_state = Some(before.as_ref().map(terminated).unwrap_or_default());
+    status.resources = container.resources.clone();
+    status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
+    status.user = record.user.as_ref().map(|user| ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: i64::from(user.uid),
+            gid: i64::from(user.gid),
+            supplemental_groups: Some(
+                user.supplemental_groups.iter().map(|g| i64::from(*g)).collect(),
+            ),
+        }),
+    });
+}
+
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_ref()?;
+    let mounts = mounts
+        .iter()
+        .map(|m| {
+            let read_only = m.read_only.unwrap_or(false);
+            VolumeMountStatus {
+                name: m.name.clone(),
+                mount_path: m.mount_path.clone(),
+                read_only: read_only.then_some(true),
+                recursive_read_only: read_only.then(|| {
+                    match m.recursive_read_only.as_deref() {
+                        Some("Enabled" | "IfPossible") => "Enabled",
+                        _ => "Disabled",
+                    }
+                    .to_owned()
+                }),
+                ..VolumeMountStatus::default()
+            }
+        })
+        .collect();
+    Some(mounts)
+}
+
+fn waiting(failure: Failure) -> ContainerState {
+    ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(failure.reason),
+            message: (!failure.message.is_empty()).then_some(failure.message),
+        }),
+        ..ContainerState::default()
+    }
+}
+
+fn terminated(ended: &Ended) -> ContainerState {
+    let time = |t: Option<jiff::Timestamp>| t.map(|t| Time(clock::whole_seconds(t)));
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            container_id: ended.id.as_deref().map(with_scheme),
+            exit_code: ended.exit_code,
+            finished_at: time(ended.finished_at),
+            message: ended.message.clone(),
+            reason: (!ended.reason.is_empty()).then(|| ended.reason.clone()),
+            signal: None,
+            started_at: time(ended.started_at),
+        }),
+        ..ContainerState::default()
+    }
+}
+
+fn will_restart(input: &Input<'_>, role: Role, ended: &Ended) -> bool {
+    if input.stage == Stage::Ending || input.memory.verdict.is_some() {
+        return false;
+    }
+    match role {
+        Role::Init => ended.exit_code != 0 && RestartPolicy::of(input.pod) != RestartPolicy::Never,
+        Role::App | Role::AppBeforeInit => super::restarts(input.pod, ended.exit_code),
+    }
+}
+
+fn not_started(input: &Input<'_>, container: &Container, role: Role) -> Failure {
+    let failure = match role {
+        Role::AppBeforeInit => None,
+        Role::Init if !is_next_init(input, container) => None,
+        _ => problem(input, container),
+    };
+    failure.unwrap_or_else(|| {
+        let has_inits = !plan::init_containers(input.pod).is_empty();
+        let reason = match has_inits {
+            true => "PodInitializing",
+            false => "ContainerCreating",
+        };
+        Failure::new(reason, "")
+    })
+}
+
+fn is_next_init(input: &Input<'_>, container: &Container) -> bool {
+    incomplete_inits(input).first() == Some(&container.name)
+}
+
+/// Why a container that ended is not running again yet; `None` while nothing holds it up.
+fn between_runs(input: &Input<'_>, container: &Container) -> Option<Failure> {
+    if let Some(problem) = problem(input, container) {
+        return Some(problem);
+    }
+    let memory = input.memory.containers.get(&container.name)?;
+    let (_, at) = memory.ended_at.as_ref()?;
+    let wait = memory.restart_backoff.waiting(*at, input.now)?;
+    Some(crash_loop(input.pod, &container.name, wait.delay))
+}
+
+/// The wait of a container that keeps ending.
+pub fn crash_loop(pod: &Pod, container: &str, delay: Duration) -> Failure {
+    Failure::new(
+        "CrashLoopBackOff",
+        format!(
+            "back-off {} restarting failed container={container} pod={}",
+            go_duration(delay),
+            full_name(pod)
+        ),
+    )
+}
+
+/// What keeps a container from starting: its image, or the start itself.
+fn problem(input: &Input<'_>, container: &Container) -> Option<Failure> {
+    let memory = input.memory.containers.get(&container.name)?;
+    let fresh = |failed: &Failed| input.now < failed.at + input.memory.pacing.fresh;
+    if let ImageState::Failed(failed) = &memory.image {
+        return Some(match fresh(failed) {
+            true => failed.failure.clone(),
+            false => image_wait(container, &failed.failure),
+        });
+    }
+    let failed = memory.start_failure.as_ref()?;
+    let in_crash_loop = memory.ended_at.is_some() && failed.failure.reason == "RunContainerError";
+    (fresh(failed) || !in_crash_loop).then(|| failed.failure.clone())
+}
+
+/// What an image failure is called while the next pull is waited for.
+pub fn image_wait(container: &Container, failure: &Failure) -> Failure {
+    match failure.reason.as_str() {
+        "ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed" => Failure::new(
+            "ImagePullBackOff",
+            format!(
+                "Back-off pulling image \"{}\": {}: {}",
+                container.image.as_deref().unwrap_or_default(),
+                failure.reason,
+                failure.message
+            ),
+        ),
+        _ => failure.clone(),
+    }
+}
+
+/// `<name>_<namespace>(<uid>)`, as upstream's messages name a pod.
+pub fn full_name(pod: &Pod) -> String {
+    format!(
+        "{}_{}({})",
+        pod.metadata.name.as_deref().unwrap_or_default(),
+        pod.metadata.namespace.as_deref().unwrap_or_default(),
+        pod.metadata.uid.as_deref().unwrap_or_default()
+    )
+}
+
+/// A duration of whole seconds as Go prints it: `10s`, `1m20s`, `1h0m0s`.
+pub fn go_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{rest}s"),
+        (0, _) => format!("{minutes}m{rest}s"),
+        _ => format!("{hours}h{minutes}m{rest}s"),
+    }
+}

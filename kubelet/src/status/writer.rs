@@ -1,0 +1,230 @@
+//! Brings pod statuses to the API server: at once, in order, the newest wins, retried until the
+//! server has it or the pod is gone.
+//!
+//! One task a pod that has something to write; it ends when the server is up to date. The final
+//! delete goes through the same task, so it follows the last status. Patches are strategic merge
+//! patches that name the UID, so a status never lands on a successor of the same name.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::api_retry::{self, Retry};
+
+/// How long one request may take.
+const REQUEST: Duration = Duration::from_secs(15);
+
+/// The pod a status belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodKey {
+    /// Its UID.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl PodKey {
+    /// The key of a pod.
+    pub fn of(pod: &Pod) -> Self {
+        Self {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    status: Option<PodStatus>,
+    /// Addresses that the server may still have and has to drop.
+    dropped_ips: Vec<String>,
+    delete: bool,
+}
+
+/// Takes statuses.
+#[derive(Clone)]
+pub struct Writer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: kube::Client,
+    shutdown: CancellationToken,
+    /// A key is present exactly while a task serves it.
+    pods: Mutex<BTreeMap<PodKey, Pending>>,
+}
+
+impl Writer {
+    /// A writer that stops trying at `shutdown`.
+    pub fn new(client: kube::Client, shutdown: CancellationToken) -> Self {
+        Self { inner: Arc::new(Inner { client, shutdown, pods: Mutex::new(BTreeMap::new()) }) }
+    }
+
+    /// Writes `status`, in place of any that has not been written yet.
+    pub fn update(&self, key: &PodKey, status: PodStatus, previous: &PodStatus) {
+        let gone = dropped_ips(previous, &status);
+        self.submit(key, |pending| {
+            pending.status = Some(status);
+            pending.dropped_ips.extend(gone);
+        });
+    }
+
+    /// Deletes the pod for good, after its last status.
+    pub fn delete(&self, key: &PodKey) {
+        self.submit(key, |pending| pending.delete = true);
+    }
+
+    fn submit(&self, key: &PodKey, change: impl FnOnce(&mut Pending)) {
+        let mut pods = self.inner.lock();
+        let is_new = !pods.contains_key(key);
+        change(pods.entry(key.clone()).or_default());
+        drop(pods);
+        if is_new {
+            tokio::spawn(serve(Arc::clone(&self.inner), key.clone()));
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PodKey, Pending>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what there is to write; forgets the pod when there is nothing.
+    fn take(&self, key: &PodKey) -> Option<Pending> {
+        let mut pods = self.lock();
+        let pending = std::mem::take(pods.get_mut(key)?);
+        if pending.status.is_none() && !pending.delete {
+            pods.remove(key);
+            return None;
+        }
+        Some(pending)
+    }
+
+    /// Puts back what could not be written, unless something newer came.
+    fn put_back(&self, key: &PodKey, failed: Pending) {
+        let mut pods = self.lock();
+        let pending = pods.entry(key.clone()).or_default();
+        if pending.status.is_none() {
+            pending.status = failed.status;
+        }
+        pending.dropped_ips.extend(failed.dropped_ips);
+        pending.delete |= failed.delete;
+    }
+}
+
+async fn serve(inner: Arc<Inner>, key: PodKey) {
+    let mut retry = Retry::default();
+    while let Some(pending) = inner.take(&key) {
+        let written = tokio::time::timeout(REQUEST, write(&inner.client, &key, &pending)).await;
+        let error = match written {
+            Ok(Ok(Outcome::Written)) => {
+                retry.reset();
+                continue;
+            }
+            Ok(Ok(Outcome::Gone)) => {
+                inner.lock().remove(&key);
+                return;
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
+        };
+        let wait = retry.next_wait(error.as_ref().and_then(api_retry::retry_after));
+        match &error {
+            Some(error) => {
+                tracing::warn!(pod = %key.name, uid = %key.uid, %error, "status not written, trying again");
+            }
+            None => tracing::warn!(pod = %key.name, uid = %key.uid, "status not written in time"),
+        }
+        inner.put_back(&key, pending);
+        tokio::select! {
+            () = tokio::time::sleep_until(Instant::now() + wait) => {}
+            () = inner.shutdown.cancelled() => return,
+        }
+    }
+}
+
+enum Outcome {
+    Written,
+    Gone,
+}
+
+async fn write(
+    client: &kube::Client,
+    key: &PodKey,
+    pending: &Pending,
+) -> Result<Outcome, kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
+    if let Some(status) = &pending.status {
+        let body = patch(key, status, &pending.dropped_ips);
+        let patched =
+            api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(body)).await;
+        if let Some(outcome) = gone(patched.map(|_| ()))? {
+            return Ok(outcome);
+        }
+    }
+    if !pending.delete {
+        return Ok(Outcome::Written);
+    }
+    let parameters = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions { uid: Some(key.uid.clone()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    let deleted = api.delete(&key.name, &parameters).await;
+    gone(deleted.map(|_| ()))?;
+    Ok(Outcome::Gone)
+}
+
+/// Not found, or another UID: this pod is no more, and nobody is to blame.
+fn gone(result: Result<(), kube::Error>) -> Result<Option<Outcome>, kube::Error> {
+    match result {
+        Ok(()) => Ok(None),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            Ok(Some(Outcome::Gone))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn dropped_ips(previous: &PodStatus, status: &PodStatus) -> Vec<String> {
+    let list = |s: &PodStatus| -> Vec<String> {
+        let ips = s.pod_ips.iter().flatten();
+        ips.map(|ip| ip.ip.clone()).collect()
+    };
+    let kept = list(status);
+    list(previous).into_iter().filter(|ip| !kept.contains(ip)).collect()
+}
+
+/// The patch that makes the server's status this one.
+pub fn patch(key: &PodKey, status: &PodStatus, dropped_ips: &[String]) -> Value {
+    let mut body = serde_json::to_value(status).unwrap_or_default();
+    if let Value::Object(fields) = &mut body {
+        // What a merge would keep has to be named to go.
+        for field in ["reason", "message"] {
+            fields.entry(field).or_insert(Value::Null);
+        }
+        if !dropped_ips.is_empty() {
+            let kept = fields.entry("podIPs").or_insert_with(|| json!([]));
+            if let Value::Array(kept) = kept {
+                let present: Vec<Value> = kept.iter().map(|ip| ip["ip"].clone()).collect();
+                for ip in dropped_ips {
+                    if !present.contains(&Value::String(ip.clone())) {
+                        kept.push(json!({"$patch": "delete", "ip": ip}));
+                    }
+                }
+            }
+            fields.entry("podIP").or_insert(Value::Null);
+        }
+    }
+    json!({"metadata": {"uid": key.uid}, "status": body})
+}

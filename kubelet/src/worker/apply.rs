@@ -1,0 +1,438 @@
+//! Carries actions out: dull, each in a task of its own, each harmless when done twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_runtime::interface::{
+    ContainerId, Image, RuntimeError, SandboxId, SandboxStatus, StopSignal,
+};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::task::{Id, JoinError};
+use tokio::time::Instant;
+
+use super::materials::ContainerRequest;
+use super::memory::{Failed, Failure, ImageState, Operation, VolumeState};
+use super::plan::Action;
+use super::{Context, Worker, image, runs, sight};
+use crate::events::Severity;
+use crate::hooks;
+
+/// What an operation gave.
+pub(super) enum Outcome {
+    /// It is done.
+    Done,
+    /// The image is in the store.
+    Image(Image),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// An operation that has ended, or a task that ended without a result.
+pub(super) enum Finished {
+    /// With a result.
+    Result(Id, Operation, Outcome),
+    /// Abandoned, or panicked.
+    Nothing(Id, JoinError),
+}
+
+impl Finished {
+    pub(super) fn of(joined: Result<(Id, (Operation, Outcome)), JoinError>) -> Self {
+        match joined {
+            Ok((id, (operation, outcome))) => Self::Result(id, operation, outcome),
+            Err(error) => Self::Nothing(error.id(), error),
+        }
+    }
+}
+
+impl Worker {
+    /// Begins one action.
+    pub(super) fn begin(&mut self, pod: &Arc<Pod>, sandboxes: &[SandboxStatus], action: Action) {
+        let context = Arc::clone(&self.context);
+        let pod = Arc::clone(pod);
+        match action {
+            Action::PrepareVolumes => {
+                self.spawn(Operation::Volumes, None, prepare_volumes(context, pod));
+            }
+            Action::TearDownVolumes => {
+                self.spawn(Operation::TearDown, None, async move {
+                    outcome(context.materials.tear_down_volumes(&pod).await)
+                });
+            }
+            Action::CreateSandbox { attempt } => {
+                self.spawn(Operation::Sandbox, None, create_sandbox(context, pod, attempt));
+            }
+            Action::StopSandbox(id) => {
+                self.note_lost(&pod, &id);
+                self.spawn(Operation::StopSandbox(id.clone()), None, async move {
+                    stopped(context.runtime.stop_sandbox(&id).await)
+                });
+            }
+            Action::RemoveSandbox(id) => {
+                if let Some(sandbox) = sandboxes.iter().find(|s| s.id == id) {
+                    sight::fold(&mut self.memory, sandbox);
+                }
+                self.spawn(Operation::RemoveSandbox(id.clone()), None, async move {
+                    stopped(context.runtime.remove_sandbox(&id).await)
+                });
+            }
+            Action::EnsureImage { container } => self.ensure_image(context, pod, container),
+            start @ Action::StartContainer { .. } => self.start(context, pod, sandboxes, start),
+            stop @ Action::StopContainer { .. } => self.stop(context, pod, stop),
+            Action::RemoveContainer { id, container } => {
+                self.remove_container(context, pod, sandboxes, (id, container));
+            }
+            Action::AbandonPulls => self.abandon_pulls(),
+            Action::RemoveDirectories => {
+                self.spawn(Operation::Directories, None, async move {
+                    outcome(context.materials.remove_directories(&pod).await)
+                });
+            }
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        operation: Operation,
+        kills_at: Option<Instant>,
+        work: impl Future<Output = Outcome> + Send + 'static,
+    ) {
+        self.memory.in_flight.insert(operation.clone(), kills_at);
+        let named = operation.clone();
+        let handle = self.operations.spawn(async move { (operation, work.await) });
+        self.tasks.insert(handle.id(), (named, handle));
+    }
+
+    /// A sandbox that is stopped while its pod should run was lost.
+    fn note_lost(&mut self, pod: &Pod, id: &SandboxId) {
+        let runs = pod.metadata.deletion_timestamp.is_none() && self.memory.verdict.is_none();
+        if runs && self.announced.insert(format!("lost/{id}")) {
+            self.context.events.pod(
+                pod,
+                Severity::Normal,
+                "SandboxChanged",
+                "Pod sandbox changed, it will be killed and re-created.",
+            );
+        }
+    }
+
+    fn ensure_image(&mut self, context: Arc<Context>, pod: Arc<Pod>, container: String) {
+        let name = container.clone();
+        self.spawn(Operation::Image(name), None, async move {
+            let Some(spec) = sight::container(&pod, &container) else {
+                return Outcome::Failed(Failure::new("ErrImagePull", "no such container"));
+            };
+            match image::ensure(&context, &pod, spec).await {
+                Ok(image) => Outcome::Image(image),
+                Err(failure) => Outcome::Failed(failure),
+            }
+        });
+    }
+
+    fn start(
+        &mut self,
+        context: Arc<Context>,
+        pod: Arc<Pod>,
+        sandboxes: &[SandboxStatus],
+        action: Action,
+    ) {
+        let Action::StartContainer { container, attempt, image, sandbox } = action else {
+            return;
+        };
+        let now = Instant::now();
+        let records = runs::records(sandboxes, &container);
+        let memory = self.memory.container(&container);
+        // Only a run in this sandbox is a crash; a new sandbox is not the container's fault.
+        if let Some((home, newest)) = records.last()
+            && home.id == sandbox
+            && let Some((id, at)) = &memory.ended_at
+            && *id == newest.id
+        {
+            memory.restart_backoff.charge(*at, now);
+        }
+        let ips = sandboxes
+            .iter()
+            .find(|s| s.id == sandbox)
+            .map(|s| s.ips.clone())
+            .filter(|ips| !ips.is_empty())
+            .unwrap_or_else(|| context.node_ips.clone());
+        let start = Start { container: container.clone(), attempt, image, sandbox, ips };
+        self.spawn(Operation::Start(container), None, async move {
+            start_container(context, pod, start).await
+        });
+    }
+
+    fn stop(&mut self, context: Arc<Context>, pod: Arc<Pod>, action: Action) {
+        let Action::StopContainer { id, container, grace, message } = action else {
+            return;
+        };
+        let operation = Operation::Stop(id.clone());
+        let is_shortened = self.memory.busy(&operation);
+        if !is_shortened {
+            let place = (&*pod, container.as_str());
+            let events = &self.context.events;
+            events.container(place, Severity::Normal, "Killing", message);
+        }
+        let kills_at = Some(Instant::now() + grace);
+        self.spawn(operation, kills_at, async move {
+            let left = match is_shortened {
+                true => grace,
+                false => hooks::pre_stop(&context, &pod, (&container, &id), grace).await,
+            };
+            let stop = context.runtime.stop_container(&id, StopSignal::ImageDefault, left);
+            stopped(stop.await)
+        });
+    }
+
+    fn remove_container(
+        &mut self,
+        context: Arc<Context>,
+        pod: Arc<Pod>,
+        sandboxes: &[SandboxStatus],
+        (id, container): (ContainerId, String),
+    ) {
+        let record = sandboxes.iter().flat_map(|s| &s.containers).find(|c| c.id == id);
+        if let Some(ended) = record.and_then(|r| runs::ended(r, &self.memory.termination_messages))
+        {
+            self.memory.container(&container).remembered.fold(ended);
+        }
+        let keep = record.map_or(0, |r| r.config.attempt.saturating_add(2));
+        self.spawn(Operation::RemoveContainer(id.clone()), None, async move {
+            let removed = context.runtime.remove_container(&id).await;
+            context.materials.drop_old_logs(&pod, &container, keep).await;
+            stopped(removed)
+        });
+    }
+
+    fn abandon_pulls(&mut self) {
+        for (operation, abort) in self.tasks.values() {
+            if matches!(operation, Operation::Image(_)) {
+                abort.abort();
+            }
+        }
+    }
+
+    /// Takes in what an operation gave.
+    pub(super) fn finish(&mut self, finished: Finished) {
+        let (operation, outcome) = match finished {
+            Finished::Result(id, operation, outcome) => {
+                self.tasks.remove(&id);
+                (operation, outcome)
+            }
+            Finished::Nothing(id, error) => {
+                let Some((operation, _)) = self.tasks.remove(&id) else {
+                    return;
+                };
+                if error.is_cancelled() {
+                    self.memory.in_flight.remove(&operation);
+                    return;
+                }
+                let failure = Failure::new("Internal", error.to_string());
+                (operation, Outcome::Failed(failure))
+            }
+        };
+        self.memory.in_flight.remove(&operation);
+        let now = Instant::now();
+        match outcome {
+            Outcome::Failed(failure) => self.note_failure(operation, failure, now),
+            Outcome::Image(image) => {
+                if let Operation::Image(name) = &operation {
+                    let memory = self.memory.container(name);
+                    memory.image = ImageState::Ready(image);
+                    memory.pull_backoff.reset();
+                }
+            }
+            Outcome::Done => self.note_success(operation),
+        }
+    }
+
+    fn note_success(&mut self, operation: Operation) {
+        self.memory.note_success(&operation);
+        match operation {
+            Operation::Volumes => self.memory.volumes = VolumeState::Mounted,
+            Operation::TearDown => self.memory.volumes = VolumeState::TornDown,
+            Operation::StopSandbox(id) => {
+                self.memory.stopped.insert(id);
+            }
+            Operation::RemoveSandbox(id) => {
+                self.memory.stopped.remove(&id);
+            }
+            Operation::Start(name) => {
+                let memory = self.memory.container(&name);
+                memory.image = ImageState::Unknown;
+                memory.start_failure = None;
+                memory.start_backoff.reset();
+            }
+            Operation::Directories => self.memory.directories_removed = true,
+            Operation::Sandbox
+            | Operation::Image(_)
+            | Operation::Stop(_)
+            | Operation::RemoveContainer(_) => {}
+        }
+    }
+
+    fn note_failure(&mut self, operation: Operation, failure: Failure, now: Instant) {
+        tracing::warn!(
+            pod = %self.key.name, uid = %self.key.uid, ?operation,
+            reason = %failure.reason, error = %failure.message, "operation failed"
+        );
+        match &operation {
+            Operation::Image(name) => {
+                let memory = self.memory.container(name);
+                memory.pull_backoff.charge(now, now);
+                let wait = memory.pull_backoff.waiting_since_charge(now);
+                memory.image = ImageState::Failed(Failed {
+                    failure,
+                    at: now,
+                    retry_at: wait.map_or(now, |w| w.until),
+                });
+            }
+            Operation::Start(name) => {
+                let memory = self.memory.container(name);
+                let retry_at = match failure.reason.as_str() {
+                    // Its record has ended: the restart delay rules.
+                    "RunContainerError" | "PostStartHookError" => {
+                        memory.image = ImageState::Unknown;
+                        now
+                    }
+                    _ => {
+                        memory.start_backoff.charge(now, now);
+                        let wait = memory.start_backoff.waiting_since_charge(now);
+                        wait.map_or(now, |w| w.until)
+                    }
+                };
+                memory.start_failure = Some(Failed { failure, at: now, retry_at });
+            }
+            _ => self.memory.note_failure(&operation, now),
+        }
+    }
+}
+
+fn outcome(result: Result<(), Failure>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(failure) => Outcome::Failed(failure),
+    }
+}
+
+fn stopped(result: Result<(), RuntimeError>) -> Outcome {
+    match result {
+        Ok(()) | Err(RuntimeError::NotFound(_)) => Outcome::Done,
+        Err(error) => Outcome::Failed(Failure::new("Runtime", chain(&error))),
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+async fn prepare_volumes(context: Arc<Context>, pod: Arc<Pod>) -> Outcome {
+    let prepared = context.materials.prepare_volumes(&pod).await;
+    if let Err(failure) = &prepared {
+        let message = failure.message.clone();
+        context.events.pod(&pod, Severity::Warning, &failure.reason, message);
+    }
+    outcome(prepared)
+}
+
+async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> Outcome {
+    let created = async {
+        let config = context.materials.sandbox(&pod, attempt).await?;
+        context
+            .runtime
+            .run_sandbox(config)
+            .await
+            .map_err(|error| Failure::new("FailedCreatePodSandBox", chain(&error)))
+    };
+    match created.await {
+        Ok(_) => Outcome::Done,
+        Err(failure) => {
+            let message = format!("Failed to create pod sandbox: {}", failure.message);
+            let events = &context.events;
+            events.pod(&pod, Severity::Warning, "FailedCreatePodSandBox", message);
+            Outcome::Failed(failure)
+        }
+    }
+}
+
+struct Start {
+    container: String,
+    attempt: u32,
+    image: Image,
+    sandbox: SandboxId,
+    ips: Vec<std::net::IpAddr>,
+}
+
+async fn start_container(context: Arc<Context>, pod: Arc<Pod>, start: Start) -> Outcome {
+    let started = try_start(&context, &pod, &start).await;
+    if let Err(failure) = &started {
+        let place = (&*pod, start.container.as_str());
+        let message = format!("Error: {}", failure.message);
+        let reason = match failure.reason.as_str() {
+            "PostStartHookError" => "FailedPostStartHook",
+            _ => "Failed",
+        };
+        let message = match reason {
+            "Failed" => message,
+            _ => failure.message.clone(),
+        };
+        context.events.container(place, Severity::Warning, reason, message);
+    }
+    outcome(started)
+}
+
+async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Failure> {
+    let spec = sight::container(pod, &start.container)
+        .ok_or_else(|| Failure::new("CreateContainerConfigError", "no such container"))?;
+    let request = ContainerRequest {
+        pod,
+        container: spec,
+        attempt: start.attempt,
+        image: &start.image,
+        pod_ips: start.ips.clone(),
+    };
+    let mut config = context.materials.container(request).await?;
+    let shown = image::shown_id(&start.image);
+    config.labels.insert(runs::IMAGE_ID_LABEL.to_owned(), shown);
+    let created = context.runtime.create_container(&start.sandbox, config).await;
+    let id = created.map_err(|error| Failure::new("CreateContainerError", chain(&error)))?;
+    let place = (pod, start.container.as_str());
+    let events = &context.events;
+    events.container(place, Severity::Normal, "Created", "Container created");
+    let run = context.runtime.start_container(&id).await;
+    run.map_err(|error| Failure::new("RunContainerError", chain(&error)))?;
+    events.container(place, Severity::Normal, "Started", "Container started");
+    link_log(context, pod, &id).await;
+    if let Err(message) = hooks::post_start(context, pod, (spec, &id), &start.ips).await {
+        let grace = super::termination_grace(pod);
+        stop_after_hook(context, &id, grace).await;
+        return Err(Failure::new("PostStartHookError", message));
+    }
+    Ok(())
+}
+
+async fn link_log(context: &Context, pod: &Pod, id: &ContainerId) {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let sandboxes = context.runtime.pod(uid).await.unwrap_or_default();
+    let mut records = sandboxes.iter().flat_map(|s| &s.containers);
+    if let Some(record) = records.find(|c| c.id == *id) {
+        context.materials.link_log(pod, record).await;
+    }
+}
+
+async fn stop_after_hook(context: &Context, id: &ContainerId, grace: Duration) {
+    let stop = context.runtime.stop_container(id, StopSignal::ImageDefault, grace);
+    if let Err(error) = stop.await {
+        tracing::warn!(container = %id, %error, "container not stopped after its postStart hook");
+    }
+}

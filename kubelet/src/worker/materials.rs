@@ -1,0 +1,65 @@
+//! What a worker needs besides the runtime to start a pod: volumes, configurations, image
+//! credentials, directories.
+//!
+//! A trait, since tests start pods without a disk or an API server ([`crate::fake`]); the real one is
+//! [`super::provision`].
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use berth_runtime::interface::{
+    ContainerConfig, ContainerStatus, Credentials, Image, SandboxConfig,
+};
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use super::memory::Failure;
+
+/// What a container's configuration is made from.
+#[derive(Debug, Clone)]
+pub struct ContainerRequest<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The container.
+    pub container: &'a Container,
+    /// Its restart count.
+    pub attempt: u32,
+    /// Its image.
+    pub image: &'a Image,
+    /// The pod's addresses, primary first; the host's with `hostNetwork`.
+    pub pod_ips: Vec<IpAddr>,
+}
+
+/// Makes what pods are started from.
+#[async_trait]
+pub trait Materials: Send + Sync + 'static {
+    /// Materializes all volumes of a pod. Doing it twice does no harm.
+    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure>;
+
+    /// Takes all volumes of a pod down.
+    async fn tear_down_volumes(&self, pod: &Pod) -> Result<(), Failure>;
+
+    /// What the pod's sandbox is made from.
+    async fn sandbox(&self, pod: &Pod, attempt: u32) -> Result<SandboxConfig, Failure>;
+
+    /// What a container is made from, after what it needs on disk was made.
+    async fn container(&self, request: ContainerRequest<'_>) -> Result<ContainerConfig, Failure>;
+
+    /// The credentials that a pod may pull `image` with.
+    async fn credentials(&self, pod: &Pod, image: &str) -> Result<Vec<Credentials>, Failure>;
+
+    /// What an ended container left as its last words, if anything.
+    async fn termination_message(&self, pod: &Pod, record: &ContainerStatus) -> Option<String>;
+
+    /// Links the container's log to where log collectors look for it.
+    async fn link_log(&self, pod: &Pod, record: &ContainerStatus);
+
+    /// Removes logs of runs before `attempt`, but for the one just before it.
+    async fn drop_old_logs(&self, pod: &Pod, container: &str, attempt: u32);
+
+    /// Removes the directories of all pods but those of these UIDs.
+    async fn sweep(&self, keep: &BTreeSet<String>);
+
+    /// Removes the pod's directories, logs and links.
+    async fn remove_directories(&self, pod: &Pod) -> Result<(), Failure>;
+}

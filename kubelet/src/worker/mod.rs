@@ -1,0 +1,349 @@
+//! The worker: one task a pod, that owns everything about it.
+//!
+//! ```text
+//!        API change ─┐
+//!     runtime event ─┤        ┌──────────┐   ┌──────┐   ┌───────┐
+//!   operation ended ─┼─ wake ─► observe  ├──►│ plan ├──►│ apply ├──┐
+//!      probe result ─┤        └──────────┘   └──────┘   └───────┘  │
+//!             timer ─┘             ▲             └► status ► API   │
+//!                                  └───────────────────────────────┘
+//! ```
+//!
+//! Nothing polls. Operations run beside the worker, at most one of each; their results wake it. The
+//! worker can be dropped at any moment, with the agent: [`recovery`] takes up from what is there.
+
+mod apply;
+mod image;
+pub mod materials;
+pub mod memory;
+pub mod plan;
+pub mod provision;
+pub mod recovery;
+pub mod roster;
+pub mod runs;
+mod sight;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_runtime::interface::{Images, Runtime, SandboxStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::events::{Recorder, Severity};
+use crate::probe;
+use crate::status::writer::{PodKey, Writer};
+use crate::status::{self, Stage};
+pub(crate) use apply::chain;
+use apply::{Finished, Outcome};
+use materials::Materials;
+use memory::{Memory, Operation, Pacing, Phase, Verdict};
+use plan::Goal;
+use recovery::Moment;
+
+/// What every worker shares.
+pub struct Context {
+    /// Runs sandboxes and containers.
+    pub runtime: Arc<dyn Runtime>,
+    /// Keeps images.
+    pub images: Arc<dyn Images>,
+    /// Makes what pods are started from.
+    pub materials: Arc<dyn Materials>,
+    /// Takes events.
+    pub events: Recorder,
+    /// Takes statuses.
+    pub statuses: Writer,
+    /// Where pods and their statuses are kept for a start without an API server.
+    pub cache: crate::cache::Cache,
+    /// Tells the time of day.
+    pub clock: Arc<dyn Clock>,
+    /// The node's addresses, primary first.
+    pub node_ips: Vec<IpAddr>,
+    /// The numbers behind the waits.
+    pub pacing: Pacing,
+    /// The pods and statuses that the HTTP API serves.
+    pub shelf: crate::shelf::Shelf,
+}
+
+/// What the API server wants of a pod.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Set once the API server has it no more: how long its containers may take to end.
+    pub gone: Option<Duration>,
+    /// Set once the pod was refused: it must not run.
+    pub refused: Option<memory::Failure>,
+}
+
+/// The shortest grace period; the kubelet never kills without one.
+pub const MIN_GRACE: Duration = Duration::from_secs(1);
+
+/// A worker and what it knows.
+pub(crate) struct Worker {
+    context: Arc<Context>,
+    key: PodKey,
+    wishes: watch::Receiver<Wish>,
+    wake: Arc<Notify>,
+    shutdown: CancellationToken,
+    memory: Memory,
+    published: PodStatus,
+    operations: JoinSet<(Operation, Outcome)>,
+    tasks: HashMap<tokio::task::Id, (Operation, tokio::task::AbortHandle)>,
+    announced: BTreeSet<String>,
+    probes: probe::Probers,
+}
+
+/// Why a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing of the pod is left.
+    Removed,
+    /// The agent ends; the pod stays.
+    Shutdown,
+}
+
+impl Worker {
+    /// A worker for the pod that `wishes` speak of; `wake` makes it look again.
+    pub(crate) fn new(
+        context: Arc<Context>,
+        wishes: watch::Receiver<Wish>,
+        wake: Arc<Notify>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let pod = Arc::clone(&wishes.borrow().pod);
+        let status = pod.status.clone().unwrap_or_default();
+        Self {
+            key: PodKey::of(&pod),
+            memory: Memory::new(context.pacing, std::iter::empty()),
+            published: status,
+            wishes,
+            wake,
+            shutdown,
+            operations: JoinSet::new(),
+            tasks: HashMap::new(),
+            announced: BTreeSet::new(),
+            probes: probe::Probers::new(Arc::clone(&context.runtime)),
+            context,
+        }
+    }
+
+    /// Runs until the pod is gone or the agent ends.
+    pub(crate) async fn run(mut self) -> End {
+        let Some(sandboxes) = self.observe().await else {
+            return End::Shutdown;
+        };
+        self.remember(&sandboxes);
+        loop {
+            let Some(sandboxes) = self.observe().await else {
+                return End::Shutdown;
+            };
+            let wish = self.wishes.borrow_and_update().clone();
+            self.digest(&wish.pod, &sandboxes).await;
+            let now = Instant::now();
+            let deadline = self.judge(&wish, &sandboxes, now);
+            let goal = self.goal(&wish);
+            let plan = plan::plan(&plan::Input {
+                pod: &wish.pod,
+                goal,
+                sandboxes: &sandboxes,
+                memory: &self.memory,
+                now,
+            });
+            self.publish(&wish, goal, &sandboxes, now).await;
+            self.announce(&wish.pod, now);
+            if plan.reached && matches!(goal, Goal::Remove { .. }) {
+                if wish.gone.is_none() {
+                    self.context.statuses.delete(&self.key);
+                }
+                return End::Removed;
+            }
+            for action in plan.actions {
+                self.begin(&wish.pod, &sandboxes, action);
+            }
+            let wake = [plan.wake, deadline].into_iter().flatten().min();
+            if self.wait(wake).await == Waited::Shutdown {
+                return End::Shutdown;
+            }
+        }
+    }
+
+    /// The runtime's records of the pod; asks again until it answers. `None` at shutdown.
+    async fn observe(&self) -> Option<Vec<SandboxStatus>> {
+        loop {
+            match self.context.runtime.pod(&self.key.uid).await {
+                Ok(sandboxes) => return Some(sandboxes),
+                Err(error) => {
+                    tracing::warn!(pod = %self.key.name, uid = %self.key.uid, %error, "runtime does not answer");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = self.shutdown.cancelled() => return None,
+            }
+        }
+    }
+
+    fn remember(&mut self, sandboxes: &[SandboxStatus]) {
+        let pod = Arc::clone(&self.wishes.borrow().pod);
+        let moment = Moment { now: Instant::now(), wall: self.context.clock.now() };
+        let pacing = self.context.pacing;
+        self.memory = recovery::recover(&pod, &self.published, sandboxes, pacing, moment);
+    }
+
+    fn goal(&self, wish: &Wish) -> Goal {
+        if let Some(grace) = wish.gone {
+            return Goal::Remove { grace: grace.max(MIN_GRACE) };
+        }
+        let metadata = &wish.pod.metadata;
+        if metadata.deletion_timestamp.is_some() {
+            let grace = seconds(metadata.deletion_grace_period_seconds.unwrap_or(0));
+            return Goal::Remove { grace: grace.max(MIN_GRACE) };
+        }
+        match self.memory.verdict {
+            Some(_) => Goal::Finish { grace: termination_grace(&wish.pod) },
+            None => Goal::Run,
+        }
+    }
+
+    /// Passes the final judgement once there is cause for one. Returns when the pod's deadline is.
+    fn judge(&mut self, wish: &Wish, sandboxes: &[SandboxStatus], now: Instant) -> Option<Instant> {
+        if self.memory.verdict.is_some() {
+            return None;
+        }
+        if let Some(refusal) = &wish.refused {
+            self.memory.verdict = Some(failed(&refusal.reason, &refusal.message));
+            return None;
+        }
+        let input =
+            plan::Input { pod: &wish.pod, goal: Goal::Run, sandboxes, memory: &self.memory, now };
+        if let Some(verdict) = plan::verdict(&input) {
+            self.memory.verdict = Some(verdict);
+            return None;
+        }
+        let left = self.time_left(&wish.pod)?;
+        if left.is_zero() {
+            let message = "Pod was active on the node longer than the specified deadline";
+            let events = &self.context.events;
+            events.pod(&wish.pod, Severity::Normal, "DeadlineExceeded", message);
+            self.memory.verdict = Some(failed("DeadlineExceeded", message));
+            return None;
+        }
+        Some(now + left)
+    }
+
+    /// What is left of the pod's `activeDeadlineSeconds`.
+    fn time_left(&self, pod: &Pod) -> Option<Duration> {
+        let allowed = seconds(pod.spec.as_ref()?.active_deadline_seconds?);
+        let started = self.published.start_time.as_ref()?.0;
+        let age = self.context.clock.now().duration_since(started);
+        let age = Duration::try_from(age).unwrap_or_default();
+        Some(allowed.saturating_sub(age))
+    }
+
+    /// Makes the status and hands it on where it changed.
+    async fn publish(
+        &mut self,
+        wish: &Wish,
+        goal: Goal,
+        sandboxes: &[SandboxStatus],
+        now: Instant,
+    ) {
+        let is_final = self
+            .published
+            .phase
+            .as_deref()
+            .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed"));
+        if wish.gone.is_some() {
+            return;
+        }
+        let input = status::Input {
+            pod: &wish.pod,
+            previous: &self.published,
+            sandboxes,
+            memory: &self.memory,
+            stage: match goal {
+                Goal::Run => Stage::Running,
+                Goal::Finish { .. } | Goal::Remove { .. } => Stage::Ending,
+            },
+            host_ips: &self.context.node_ips,
+            now,
+            wall: self.context.clock.now(),
+        };
+        let never_ran = sandboxes.is_empty() && self.published.container_statuses.is_none();
+        let status = match (&wish.refused, never_ran) {
+            (Some(refusal), true) => status::refused(&input, &refusal.reason, &refusal.message),
+            // A pod has ended once; what is taken away under it afterwards is no news about it.
+            _ if is_final => self.published.clone(),
+            _ => status::compute(&input),
+        };
+        if status == self.published {
+            self.context.shelf.put(&wish.pod, &status);
+            return;
+        }
+        self.context.cache.save_status(&self.key.uid, &status).await;
+        self.context.shelf.put(&wish.pod, &status);
+        self.context.statuses.update(&self.key, status.clone(), &self.published);
+        self.published = status;
+    }
+
+    async fn wait(&mut self, wake: Option<Instant>) -> Waited {
+        let sleep = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => return Waited::Shutdown,
+            Some(finished) = self.operations.join_next_with_id(), if !self.operations.is_empty() => {
+                self.finish(Finished::of(finished));
+            }
+            changed = self.wishes.changed() => {
+                // The roster dropped this pod without a word: the agent ends.
+                if changed.is_err() {
+                    return Waited::Shutdown;
+                }
+            }
+            result = self.probes.next() => self.note_probe(result),
+            () = self.wake.notified() => {}
+            () = sleep => {}
+        }
+        Waited::Woken
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Waited {
+    Woken,
+    Shutdown,
+}
+
+fn failed(reason: &str, message: &str) -> Verdict {
+    Verdict {
+        phase: Phase::Failed,
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+    }
+}
+
+/// `terminationGracePeriodSeconds`, 30 s where absent.
+pub fn termination_grace(pod: &Pod) -> Duration {
+    let spec = pod.spec.as_ref();
+    let grace = spec.and_then(|s| s.termination_grace_period_seconds);
+    seconds(grace.unwrap_or(30)).max(MIN_GRACE)
+}
+
+fn seconds(value: i64) -> Duration {
+    Duration::from_secs(u64::try_from(value).unwrap_or(0))
+}

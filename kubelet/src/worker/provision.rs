@@ -1,0 +1,501 @@
+//! Makes what pods are started from on a real node: fetches what they refer to, materializes volumes
+//! and files, describes sandboxes and containers to the runtime.
+//!
+//! The decisions are in [`crate::volumes`], [`crate::environment`], [`crate::container_config`] and
+//! [`crate::pod_files`]; here they are only brought together. What touches the disk runs on blocking
+//! threads.
+
+mod objects;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_runtime::interface::{
+    ContainerConfig, ContainerState, ContainerStatus, Credentials, Image, Mount, SandboxConfig,
+};
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use tokio::sync::watch;
+
+use super::materials::{ContainerRequest, Materials};
+use super::memory::Failure;
+use crate::cache::Cache;
+use crate::container_config::{
+    self, ContainerInputs, MountInputs, MountedVolume, NodeFacts, PodFilePaths,
+};
+use crate::downward::Facts;
+use crate::environment::{self, Environment, Service};
+use crate::events::{Recorder, Severity};
+use crate::gate;
+use crate::image_policy::Keyring;
+use crate::node::Shared;
+use crate::objects::Fetched;
+use crate::pod_files::{self, DnsSettings, LastWords, ResolvConf, TerminationPolicy};
+use crate::qos::{PodDemand, ResourceAmounts};
+use crate::volumes::{self, PodDirectory, Sources, Tokens};
+use objects::Objects;
+
+/// How long a container waits for the first list of Services before it starts without their
+/// variables.
+const SERVICES: Duration = Duration::from_secs(5);
+
+/// Links to logs are named after at most so many bytes.
+const MAX_LINK: usize = 255;
+
+/// What provision is made with.
+pub struct Place {
+    /// `/var/lib/berth`.
+    pub root: PathBuf,
+    /// `/var/log/containers`.
+    pub links: PathBuf,
+    /// The node's resolver file.
+    pub resolv_conf: PathBuf,
+    /// The cluster's DNS servers.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The node's addresses, primary first.
+    pub node_ips: Vec<IpAddr>,
+    /// What of the node shapes containers.
+    pub facts: NodeFacts,
+    /// The node as it was last seen.
+    pub node: Shared,
+}
+
+/// Provision on a real node.
+pub struct Provision {
+    place: Arc<Place>,
+    objects: Objects,
+    services: watch::Receiver<Option<Vec<Service>>>,
+    cache: Cache,
+    events: Recorder,
+}
+
+/// Everything a pod's files are made from, owned, so that it can go to a blocking thread.
+struct Ingredients {
+    pod: Pod,
+    demand: PodDemand,
+    fetched: Fetched,
+    tokens: Tokens,
+    allocatable: ResourceAmounts,
+    pod_ips: Vec<IpAddr>,
+    place: Arc<Place>,
+}
+
+impl Ingredients {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            pod: &self.pod,
+            demand: &self.demand,
+            host_ips: &self.place.node_ips,
+            pod_ips: &self.pod_ips,
+            allocatable: &self.allocatable,
+        }
+    }
+
+    fn directory(&self) -> Result<PodDirectory, Failure> {
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        PodDirectory::new(&self.place.root, uid).map_err(config_error)
+    }
+
+    /// Makes all volumes; the first that fails is told, after all were tried.
+    fn set_up(&self) -> Result<BTreeMap<String, MountedVolume>, Failure> {
+        let directory = self.directory()?;
+        directory.create().map_err(|error| {
+            Failure::new("FailedMount", format!("error making pod data directories: {error}"))
+        })?;
+        let facts = self.facts();
+        let sources = Sources { facts, fetched: &self.fetched, tokens: &self.tokens };
+        let mut mounted = BTreeMap::new();
+        let mut failure = None;
+        for (name, desired) in volumes::desired_volumes(&self.pod, &sources) {
+            let result = desired.and_then(|d| volumes::set_up(&directory, &name, &d));
+            match result {
+                Ok(volume) => {
+                    mounted.insert(name, volume);
+                }
+                Err(error) if failure.is_none() => {
+                    let message = volumes::failed_mount_message(&name, &error);
+                    failure = Some(Failure::new("FailedMount", message));
+                }
+                Err(_) => {}
+            }
+        }
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(mounted),
+        }
+    }
+
+    /// Writes the files that are the kubelet's for one container.
+    fn files(&self, container: &str, attempt: u32) -> Result<PodFilePaths, Failure> {
+        let directory = self.directory()?;
+        let spec = self.pod.spec.as_ref();
+        let aliases = spec.and_then(|s| s.host_aliases.as_deref()).unwrap_or_default();
+        let is_host_network = spec.and_then(|s| s.host_network) == Some(true);
+        let domain = &self.place.facts.cluster_domain;
+        let hostname = container_config::pod_hostname(&self.pod, domain).map_err(config_error)?;
+        let (hosts, kernel_name) = match is_host_network {
+            true => {
+                let node_hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+                let hosts = pod_files::host_network_hosts(&node_hosts, aliases);
+                (hosts, self.place.facts.hostname.clone())
+            }
+            false => {
+                let hosts = pod_files::pod_hosts(&self.pod_ips, &hostname, aliases);
+                (hosts, hostname.kernel_name.clone())
+            }
+        };
+        let (resolv_conf, _) = pod_files::resolv_conf(&self.pod, &dns(&self.place));
+        let contents = [
+            (directory.hosts_path(), hosts),
+            (directory.resolv_conf_path(), resolv_conf.render()),
+            (directory.hostname_path(), format!("{kernel_name}\n")),
+        ];
+        for (path, content) in &contents {
+            pod_files::write_in_place(path, content.as_bytes(), 0o644)
+                .map_err(|error| file_error(path, &error))?;
+        }
+        let log = directory.create_termination_log(container, attempt);
+        let log = log.map_err(|e| file_error(&directory.path(), &e))?;
+        let [(hosts, _), (resolv_conf, _), (hostname, _)] = contents;
+        Ok(PodFilePaths {
+            hosts: Some(hosts),
+            resolv_conf: Some(resolv_conf),
+            hostname: Some(hostname),
+            termination_log: Some(log),
+        })
+    }
+
+    fn mounts(
+        &self,
+        container: &Container,
+        environment: &Environment,
+        attempt: u32,
+    ) -> Result<Vec<Mount>, Failure> {
+        let volumes = self
+            .set_up()
+            .map_err(|failure| Failure::new("CreateContainerConfigError", failure.message))?;
+        let files = self.files(&container.name, attempt)?;
+        let inputs = MountInputs { container, volumes: &volumes, environment, files: &files };
+        let mounts = container_config::container_mounts(inputs).map_err(config_error)?;
+        volumes::ensure_sub_paths(&mounts).map_err(|error| {
+            tracing::warn!(error = %super::apply::chain(&error), "sub-path refused");
+            let message = format!("failed to prepare subPath for volumeMount: {error}");
+            Failure::new("CreateContainerConfigError", message)
+        })?;
+        Ok(mounts)
+    }
+
+    fn container(
+        &self,
+        container: &Container,
+        image: &Image,
+        (environment, attempt): (&Environment, u32),
+    ) -> Result<ContainerConfig, Failure> {
+        let mounts = self.mounts(container, environment, attempt)?;
+        let config = container_config::container_config(ContainerInputs {
+            pod: &self.pod,
+            container,
+            demand: &self.demand,
+            environment,
+            image,
+            mounts,
+            attempt,
+            node: &self.place.facts,
+        });
+        let config = config.map_err(config_error)?;
+        container_config::check_seccomp_profile(&config)
+            .map_err(|error| Failure::new("CreateContainerError", error.to_string()))?;
+        Ok(config)
+    }
+}
+
+fn dns(place: &Place) -> DnsSettings {
+    let node = std::fs::read_to_string(&place.resolv_conf).ok();
+    DnsSettings {
+        cluster_dns: place.cluster_dns.clone(),
+        cluster_domain: place.facts.cluster_domain.clone(),
+        node: node.map(|text| ResolvConf::parse(&text)),
+    }
+}
+
+fn config_error(error: container_config::ConfigError) -> Failure {
+    Failure::new("CreateContainerConfigError", error.to_string())
+}
+
+fn file_error(path: &Path, error: &std::io::Error) -> Failure {
+    let message = format!("write {}: {error}", path.display());
+    Failure::new("CreateContainerConfigError", message)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new("Internal", error.to_string())),
+    }
+}
+
+impl Provision {
+    /// Provision in `place`, with objects from `client`.
+    pub fn new(
+        place: Place,
+        client: kube::Client,
+        services: watch::Receiver<Option<Vec<Service>>>,
+        (cache, events): (Cache, Recorder),
+    ) -> Self {
+        Self { place: Arc::new(place), objects: Objects::new(client), services, cache, events }
+    }
+
+    async fn ingredients(&self, pod: &Pod, pod_ips: Vec<IpAddr>) -> Result<Ingredients, Failure> {
+        let demand = PodDemand::parse(pod)
+            .map_err(|error| Failure::new("CreateContainerConfigError", error.to_string()))?;
+        let (fetched, tokens) = tokio::join!(self.objects.fetch(pod), self.objects.tokens(pod));
+        Ok(Ingredients {
+            pod: pod.clone(),
+            demand,
+            fetched,
+            tokens,
+            allocatable: gate::allocatable(&self.place.node),
+            pod_ips,
+            place: Arc::clone(&self.place),
+        })
+    }
+
+    async fn services(&self, pod: &Pod) -> Vec<Service> {
+        let mut services = self.services.clone();
+        let known = tokio::time::timeout(SERVICES, services.wait_for(Option::is_some)).await;
+        match known {
+            Ok(Ok(services)) => services.clone().unwrap_or_default(),
+            _ => {
+                let pod = pod.metadata.name.as_deref().unwrap_or_default();
+                tracing::warn!(
+                    pod,
+                    "Services are not known, container starts without their variables"
+                );
+                Vec::new()
+            }
+        }
+    }
+
+    fn pod_directory(&self, pod: &Pod) -> Result<PodDirectory, Failure> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        PodDirectory::new(&self.place.root, uid).map_err(config_error)
+    }
+
+    fn log_directory(&self, pod: &Pod) -> Option<PathBuf> {
+        let identity = container_config::pod_identity(pod).ok()?;
+        let name = format!("{}_{}_{}", identity.namespace, identity.name, identity.uid);
+        Some(self.place.facts.log_root.join(name))
+    }
+
+    fn link(&self, pod: &Pod, record: &ContainerStatus) -> Option<PathBuf> {
+        let identity = container_config::pod_identity(pod).ok()?;
+        let name = format!(
+            "{}_{}_{}-{}.log",
+            identity.name, identity.namespace, record.config.name, record.id
+        );
+        (name.len() <= MAX_LINK).then(|| self.place.links.join(name))
+    }
+}
+
+#[async_trait]
+impl Materials for Provision {
+    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure> {
+        let ingredients = self.ingredients(pod, Vec::new()).await?;
+        blocking(move || ingredients.set_up().map(drop)).await
+    }
+
+    async fn tear_down_volumes(&self, pod: &Pod) -> Result<(), Failure> {
+        let directory = self.pod_directory(pod)?;
+        blocking(move || {
+            volumes::tear_down(&directory).map_err(|errors| {
+                let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
+                Failure::new("FailedUnmount", texts.join("; "))
+            })
+        })
+        .await
+    }
+
+    async fn sandbox(&self, pod: &Pod, attempt: u32) -> Result<SandboxConfig, Failure> {
+        let demand = PodDemand::parse(pod)
+            .map_err(|error| Failure::new("FailedCreatePodSandBox", error.to_string()))?;
+        let place = Arc::clone(&self.place);
+        let (_, notices) = pod_files::resolv_conf(pod, &dns(&place));
+        for notice in notices {
+            self.events.pod(pod, Severity::Warning, notice.reason, notice.message);
+        }
+        let config = container_config::sandbox_config(pod, &demand, attempt, &place.facts);
+        config.map_err(|error| Failure::new("FailedCreatePodSandBox", error.to_string()))
+    }
+
+    async fn container(&self, request: ContainerRequest<'_>) -> Result<ContainerConfig, Failure> {
+        let ingredients = self.ingredients(request.pod, request.pod_ips.clone()).await?;
+        let services = self.services(request.pod).await;
+        let environment = environment::resolve(
+            request.container,
+            &ingredients.facts(),
+            &ingredients.fetched,
+            &services,
+        );
+        let environment = environment
+            .map_err(|error| Failure::new("CreateContainerConfigError", error.to_string()))?;
+        let (container, image) = (request.container.clone(), request.image.clone());
+        let attempt = request.attempt;
+        blocking(move || ingredients.container(&container, &image, (&environment, attempt))).await
+    }
+
+    async fn credentials(&self, pod: &Pod, image: &str) -> Result<Vec<Credentials>, Failure> {
+        let secrets: Vec<Arc<Secret>> = self.objects.pull_secrets(pod).await;
+        let (keyring, unreadable) = Keyring::from_secrets(secrets.iter().map(|s| &**s));
+        for secret in unreadable {
+            let message = format!("pull secret {secret:?} cannot be read and is not used");
+            let reason = "FailedToRetrieveImagePullSecret";
+            self.events.pod(pod, Severity::Warning, reason, message);
+        }
+        Ok(keyring.lookup(image))
+    }
+
+    async fn termination_message(&self, pod: &Pod, record: &ContainerStatus) -> Option<String> {
+        let ContainerState::Exited { exit_code, .. } = record.state else {
+            return None;
+        };
+        let directory = self.pod_directory(pod).ok()?;
+        let name = record.config.name.clone();
+        let spec = super::sight::container(pod, &name)?;
+        let policy = TerminationPolicy::parse(spec.termination_message_policy.as_deref());
+        let containers = pod.spec.as_ref().map_or(1, |spec| {
+            spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len)
+        });
+        let log = self.log_directory(pod)?.join(&record.config.log_path);
+        let attempt = record.config.attempt;
+        let read = tokio::task::spawn_blocking(move || {
+            let file = directory.termination_log_path(&name, attempt);
+            pod_files::termination_message(&LastWords {
+                file: &file,
+                log: &log,
+                policy,
+                exit_code,
+                limit_bytes: pod_files::message_limit_bytes(containers),
+            })
+        });
+        read.await.ok()
+    }
+
+    async fn link_log(&self, pod: &Pod, record: &ContainerStatus) {
+        let (Some(link), Some(directory)) = (self.link(pod, record), self.log_directory(pod))
+        else {
+            return;
+        };
+        let target = directory.join(&record.config.log_path);
+        let links = self.place.links.clone();
+        let linked = async {
+            tokio::fs::create_dir_all(&links).await?;
+            match tokio::fs::symlink(&target, &link).await {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+                other => other,
+            }
+        };
+        if let Err(error) = linked.await {
+            tracing::warn!(path = %link.display(), %error, "log not linked");
+        }
+    }
+
+    async fn drop_old_logs(&self, pod: &Pod, container: &str, attempt: u32) {
+        let Some(directory) = self.log_directory(pod) else { return };
+        let directory = directory.join(container);
+        let links = self.place.links.clone();
+        let _ = tokio::task::spawn_blocking(move || {
+            drop_logs(&directory, attempt);
+            drop_dangling(&links);
+        })
+        .await;
+    }
+
+    async fn sweep(&self, keep: &BTreeSet<String>) {
+        let (root, keep) = (self.place.root.clone(), keep.clone());
+        let uids = {
+            let root = root.clone();
+            tokio::task::spawn_blocking(move || PodDirectory::list(&root)).await
+        };
+        let Ok(Ok(uids)) = uids else { return };
+        for uid in uids.into_iter().filter(|uid| !keep.contains(uid)) {
+            tracing::info!(uid, "removing the directory of a pod that is known to nobody");
+            let Ok(directory) = PodDirectory::new(&root, &uid) else { continue };
+            let removed = tokio::task::spawn_blocking(move || volumes::tear_down(&directory));
+            if let Ok(Err(errors)) = removed.await {
+                for error in errors {
+                    tracing::warn!(uid, %error, "directory of a gone pod stays");
+                }
+            }
+        }
+    }
+
+    async fn remove_directories(&self, pod: &Pod) -> Result<(), Failure> {
+        self.tear_down_volumes(pod).await?;
+        self.objects.forget(pod);
+        let failed = |error: std::io::Error| Failure::new("FailedRemove", error.to_string());
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.cache.remove(uid).await.map_err(failed)?;
+        let Some(logs) = self.log_directory(pod) else { return Ok(()) };
+        let links = self.place.links.clone();
+        blocking(move || {
+            // Written by the shim alone, no container sees it: nothing in it leads elsewhere.
+            match std::fs::remove_dir_all(&logs) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(failed(error));
+                }
+                _ => {}
+            }
+            drop_dangling(&links);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Removes the logs of runs before `attempt` but for the one just before it.
+fn drop_logs(directory: &Path, attempt: u32) {
+    let oldest = attempt.saturating_sub(1);
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.split('.').next()?.parse::<u32>().ok());
+        if number.is_some_and(|n| n < oldest) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes links to logs that are gone.
+fn drop_dangling(links: &Path) {
+    let entries = std::fs::read_dir(links).into_iter().flatten().flatten();
+    for entry in entries {
+        let is_link = entry.file_type().is_ok_and(|t| t.is_symlink());
+        if is_link && !entry.path().exists() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_of_the_newest_two_runs_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["0.log", "1.log", "1.log.20230101-000000.gz", "2.log", "other"] {
+            std::fs::write(directory.path().join(name), b"x").unwrap();
+        }
+        drop_logs(directory.path(), 2);
+        let names = std::fs::read_dir(directory.path()).unwrap();
+        let mut names: Vec<_> =
+            names.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["1.log", "1.log.20230101-000000.gz", "2.log", "other"]);
+    }
+}

@@ -1,0 +1,184 @@
+//! Fetches the ConfigMaps, Secrets and tokens that pods refer to, and remembers them for the time the
+//! API server is away: a container may restart then.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use kube::api::{Api, PostParams};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::objects::{self, Fetched, Kind, Lookup, ObjectRef};
+use crate::volumes::{self, Token, TokenRequest, Tokens};
+
+/// How long one request may take.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// What is remembered of one pod.
+#[derive(Default)]
+struct Kept {
+    lookups: BTreeMap<ObjectRef, Lookup>,
+    tokens: BTreeMap<TokenRequest, (String, Instant)>,
+}
+
+/// Fetches objects for pods.
+pub(super) struct Objects {
+    client: kube::Client,
+    kept: Mutex<BTreeMap<String, Kept>>,
+}
+
+impl Objects {
+    pub(super) fn new(client: kube::Client) -> Self {
+        Self { client, kept: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything the pod's environment, volumes and pull secrets name.
+    pub(super) async fn fetch(&self, pod: &Pod) -> Fetched {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let wanted = objects::references(pod);
+        let lookups = join_all(wanted.into_iter().map(|object| async move {
+            let lookup = self.look_up(namespace, &object).await;
+            (object, lookup)
+        }));
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let lookups = lookups.await;
+        let mut kept = self.kept();
+        let kept = kept.entry(uid).or_default();
+        let mut fetched = Fetched::default();
+        for (object, lookup) in lookups {
+            let lookup = match (&lookup, kept.lookups.get(&object)) {
+                (Lookup::Failed(_), Some(known)) => known.clone(),
+                _ => lookup,
+            };
+            if !matches!(lookup, Lookup::Failed(_)) {
+                kept.lookups.insert(object.clone(), lookup.clone());
+            }
+            fetched.insert(object, lookup);
+        }
+        fetched
+    }
+
+    async fn look_up(&self, namespace: &str, object: &ObjectRef) -> Lookup {
+        let asking = async {
+            match object.kind {
+                Kind::ConfigMap => {
+                    let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+                    let found = api.get_opt(&object.name).await?;
+                    Ok(found.map(|o| Lookup::ConfigMap(Arc::new(o))))
+                }
+                Kind::Secret => {
+                    let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+                    let found = api.get_opt(&object.name).await?;
+                    Ok(found.map(|o| Lookup::Secret(Arc::new(o))))
+                }
+            }
+        };
+        match tokio::time::timeout(REQUEST, asking).await {
+            Ok(Ok(found)) => found.unwrap_or(Lookup::NotFound),
+            Ok(Err(error)) => Lookup::Failed(message(&error)),
+            Err(_) => Lookup::Failed(format!(
+                "failed to sync {} cache: timed out waiting for the condition",
+                object.kind.noun()
+            )),
+        }
+    }
+
+    /// The pod's pull secrets and those of its service account, as far as they are there.
+    pub(super) async fn pull_secrets(&self, pod: &Pod) -> Vec<Arc<Secret>> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let named = pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
+        let names: Vec<&str> = named.map(|s| s.name.as_str()).filter(|n| !n.is_empty()).collect();
+        let lookups = join_all(names.iter().map(|name| async {
+            let object = ObjectRef::secret(*name);
+            self.look_up(namespace, &object).await
+        }));
+        let secrets = lookups.await.into_iter().filter_map(|lookup| match lookup {
+            Lookup::Secret(secret) => Some(secret),
+            _ => None,
+        });
+        secrets.collect()
+    }
+
+    /// The service account tokens that the pod's volumes want; those at hand are used until they
+    /// have to be renewed.
+    pub(super) async fn tokens(&self, pod: &Pod) -> Tokens {
+        let requests = volumes::token_requests(pod);
+        let tokens = join_all(requests.into_iter().map(|request| async move {
+            let token = self.token(pod, &request).await;
+            (request, token)
+        }));
+        tokens.await.into_iter().collect()
+    }
+
+    async fn token(&self, pod: &Pod, request: &TokenRequest) -> Token {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let known = {
+            let kept = self.kept();
+            kept.get(&uid).and_then(|k| k.tokens.get(request).cloned())
+        };
+        let lifetime = Duration::from_secs(u64::try_from(request.expiration_seconds).unwrap_or(0));
+        if let Some((token, issued)) = &known
+            && !volumes::refresh_is_due(lifetime, issued.elapsed())
+        {
+            return Token::Ready(token.clone());
+        }
+        let asked = tokio::time::timeout(REQUEST, self.ask_token(pod, request)).await;
+        match (asked, known) {
+            (Ok(Ok(token)), _) => {
+                let mut kept = self.kept();
+                let kept = kept.entry(uid).or_default();
+                kept.tokens.insert(request.clone(), (token.clone(), Instant::now()));
+                Token::Ready(token)
+            }
+            // One that still lives is better than none.
+            (_, Some((token, issued))) if issued.elapsed() < lifetime => Token::Ready(token),
+            (Ok(Err(message)), _) => Token::Failed(message),
+            (Err(_), _) => Token::Failed("the API server did not answer in time".to_owned()),
+        }
+    }
+
+    async fn ask_token(&self, pod: &Pod, request: &TokenRequest) -> Result<String, String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
+        let account = account.filter(|a| !a.is_empty()).unwrap_or("default");
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let body = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "audiences": request.audience.iter().collect::<Vec<_>>(),
+                "expirationSeconds": request.expiration_seconds,
+                "boundObjectRef": {
+                    "apiVersion": "v1", "kind": "Pod",
+                    "name": pod.metadata.name, "uid": pod.metadata.uid,
+                },
+            },
+        });
+        let reply: Value = api
+            .create_subresource("token", account, &PostParams::default(), &body)
+            .await
+            .map_err(|error| message(&error))?;
+        let token = reply["status"]["token"].as_str().filter(|t| !t.is_empty());
+        token.map(str::to_owned).ok_or_else(|| "the reply has no token".to_owned())
+    }
+
+    /// Forgets what was kept for a pod.
+    pub(super) fn forget(&self, pod: &Pod) {
+        self.kept().remove(pod.metadata.uid.as_deref().unwrap_or_default());
+    }
+}
+
+/// What the API server said, without the client's wrapping.
+fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    }
+}

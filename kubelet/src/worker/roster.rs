@@ -1,0 +1,364 @@
+//! Which pods have a worker: the one place that starts workers, tells them of changes, and keeps a
+//! new pod waiting while an old one of its name is still there.
+//!
+//! ```text
+//!  API: added ──► waiting (same name, other UID still here) ──► admitted ─┬─► worker
+//!                        ▲                                     refused ───┘   │ gone
+//!                        └───────────────── next of that name ◄───────────────┘
+//! ```
+//!
+//! Pods known from the disk get their workers before the API server answers; sandboxes that belong
+//! to no pod are removed only once it has.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_runtime::interface::{RuntimeEvent, SandboxStatus};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::memory::Failure;
+use super::{Context, End, MIN_GRACE, Wish, Worker, termination_grace};
+use crate::source::Event;
+use crate::status::writer::PodKey;
+
+/// Decides whether a pod may run here.
+pub trait Gatekeeper: Send + Sync + 'static {
+    /// Refuses `pod`, or lets it in beside `others`.
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure>;
+}
+
+struct Entry {
+    pod: Arc<Pod>,
+    wish: watch::Sender<Wish>,
+    wake: Arc<Notify>,
+    refused: bool,
+}
+
+/// All workers of the node.
+pub struct Roster {
+    context: Arc<Context>,
+    gatekeeper: Arc<dyn Gatekeeper>,
+    shutdown: CancellationToken,
+    entries: HashMap<String, Entry>,
+    /// Pods that wait for another of their name to be gone, by UID.
+    waiting: BTreeMap<String, Arc<Pod>>,
+    /// Pods that are gone here but that the API server may still show.
+    done: HashSet<String>,
+    workers: JoinSet<(String, End)>,
+    has_synced: bool,
+}
+
+impl Roster {
+    /// An empty roster.
+    pub fn new(
+        context: Arc<Context>,
+        gatekeeper: Arc<dyn Gatekeeper>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            context,
+            gatekeeper,
+            shutdown,
+            entries: HashMap::new(),
+            waiting: BTreeMap::new(),
+            done: HashSet::new(),
+            workers: JoinSet::new(),
+            has_synced: false,
+        }
+    }
+
+    /// Serves until shutdown: `changes` come from the API server.
+    pub async fn run(mut self, mut changes: mpsc::Receiver<Event<Pod>>) {
+        let mut happenings = self.context.runtime.events();
+        self.start_cached().await;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => break,
+                happening = happenings.recv() => {
+                    if !self.route(happening) {
+                        happenings = self.context.runtime.events();
+                        // Do not spin on a runtime that has gone away.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                Some(ended) = self.workers.join_next(), if !self.workers.is_empty() => {
+                    self.note_end(ended).await;
+                }
+                change = changes.recv() => match change {
+                    Some(change) => self.take(change).await,
+                    None => break,
+                },
+            }
+        }
+        self.shutdown.cancel();
+        while self.workers.join_next().await.is_some() {}
+    }
+
+    /// Takes up the pods that the disk remembers.
+    async fn start_cached(&mut self) {
+        let sandboxes = self.context.runtime.list().await.unwrap_or_default();
+        let has_run = |uid: &str| sandboxes.iter().any(|s| s.config.pod.uid == uid);
+        let mut pods = self.context.cache.load().await;
+        pods.sort_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
+        // Those with a sandbox first: a leftover of the same name must not take their place.
+        pods.sort_by_key(|p| !has_run(p.metadata.uid.as_deref().unwrap_or_default()));
+        for pod in pods {
+            self.apply(pod).await;
+        }
+    }
+
+    /// Wakes the worker that an event concerns. `false` when there will be no more events.
+    fn route(&self, happening: Result<RuntimeEvent, RecvError>) -> bool {
+        match happening {
+            Ok(RuntimeEvent::Exited { pod, .. } | RuntimeEvent::SandboxLost { pod, .. }) => {
+                if let Some(entry) = self.entries.get(&pod.uid) {
+                    entry.wake.notify_one();
+                }
+                true
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                for entry in self.entries.values() {
+                    entry.wake.notify_one();
+                }
+                true
+            }
+            Err(broadcast::error::RecvError::Closed) => false,
+        }
+    }
+
+    async fn take(&mut self, change: Event<Pod>) {
+        match change {
+            Event::Synced(pods) => self.synced(pods).await,
+            Event::Applied(pod) => self.apply(pod).await,
+            Event::Deleted(pod) => self.delete(&pod),
+        }
+    }
+
+    async fn synced(&mut self, pods: Vec<Pod>) {
+        let listed: HashSet<String> = pods.iter().filter_map(|p| p.metadata.uid.clone()).collect();
+        self.done.retain(|uid| listed.contains(uid));
+        self.waiting.retain(|uid, _| listed.contains(uid));
+        let missing: Vec<String> =
+            self.entries.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+        for uid in missing {
+            self.mark_gone(&uid, None);
+        }
+        for pod in pods {
+            self.apply(pod).await;
+        }
+        if !self.has_synced {
+            self.has_synced = true;
+            self.remove_orphans().await;
+            let known = self.entries.keys().chain(self.waiting.keys()).cloned().collect();
+            self.context.materials.sweep(&known).await;
+        }
+    }
+
+    /// Sandboxes whose pod nobody knows are removed.
+    async fn remove_orphans(&mut self) {
+        let sandboxes = match self.context.runtime.list().await {
+            Ok(sandboxes) => sandboxes,
+            Err(error) => {
+                tracing::warn!(%error, "orphaned sandboxes not looked for");
+                return;
+            }
+        };
+        for sandbox in sandboxes {
+            let pod = skeleton(&sandbox);
+            let uid = sandbox.config.pod.uid.clone();
+            if !self.entries.contains_key(&uid) {
+                tracing::info!(pod = %sandbox.config.pod.name, uid, "pod is known to nobody, removing it");
+                self.start(Arc::new(pod), None);
+                self.mark_gone(&uid, Some(MIN_GRACE));
+            }
+        }
+    }
+
+    async fn apply(&mut self, pod: Pod) {
+        let key = PodKey::of(&pod);
+        if key.uid.is_empty() || self.done.contains(&key.uid) {
+            return;
+        }
+        let pod = Arc::new(pod);
+        if let Some(entry) = self.entries.get_mut(&key.uid) {
+            let same_spec = entry.pod.spec == pod.spec && entry.pod.metadata == pod.metadata;
+            entry.pod = Arc::clone(&pod);
+            entry.wish.send_modify(|wish| wish.pod = Arc::clone(&pod));
+            if !same_spec {
+                self.context.cache.save_pod(&pod).await;
+            }
+            return;
+        }
+        let predecessors: Vec<String> = self.of_the_same_name(&key);
+        if predecessors.is_empty() {
+            self.waiting.remove(&key.uid);
+            self.admit(pod).await;
+            return;
+        }
+        // The name has a new owner, so the old one is deleted even if nobody told us yet.
+        for old in predecessors {
+            self.mark_gone(&old, None);
+        }
+        self.waiting.insert(key.uid, pod);
+    }
+
+    fn of_the_same_name(&self, key: &PodKey) -> Vec<String> {
+        let same = |pod: &Pod| {
+            let other = PodKey::of(pod);
+            other.namespace == key.namespace && other.name == key.name && other.uid != key.uid
+        };
+        let entries = self.entries.iter();
+        entries.filter(|(_, e)| same(&e.pod)).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    async fn admit(&mut self, pod: Arc<Pod>) {
+        self.context.cache.save_pod(&pod).await;
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        // What has been let in once stays in, whatever the node looks like now.
+        let known = pod.status.as_ref().is_some_and(|s| s.start_time.is_some())
+            || !self.context.runtime.pod(&uid).await.unwrap_or_default().is_empty();
+        let leaving = pod.metadata.deletion_timestamp.is_some();
+        let verdict = match known || leaving {
+            true => Ok(()),
+            false => {
+                let others = self.holders();
+                self.gatekeeper.admit(&pod, &others)
+            }
+        };
+        let refused = verdict.err();
+        if let Some(refusal) = &refused {
+            let message = refusal.message.clone();
+            let events = &self.context.events;
+            let severity = crate::events::Severity::Warning;
+            events.pod(&pod, severity, &refusal.reason, message);
+        }
+        self.start(pod, refused);
+    }
+
+    /// The pods that hold resources: admitted and not terminal.
+    fn holders(&self) -> Vec<Arc<Pod>> {
+        let newest = self.context.shelf.list();
+        let ended = |pod: &Pod| {
+            let uid = &pod.metadata.uid;
+            let known = newest.iter().find(|p| p.metadata.uid == *uid);
+            let status = known.unwrap_or(pod).status.as_ref();
+            let phase = status.and_then(|s| s.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let entries = self.entries.values().filter(|e| !e.refused);
+        entries.map(|e| Arc::clone(&e.pod)).filter(|pod| !ended(pod)).collect()
+    }
+
+    fn start(&mut self, pod: Arc<Pod>, refused: Option<Failure>) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let wake = Arc::new(Notify::new());
+        let entry_refused = refused.is_some();
+        let (wish, wishes) = watch::channel(Wish { pod: Arc::clone(&pod), gone: None, refused });
+        let worker = Worker::new(
+            Arc::clone(&self.context),
+            wishes,
+            Arc::clone(&wake),
+            self.shutdown.clone(),
+        );
+        let owner = uid.clone();
+        self.workers.spawn(async move { (owner, worker.run().await) });
+        let entry = Entry { pod, wish, wake, refused: entry_refused };
+        self.entries.insert(uid, entry);
+    }
+
+    fn delete(&mut self, pod: &Pod) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.waiting.remove(&uid);
+        self.done.remove(&uid);
+        let grace = pod.metadata.deletion_grace_period_seconds;
+        let grace = grace.map(|g| Duration::from_secs(u64::try_from(g).unwrap_or(0)));
+        self.mark_gone(&uid, grace);
+    }
+
+    fn mark_gone(&mut self, uid: &str, grace: Option<Duration>) {
+        let Some(entry) = self.entries.get(uid) else {
+            return;
+        };
+        let grace = grace.unwrap_or_else(|| termination_grace(&entry.pod));
+        entry.wish.send_modify(|wish| {
+            wish.gone = Some(wish.gone.map_or(grace, |g| g.min(grace)));
+        });
+    }
+
+    async fn note_end(&mut self, ended: Result<(String, End), tokio::task::JoinError>) {
+        let (uid, end) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                // Which worker it was is told by its closed channel.
+                tracing::error!(%error, "pod worker failed");
+                self.restart_failed().await;
+                return;
+            }
+        };
+        if end == End::Shutdown {
+            return;
+        }
+        let Some(entry) = self.entries.remove(&uid) else {
+            return;
+        };
+        self.context.shelf.remove(&uid);
+        if entry.wish.borrow().gone.is_none() {
+            self.done.insert(uid);
+        }
+        let name = PodKey::of(&entry.pod);
+        let next: Vec<Arc<Pod>> = self
+            .waiting
+            .values()
+            .filter(|p| {
+                let key = PodKey::of(p);
+                key.namespace == name.namespace && key.name == name.name
+            })
+            .cloned()
+            .collect();
+        for pod in next {
+            let pod = Arc::unwrap_or_clone(pod);
+            self.apply(pod).await;
+        }
+    }
+
+    /// A worker that panicked is started again from what is there; one pod harms no other.
+    async fn restart_failed(&mut self) {
+        let failed: Vec<String> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.wish.is_closed())
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for uid in failed {
+            if let Some(entry) = self.entries.remove(&uid) {
+                let wish = entry.wish.borrow().clone();
+                self.start(wish.pod, wish.refused);
+                if let Some(grace) = wish.gone {
+                    self.mark_gone(&uid, Some(grace));
+                }
+            }
+        }
+    }
+}
+
+/// As much of a pod as a sandbox tells.
+fn skeleton(sandbox: &SandboxStatus) -> Pod {
+    let identity = &sandbox.config.pod;
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(identity.name.clone()),
+            namespace: Some(identity.namespace.clone()),
+            uid: Some(identity.uid.clone()),
+            ..ObjectMeta::default()
+        },
+        ..Pod::default()
+    }
+}
