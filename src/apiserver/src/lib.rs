@@ -22,6 +22,7 @@ mod object;
 mod openapi;
 mod patch;
 mod pki;
+mod proto;
 mod resource;
 mod schema;
 mod selector;

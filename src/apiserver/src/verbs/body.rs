@@ -9,6 +9,7 @@ use crate::codec;
 use crate::failure::Failure;
 use crate::http::query::Query;
 use crate::object::ObjectExt;
+use crate::proto;
 use crate::resource::{Kind, Resource};
 
 /// A request body as it came.
@@ -86,10 +87,16 @@ pub(crate) struct Parsed {
 /// # Errors
 /// 415 for other media types, 400 for text that is not JSON.
 pub(crate) fn parse(body: &Body) -> Result<Parsed, Failure> {
+    if body.media_type == proto::MEDIA_TYPE {
+        let value = proto::decode(&body.bytes).map_err(|error| {
+            Failure::bad_request(format!("couldn't decode the request body: {error}"))
+        })?;
+        return Ok(Parsed { value, duplicates: Vec::new() });
+    }
     if !matches!(body.media_type.as_str(), "" | "application/json" | "text/json") {
         return Err(Failure::unsupported_media(format!(
             "the body of the request was in an unknown format - accepted media types include: \
-             application/json; got {}",
+             application/json, application/vnd.kubernetes.protobuf; got {}",
             body.media_type
         )));
     }
