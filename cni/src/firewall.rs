@@ -8,12 +8,14 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::mpsc;
 
+use berth_nft::conntrack::Flow;
 use berth_nft::{Batch, Family, Socket, Table};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use tokio::sync::oneshot;
 
 use crate::Error;
+use crate::attachment::Protocol;
 use crate::config::Layout;
 use crate::guard::Guard;
 use crate::ipam::Record;
@@ -103,7 +105,44 @@ impl Firewall {
     /// Forgets the tracked connections of addresses that no pod has any more: a reply would be
     /// translated to whoever gets the address next.
     pub(crate) async fn forget(&self, addresses: HashSet<IpAddr>) -> Result<(), Error> {
-        self.run(move |kernel| kernel.forget(&addresses)).await?
+        self.run(move |kernel| {
+            // The source of the answer is the pod that a connection was translated to.
+            let of_pod = |flow: &Flow| {
+                addresses.contains(&flow.original.source) || addresses.contains(&flow.reply.source)
+            };
+            for family in [Family::Ip, Family::Ip6] {
+                if addresses.iter().any(|ip| ip.is_ipv6() == (family == Family::Ip6)) {
+                    for protocol in TRACKED {
+                        kernel.forget((family, protocol), of_pod)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await?
+    }
+
+    /// Forgets what clients sent to a pod's UDP host ports before it had them: as long as they go
+    /// on, the kernel would go on as it began, and not ask the rules again.
+    pub(crate) async fn forget_earlier_clients(&self, record: &Record) -> Result<(), Error> {
+        let ports = record.host_ports.iter().filter(|port| port.protocol == Protocol::Udp);
+        let ports: HashSet<u16> = ports.map(|port| port.host_port).collect();
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let addresses = record.addresses.clone();
+        self.run(move |kernel| {
+            let earlier = |flow: &Flow| {
+                ports.contains(&flow.original.destination_port)
+                    && !addresses.contains(&flow.reply.source)
+            };
+            for ip in &addresses {
+                let family = if ip.is_ipv6() { Family::Ip6 } else { Family::Ip };
+                kernel.forget((family, Protocol::Udp.number()), earlier)?;
+            }
+            Ok(())
+        })
+        .await?
     }
 
     /// Whether the tables are there.
@@ -199,23 +238,16 @@ impl Kernel {
         rules.chain(self.guard.iter().map(|guard| &guard.table)).collect()
     }
 
-    fn forget(&mut self, addresses: &HashSet<IpAddr>) -> Result<(), Error> {
-        for family in [Family::Ip, Family::Ip6] {
-            if !addresses.iter().any(|ip| ip.is_ipv6() == (family == Family::Ip6)) {
-                continue;
-            }
-            for protocol in TRACKED {
-                let flows = self.socket.flows(family, protocol);
-                for flow in flows.map_err(failed("list tracked connections"))? {
-                    // The source of the answer is the pod a connection was translated to.
-                    if [flow.original.source, flow.reply.source]
-                        .iter()
-                        .any(|ip| addresses.contains(ip))
-                    {
-                        let gone = self.socket.delete_flow(&flow);
-                        gone.map_err(failed("delete a tracked connection"))?;
-                    }
-                }
+    fn forget(
+        &mut self,
+        (family, protocol): (Family, u8),
+        is_stale: impl Fn(&Flow) -> bool,
+    ) -> Result<(), Error> {
+        let flows = self.socket.flows(family, protocol);
+        for flow in flows.map_err(failed("list tracked connections"))? {
+            if is_stale(&flow) {
+                let gone = self.socket.delete_flow(&flow);
+                gone.map_err(failed("delete a tracked connection"))?;
             }
         }
         Ok(())

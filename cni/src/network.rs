@@ -66,11 +66,11 @@ impl Network {
         bridge::check_foreign(&handle, &layout).await?;
         let bridge = bridge::ensure(&handle, &layout).await?;
         apply_settings(&node, &layout).await?;
+        let routes = known_routes(&handle, &layout).await?;
         bridge::address(&handle, &layout, &bridge).await?;
         link::reaper::delete_group(&handle, bridge.doomed()).await?;
         adopt(&handle, &bridge, &store).await?;
         let firewall = Firewall::open(&node, &layout).await?;
-        let routes = known_routes(&handle).await?;
         let cluster = cluster(&layout, &routes);
         let desired = Desired { records: store.records(), cluster: cluster.clone() };
         firewall.rebuild(desired).await?;
@@ -250,6 +250,7 @@ impl Inner {
         guarded?;
         let pod = pod?;
         pod.configure(&self.layout, &record.addresses).await?;
+        self.firewall.forget_earlier_clients(record).await?;
         veth::settled(&self.handle, &self.bridge, &name).await
     }
 
@@ -386,10 +387,13 @@ async fn adopt(handle: &Handle, bridge: &Bridge, store: &Arc<Store>) -> Result<(
 }
 
 /// The routes that an earlier start left, so that their pods are not masqueraded until the peers
-/// are known again.
-async fn known_routes(handle: &Handle) -> Result<Routes, Error> {
+/// are known again. One to what is this node's range now goes: it would win over the bridge.
+async fn known_routes(handle: &Handle, layout: &Layout) -> Result<Routes, Error> {
     let present = route::present(handle).await?;
-    Ok(present.into_iter().filter_map(|route| Some((route.destination, route.via?))).collect())
+    let own: Vec<IpNet> = layout.families.iter().map(|family| family.subnet).collect();
+    let known = route::apart_from(&present, &own);
+    Error::collect(route::apply(handle, &route::plan(&known, &present)).await)?;
+    Ok(known)
 }
 
 fn cluster(layout: &Layout, routes: &Routes) -> Vec<IpNet> {

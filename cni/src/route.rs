@@ -74,7 +74,7 @@ pub(crate) fn accept(peers: &[Peer], own: &[IpNet]) -> (Routes, Vec<Error>) {
 
 fn judge(cidr: IpNet, via: IpAddr, own: &[IpNet], routes: &Routes) -> Result<(), String> {
     check_prefix(cidr).map_err(|error| error.to_string())?;
-    let overlaps = |net: &IpNet| net.contains(&cidr) || cidr.contains(net);
+    let overlaps = |net: &IpNet| overlap(net, &cidr);
     if cidr.addr().is_ipv6() != via.is_ipv6() {
         return Err("range and next hop are of different families".into());
     }
@@ -93,6 +93,17 @@ fn judge(cidr: IpNet, via: IpAddr, own: &[IpNet], routes: &Routes) -> Result<(),
         }
         _ => Ok(()),
     }
+}
+
+/// The routes that are there, without those that overlap a range of this node.
+pub(crate) fn apart_from(present: &[Present], own: &[IpNet]) -> Routes {
+    let foreign = |route: &&Present| !own.iter().any(|net| overlap(net, &route.destination));
+    let known = present.iter().filter(foreign);
+    known.filter_map(|route| Some((route.destination, route.via?))).collect()
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
 }
 
 /// The changes that turn `present` into `desired`: removals first.

@@ -262,11 +262,17 @@ async fn a_changed_range_moves_the_bridge_and_keeps_old_leases_apart() {
     let mut node = Node::new("node", &["10.88.0.0/24"]);
     let network = node.open().await;
     let old = pod(&network, "old", vec![]).await;
+    // The new range was a peer's until now.
+    let peer = Ns::new("peer");
+    join((&node.ns, "wire", UPLINK), (&peer, "wire", BEYOND));
+    let claim = berth_cni::Peer { pod_cidrs: vec![net("10.99.0.0/24")], via: ip("192.0.2.9") };
+    network.set_peers(vec![claim]).await.unwrap();
     drop(network);
     node.config.pod_cidrs = vec![net("10.99.0.0/24")];
     let network = node.open().await;
     let new = pod(&network, "new", vec![]).await;
     assert_eq!(new.ips, [ip("10.99.0.2")]);
+    direct(&node.ns, &new.ns, new.ips[0]).unwrap();
     let addresses = node.ns.run("ip -o -4 addr show dev berth0");
     assert!(addresses.contains("10.99.0.1/24") && !addresses.contains("10.88"), "{addresses}");
     network.detach(&old.id).await.unwrap();

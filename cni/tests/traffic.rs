@@ -55,6 +55,8 @@ async fn the_outside_sees_the_nodes_address() {
         udp(&a.ns, at("192.0.2.9:53"), &outside, at("192.0.2.9:53")).unwrap(),
         ip("192.0.2.1")
     );
+    // Forwarding would have the kernel ignore the uplink's router; it still listens.
+    assert_eq!(node.ns.run("cat /proc/sys/net/ipv6/conf/wire/accept_ra").trim(), "2");
     // The node itself is no outside.
     assert_eq!(direct(&a.ns, &node.ns, ip("192.0.2.1")).unwrap(), a.ips[0]);
 }
@@ -156,6 +158,24 @@ async fn a_host_port_leads_to_its_pod(value: u8) {
     reach(&outside, "192.0.2.1:8080").unwrap_err();
     let rules = node.ns.run("nft list ruleset");
     assert!(!rules.contains("8080") && !rules.contains("10.88.0.2"), "{rules}");
+}
+
+#[tokio::test]
+async fn a_client_that_was_early_reaches_the_udp_host_port() {
+    let node = Node::new("node", DUAL);
+    let outside = Ns::new("outside");
+    join((&node.ns, "wire", UPLINK), (&outside, "wire", BEYOND));
+    let network = node.open().await;
+    let client = outside.inside(|| std::net::UdpSocket::bind("192.0.2.9:4444").unwrap());
+    client.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    let early = client.send_to(b"early", "192.0.2.1:5353").and_then(|_| client.recv(&mut [0; 8]));
+    early.expect_err("nobody listens");
+    let a = pod(&network, "a", vec![host_port(5353, 53, Protocol::Udp)]).await;
+    let server = a.ns.inside(|| std::net::UdpSocket::bind("0.0.0.0:53").unwrap());
+    server.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    client.send_to(b"again", "192.0.2.1:5353").unwrap();
+    let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
+    assert_eq!(from, at("192.0.2.9:4444"));
 }
 
 #[tokio::test]
