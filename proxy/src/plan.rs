@@ -387,3 +387,6 @@ pub fn diff(observed: &Elements, desired: &Elements) -> Vec<ElementChange> {
         .chain(come.map(|((set, key), value)| ElementChange::Add(*set, element(key, value))))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
