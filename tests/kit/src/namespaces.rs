@@ -37,20 +37,10 @@ impl Private {
             .expect("a network and a mount namespace of its own: this test needs root");
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
             .expect("make all mounts private");
-        // Tests of cgroups want them below the new /sys too.
-        let cgroups = cgroup_mounts();
-        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>)
-            .expect("mount the new network's /sys");
-        for (target, kind, options) in cgroups {
-            let options = Some(options.as_str()).filter(|options| !options.is_empty());
-            // The hierarchies are the same; a tmpfs above them may be needed and is new.
-            let _ = fs::create_dir_all(&target);
-            let _ = mount(Some(&*kind), &*target, Some(&*kind), MsFlags::empty(), options);
-        }
         let _ = umount2("/run/netns", MntFlags::MNT_DETACH);
         fs::create_dir_all("/run/netns").expect("create /run/netns");
-        mount(Some("netns"), "/run/netns", Some("tmpfs"), MsFlags::empty(), None::<&str>)
-            .expect("an empty /run/netns");
+        attach("netns", "/run/netns", "tmpfs");
+        new_sys();
         run("ip", &["link", "set", "lo", "up"]);
         let hint = format!("nsenter --target {} --net --mount", gettid());
         eprintln!("to look into this test while it runs: {hint}");
@@ -63,29 +53,23 @@ impl Private {
     }
 }
 
-/// Where cgroups are mounted: target, type, the controllers of a version 1 hierarchy.
-fn cgroup_mounts() -> Vec<(String, String, String)> {
-    let text = fs::read_to_string("/proc/self/mountinfo").expect("read mountinfo");
-    let mut found = Vec::new();
-    for line in text.lines() {
-        let Some((before, after)) = line.split_once(" - ") else { continue };
-        let Some(target) = before.split(' ').nth(4) else { continue };
-        let words: Vec<&str> = after.split(' ').collect();
-        let [kind, _source, options] = words[..] else { continue };
-        match kind {
-            "cgroup2" => found.push((target.to_owned(), kind.to_owned(), String::new())),
-            "cgroup" => {
-                let own = options.split(',').filter(|word| *word != "rw" && *word != "ro");
-                let own = own.collect::<Vec<_>>().join(",");
-                found.push((target.to_owned(), kind.to_owned(), own));
-            }
-            "tmpfs" if target == "/sys/fs/cgroup" => {
-                found.push((target.to_owned(), kind.to_owned(), "mode=755".to_owned()));
-            }
-            _ => {}
-        }
-    }
-    found
+/// `/sys` shows the links of the network namespace it was mounted in, so a new one is needed. What
+/// was mounted for cgroups is moved onto it.
+fn new_sys() {
+    const CGROUPS: &str = "/sys/fs/cgroup";
+    const ASIDE: &str = "/run/netns/.cgroup";
+    fs::create_dir(ASIDE).expect("create a place for the cgroup mounts");
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(CGROUPS), ASIDE, None::<&str>, bind, None::<&str>).expect("keep the cgroup mounts");
+    attach("sysfs", "/sys", "sysfs");
+    mount(Some(ASIDE), CGROUPS, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .expect("move the cgroup mounts");
+    fs::remove_dir(ASIDE).expect("remove the place of the cgroup mounts");
+}
+
+fn attach(source: &str, target: &str, kind: &str) {
+    mount(Some(source), target, Some(kind), MsFlags::empty(), None::<&str>)
+        .unwrap_or_else(|error| panic!("mount {kind} on {target}: {error}"));
 }
 
 /// Runs a program that must succeed.

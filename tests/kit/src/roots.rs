@@ -78,7 +78,7 @@ impl Drop for Roots {
 }
 
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let text = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let targets = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     targets.filter(|target| target.starts_with(dir)).collect()
 }

@@ -23,14 +23,15 @@ pub(super) struct Mount {
 
 /// The mounts of this mount namespace.
 pub(super) fn mounts(_: &Scope) -> Result<BTreeSet<String>> {
-    let text = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
+    let text = fs::read_to_string("/proc/thread-self/mountinfo").context("read mountinfo")?;
     Ok(numbered(parse(&text).iter().map(describe)))
 }
 
 /// The mounts that only our processes hold, in mount namespaces of their own.
 pub(super) fn shim_mounts(scope: &Scope) -> Result<BTreeSet<String>> {
-    let own = fs::read_link("/proc/self/ns/mnt").context("read the mount namespace")?;
+    let own = fs::read_link("/proc/thread-self/ns/mnt").context("read the mount namespace")?;
     let mut seen = BTreeSet::from([own]);
+    seen.extend(fs::read_link("/proc/1/ns/mnt"));
     let mut found = BTreeSet::new();
     for process in proc::ours(scope)? {
         let Ok(namespace) = fs::read_link(process.file("ns/mnt")) else { continue };
@@ -80,7 +81,7 @@ fn numbered(entries: impl Iterator<Item = String>) -> BTreeSet<String> {
 
 /// Our cgroups in every hierarchy that is mounted.
 pub(super) fn cgroups(scope: &Scope) -> Result<BTreeSet<String>> {
-    let text = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
+    let text = fs::read_to_string("/proc/thread-self/mountinfo").context("read mountinfo")?;
     let mut found = BTreeSet::new();
     for mount in parse(&text).iter().filter(|mount| mount.kind.starts_with("cgroup")) {
         walk(Path::new(&unescape(&mount.target)), &mut |path, meta| {
@@ -186,9 +187,9 @@ pub(super) fn message_queues(_: &Scope) -> Result<BTreeSet<String>> {
 
 fn names_in(dir: &str) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
-    walk(Path::new(dir), &mut |path, _| {
+    walk(Path::new(dir), &mut |path, meta| {
         found.insert(path.display().to_string());
-        true
+        meta.is_dir()
     })?;
     Ok(found)
 }

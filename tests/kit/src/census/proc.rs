@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -47,6 +48,11 @@ impl Process {
             cgroup,
             dir,
         })
+    }
+
+    /// PID 1 or a thread of the kernel, which has no command line.
+    fn is_the_machines(&self) -> bool {
+        self.pid == 1 || (self.command.is_empty() && self.state != 'Z')
     }
 
     fn is_ours(&self, scope: &Scope) -> bool {
@@ -96,45 +102,63 @@ pub(super) fn processes(scope: &Scope) -> Result<BTreeSet<String>> {
     Ok(ours(scope)?.iter().map(describe).collect())
 }
 
-/// Every namespace that a process, an open file or a bind mount keeps alive, but for our own.
+/// Every namespace that a process, an open file or a bind mount keeps alive, but for our own and
+/// the machine's. Where it is mounted is told; which processes hold it changes while it lives.
 pub(super) fn namespaces(_: &Scope) -> Result<BTreeSet<String>> {
-    let mut holders: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let mut hold = |namespace: String, holder: String| {
-        holders.entry(namespace).or_default().insert(holder);
-    };
+    let own = Path::new("/proc/thread-self/ns");
+    let device = fs::metadata(own.join("net")).context("look at the network namespace")?.dev();
+    // By inode: the name, which tells the kind, and where it is mounted.
+    let mut names = BTreeMap::new();
+    let mut mounted: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+    let mut machine = BTreeSet::new();
     for process in all()? {
         for kind in NAMESPACES {
-            if let Ok(link) = fs::read_link(process.file(&format!("ns/{kind}"))) {
-                hold(link.display().to_string(), format!("process {}", process.name));
+            if let Some((inode, name)) = namespace(&process.file(&format!("ns/{kind}"))) {
+                names.insert(inode, name);
+                mounted.entry(inode).or_default();
+                if process.is_the_machines() {
+                    machine.insert(inode);
+                }
             }
         }
         for entry in fs::read_dir(process.file("fd")).into_iter().flatten().flatten() {
-            if let Some(namespace) = namespace_of(&entry.path()) {
-                hold(namespace, format!("file of {}", process.name));
+            // Its link names the path that it was opened by, so only the device tells.
+            if let Ok(meta) = fs::metadata(entry.path())
+                && meta.dev() == device
+            {
+                mounted.entry(meta.ino()).or_default();
             }
         }
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").context("read mountinfo")?;
     for mount in parse(&mounts).into_iter().filter(|mount| mount.kind == "nsfs") {
-        hold(mount.root, format!("mount {}", unescape(&mount.target).display()));
-    }
-    for kind in NAMESPACES {
-        if let Ok(own) = fs::read_link(format!("/proc/self/ns/{kind}")) {
-            holders.remove(&*own.to_string_lossy());
+        if let Some(inode) = inode_of(&mount.root) {
+            let target = format!(" mounted on {}", unescape(&mount.target).display());
+            mounted.entry(inode).or_default().insert(target);
+            names.insert(inode, mount.root);
         }
     }
-    let describe = |(namespace, holders): (String, BTreeSet<String>)| {
-        format!("{namespace} {}", holders.into_iter().collect::<Vec<_>>().join(", "))
+    machine.extend(
+        NAMESPACES.iter().filter_map(|kind| namespace(&own.join(kind))).map(|(inode, _)| inode),
+    );
+    mounted.retain(|inode, _| !machine.contains(inode));
+    let describe = |(inode, targets): (u64, BTreeSet<String>)| {
+        let name = names.get(&inode).cloned().unwrap_or_else(|| format!("namespace:[{inode}]"));
+        format!("{name}{}", targets.into_iter().collect::<Vec<_>>().join(","))
     };
-    Ok(holders.into_iter().map(describe).collect())
+    Ok(mounted.into_iter().map(describe).collect())
 }
 
-/// `net:[4026531840]` if the file descriptor is one of a namespace.
-fn namespace_of(fd: &Path) -> Option<String> {
-    let target = fs::read_link(fd).ok()?;
-    let text = target.to_str()?;
-    let (kind, _) = text.split_once(":[")?;
-    NAMESPACES.contains(&kind).then(|| text.to_owned())
+/// Inode and name of a namespace, from a link of `/proc/PID/ns`.
+fn namespace(link: &Path) -> Option<(u64, String)> {
+    let target = fs::read_link(link).ok()?;
+    let name = target.to_str()?;
+    Some((inode_of(name)?, name.to_owned()))
+}
+
+/// The number in `net:[4026531840]`.
+fn inode_of(name: &str) -> Option<u64> {
+    name.split_once(":[")?.1.strip_suffix(']')?.parse().ok()
 }
 
 /// Keyrings and keys that can be seen.
