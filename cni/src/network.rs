@@ -370,18 +370,26 @@ async fn apply_settings(node: &NetNs, layout: &Layout) -> Result<(), Error> {
     .await?
 }
 
-/// Leases that were lost on disk but whose interface is there.
+/// Restores leases that were lost on disk from the links that are there, and puts back on the
+/// bridge what was taken off, or hung on an earlier one.
 async fn adopt(handle: &Handle, bridge: &Bridge, store: &Arc<Store>) -> Result<(), Error> {
     for link in link::list(handle).await? {
-        let record =
-            link.alias.as_deref().filter(|_| bridge.owns(&link)).and_then(veth::parse_alias);
-        let Some(record) = record.filter(|record| store.get(&record.attachment).is_none()) else {
+        let alias = link.alias.as_deref().filter(|_| bridge.owns(&link));
+        let Some(record) = alias.and_then(veth::parse_alias) else {
             continue;
         };
-        let (store, attachment) = (store.clone(), record.attachment.clone());
-        if blocking(move || Ok(store.adopt(record)?)).await? {
-            tracing::warn!(%attachment, link = link.name, "lost lease restored from its link");
+        let id = record.attachment.clone();
+        if store.get(&id).is_none() {
+            let (store, id) = (store.clone(), id.clone());
+            if blocking(move || Ok(store.adopt(record)?)).await? {
+                tracing::warn!(attachment = %id, link = link.name, "lost lease restored");
+            }
         }
+        let Some(record) = store.get(&id).filter(|_| link.bridge != Some(bridge.index)) else {
+            continue;
+        };
+        veth::finish(handle, bridge, &link, &record).await?;
+        tracing::warn!(attachment = %id, link = link.name, "link put back on the bridge");
     }
     Ok(())
 }

@@ -238,6 +238,23 @@ async fn rules_flushed_by_somebody_are_noticed_and_rebuilt() {
 }
 
 #[tokio::test]
+async fn a_deleted_bridge_is_noticed_and_the_next_start_puts_the_pods_back() {
+    let node = Node::new("node", DUAL);
+    let network = node.open().await;
+    let (a, b) = (pod(&network, "a", vec![]).await, pod(&network, "b", vec![]).await);
+    node.ns.run("ip link del berth0");
+    let unready = network.status().await.unwrap_err().to_string();
+    assert_eq!(unready, "pod network is not ready: bridge berth0 is gone");
+    drop(network);
+    let network = node.open().await;
+    network.status().await.unwrap();
+    for family in [0, 1] {
+        eventually("the pods meet again", || direct(&a.ns, &b.ns, b.ips[family]).is_ok()).await;
+    }
+    network.detach(&a.id).await.unwrap();
+}
+
+#[tokio::test]
 async fn ranges_and_names_that_clash_with_the_node_are_refused() {
     let node = Node::new("node", DUAL);
     node.ns.run("ip link add wire type veth peer name eriw; ip addr add 10.88.0.200/16 dev wire");

@@ -212,6 +212,16 @@ async fn a_pod_cannot_speak_for_others() {
     direct(&node.ns, &victim.ns, victim.ips[0]).unwrap();
     rogue.ns.run("ip link set eth0 address 02:be:0a:58:00:02");
     direct(&rogue.ns, &node.ns, ip("10.88.0.1")).unwrap();
+    // It is the guard that did it.
+    node.ns.run("nft delete table bridge berth-cni");
+    rogue.ns.run("ip addr add 10.88.0.3/32 dev eth0");
+    let server = node.ns.inside(|| std::net::UdpSocket::bind("10.88.0.1:7777").unwrap());
+    server.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    rogue.ns.inside(|| {
+        let socket = std::net::UdpSocket::bind("10.88.0.3:0").unwrap();
+        socket.send_to(b"x", "10.88.0.1:7777").unwrap();
+    });
+    assert_eq!(server.recv_from(&mut [0; 8]).unwrap().1.ip(), ip("10.88.0.3"));
 }
 
 #[tokio::test]

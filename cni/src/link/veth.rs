@@ -80,7 +80,10 @@ pub(crate) async fn ensure(
             }
             _ => {}
         }
-        if inner.is_some_and(|inner| outer.peer == Some(inner.index)) {
+        // Indexes are per namespace, so each end must name the other.
+        let pair =
+            |inner: &Link| outer.peer == Some(inner.index) && inner.peer == Some(outer.index);
+        if inner.is_some_and(pair) {
             finish(handle, bridge, &outer, record).await?;
             return Ok(outer);
         }
@@ -132,13 +135,18 @@ async fn create(
 }
 
 /// Port settings, alias, forwarding entry and neighbours. Idempotent.
-async fn finish(
+pub(crate) async fn finish(
     handle: &Handle,
     bridge: &Bridge,
     outer: &Link,
     record: &Record,
 ) -> Result<(), Error> {
     let action = || format!("configure link {}", outer.name);
+    if outer.bridge != Some(bridge.index) {
+        // Port data is refused where there is no port yet.
+        let enslave = LinkUnspec::new_with_index(outer.index).controller(bridge.index).build();
+        handle.link().set(enslave).execute().await.map_err(failed(action()))?;
+    }
     let port = vec![
         InfoBridgePort::HairpinMode(true),
         InfoBridgePort::Learning(false),
@@ -149,7 +157,6 @@ async fn finish(
     ];
     let no_address = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     let mut change = LinkUnspec::new_with_index(outer.index)
-        .controller(bridge.index)
         .alias(alias(record))
         .up()
         .set_port_kind(InfoPortKind::Bridge)
