@@ -197,11 +197,10 @@ async fn credentials_are_tried_in_turn_and_never_told() {
     let fixture = Fixture::new().await;
     let error = fixture.refused(&reference).await;
     assert!(error.contains("pull access denied"), "{error}");
-    let basic = |password: &str| Credentials::Basic {
-        username: "user".into(),
-        password: password.into(),
-    };
-    let wrong = fixture.store.pull(&reference, vec![basic("wr0ng-secret")], None).await.unwrap_err();
+    let basic =
+        |password: &str| Credentials::Basic { username: "user".into(), password: password.into() };
+    let wrong =
+        fixture.store.pull(&reference, vec![basic("wr0ng-secret")], None).await.unwrap_err();
     assert!(!format!("{wrong} {wrong:?}").contains("wr0ng-secret"), "{wrong:?}");
     let both = vec![basic("wr0ng-secret"), basic(PASSWORD)];
     fixture.store.pull(&reference, both, None).await.unwrap();
@@ -217,7 +216,8 @@ async fn concurrent_pulls_share_layers_and_one_removal_spares_the_other() {
     let fixture = Fixture::new().await;
     let received = Arc::new(AtomicU64::new(0));
     let pulls = references.iter().cycle().take(8).map(|reference| {
-        let (store, reference, received) = (fixture.store.clone(), reference.clone(), received.clone());
+        let (store, reference, received) =
+            (fixture.store.clone(), reference.clone(), received.clone());
         tokio::spawn(async move {
             let image = store.pull(&reference, vec![], None).await.unwrap();
             received.fetch_add(1, Ordering::Relaxed);
@@ -273,7 +273,8 @@ async fn a_broken_transfer_is_resumed_where_it_broke() {
     let reference = format!("{address}/busybox:1");
     let received = Arc::new(AtomicU64::new(0));
     let sink = received.clone();
-    let progress = Arc::new(move |now: PullProgress| sink.store(now.received_bytes, Ordering::Relaxed));
+    let progress =
+        Arc::new(move |now: PullProgress| sink.store(now.received_bytes, Ordering::Relaxed));
     fixture.store.pull(&reference, vec![], Some(progress)).await.unwrap();
     let total: u64 = image.layers.iter().map(|layer| layer.blob.len() as u64).sum();
     assert_eq!(received.load(Ordering::Relaxed), total);

@@ -170,11 +170,12 @@ impl Container {
     /// Removes mounts, writable layer and record. Idempotent.
     pub(super) async fn remove_files(&self, shared: &Shared) -> io::Result<()> {
         let layer = shared.layout.writable_layer(&self.id);
-        let dir = self.dir.path().to_owned();
+        let dir = self.dir.clone();
         disk::blocking(move || {
-            volumes::unmount_below(&dir)?;
+            volumes::unmount_below(dir.volumes())?;
+            disk::remove_tree(dir.volumes())?;
             disk::remove_tree(&layer)?;
-            disk::remove_tree(&dir)
+            disk::remove_tree(dir.path())
         })
         .await?;
         drop(lock(&self.hold).take());

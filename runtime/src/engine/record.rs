@@ -6,9 +6,11 @@
 //!                      shm/, hostname, resolv.conf       mounted into containers
 //!                      containers/<id>/config.json       Container
 //!                                      state.json        the shim's
-//!                                      volumes/<n>       resolved sub paths
+//!                      volumes/<id>/<n>                  resolved sub paths, bound
 //! <state>/containers/<id>/{upper,work}                   writable layers
 //! ```
+//! Sub paths are bound outside `containers/<id>`: the shim removes that directory whole when it
+//! forgets a container, and must not meet a volume in it.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -137,28 +139,38 @@ impl SandboxDir {
     }
 
     pub(super) fn container(&self, id: &ContainerId) -> ContainerDir {
-        ContainerDir(self.containers().join(id.as_str()))
+        ContainerDir {
+            own: self.containers().join(id.as_str()),
+            volumes: self.0.join("volumes").join(id.as_str()),
+        }
     }
 }
 
-/// A container's directory below its sandbox's.
+/// A container's directories below its sandbox's.
 #[derive(Debug, Clone)]
-pub(super) struct ContainerDir(PathBuf);
+pub(super) struct ContainerDir {
+    own: PathBuf,
+    volumes: PathBuf,
+}
 
 impl ContainerDir {
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.own
     }
 
     pub(super) fn record(&self) -> PathBuf {
-        self.0.join("config.json")
+        self.own.join("config.json")
     }
 
     pub(super) fn shim_state(&self) -> PathBuf {
-        self.0.join("state.json")
+        self.own.join("state.json")
+    }
+
+    pub(super) fn volumes(&self) -> &Path {
+        &self.volumes
     }
 
     pub(super) fn volume(&self, index: usize) -> PathBuf {
-        self.0.join("volumes").join(index.to_string())
+        self.volumes.join(index.to_string())
     }
 }

@@ -87,7 +87,10 @@ impl Tar {
 pub fn busybox_layer() -> Layer {
     let busybox = std::fs::read("/bin/busybox").unwrap();
     let mut tar = Tar::new().dir("bin/").file("bin/busybox", 0o755, &busybox);
-    for applet in ["sh", "sleep", "echo", "cat", "true", "false", "id", "touch", "ls", "kill", "env", "hostname", "seq", "grep"] {
+    for applet in [
+        "sh", "sleep", "echo", "cat", "true", "false", "id", "touch", "ls", "kill", "env",
+        "hostname", "seq", "grep",
+    ] {
         tar = tar.link(&format!("bin/{applet}"), "busybox");
     }
     Layer::gzip(&tar.bytes())

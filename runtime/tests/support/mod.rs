@@ -46,9 +46,8 @@ pub fn names(dir: &Path) -> Vec<String> {
     let Ok(listing) = std::fs::read_dir(dir) else {
         return Vec::new();
     };
-    let mut names: Vec<String> = listing
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
+    let mut names: Vec<String> =
+        listing.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }

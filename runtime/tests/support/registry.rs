@@ -46,7 +46,8 @@ impl Registry {
         if login.is_some() {
             let file = dir.path().join("htpasswd");
             std::fs::write(&file, format!("user:{HASH}\n")).unwrap();
-            config += &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display());
+            config +=
+                &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display());
         }
         let path = dir.path().join("config.yml");
         std::fs::write(&path, config).unwrap();

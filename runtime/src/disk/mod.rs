@@ -3,6 +3,8 @@
 //!
 //! Blocking: callers on the async side go through [`blocking`].
 
+mod remove;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+pub(crate) use self::remove::remove_tree;
 
 /// The largest state file that is read.
 const MAX_STATE_BYTES: u64 = 8 << 20;
@@ -146,20 +150,6 @@ pub(crate) fn entries(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// Removes a directory tree or a file; what is gone already is no error. Symbolic links are not
-/// followed.
-pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    let outcome = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match outcome {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path, error)),
-        _ => Ok(()),
-    }
-}
-
 /// Nanoseconds since the epoch.
 pub(crate) fn now_nanoseconds() -> i64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -191,19 +181,5 @@ mod tests {
         assert!(matches!(read, Stored::Quarantined));
         assert!(!path.exists());
         assert_eq!(fs::read_dir(quarantine).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn removing_a_tree_does_not_follow_links() {
-        let dir = tempfile::tempdir().unwrap();
-        let outside = dir.path().join("outside");
-        fs::create_dir(&outside).unwrap();
-        fs::write(outside.join("canary"), b"x").unwrap();
-        let tree = dir.path().join("tree");
-        fs::create_dir(&tree).unwrap();
-        std::os::unix::fs::symlink(&outside, tree.join("link")).unwrap();
-        remove_tree(&tree).unwrap();
-        remove_tree(&tree).unwrap();
-        assert!(outside.join("canary").exists());
     }
 }
