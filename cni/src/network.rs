@@ -11,7 +11,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
@@ -20,7 +22,7 @@ use tokio::sync::OwnedMutexGuard;
 use crate::attachment::{Attach, AttachmentId};
 use crate::config::{Config, Layout};
 use crate::firewall::{Desired, Firewall};
-use crate::ipam::{Lease, Record, Store};
+use crate::ipam::{Lease, Origin, Record, Store, Unsynced};
 use crate::link::bridge::{self, Bridge};
 use crate::link::pod::Pod;
 use crate::link::reaper::Reaper;
@@ -28,6 +30,9 @@ use crate::link::{self, veth};
 use crate::netns::NetNs;
 use crate::route::{self, Peer, Routes};
 use crate::{Error, hostport, sysctl};
+
+/// How long lease files wait for others on their way to the disk.
+const SYNC_PAUSE: Duration = Duration::from_millis(200);
 
 /// The pod network of one node. Dropping it changes nothing in the kernel.
 #[derive(Debug)]
@@ -44,6 +49,7 @@ struct Inner {
     store: Arc<Store>,
     firewall: Firewall,
     reaper: Reaper,
+    syncing: Arc<AtomicBool>,
     locks: Mutex<HashMap<AttachmentId, Arc<tokio::sync::Mutex<()>>>>,
     routes: tokio::sync::Mutex<Routes>,
     /// Where pods keep their address: the configured ranges and the peers'.
@@ -84,6 +90,7 @@ impl Network {
             store,
             firewall,
             reaper,
+            syncing: Arc::default(),
             locks: Mutex::default(),
             routes: tokio::sync::Mutex::new(routes),
             cluster: Mutex::new(cluster),
@@ -200,10 +207,10 @@ impl Inner {
             let path = request.netns.display();
             return Err(Error::Request(format!("{path} is the node's own network namespace")));
         }
-        let mut lease = self.lease(request).await?;
-        let fresh = lease.is_fresh();
+        let lease = self.lease(request).await?;
+        let fresh = lease.origin == Origin::Fresh;
         let record = lease.record.clone();
-        match self.wire(&mut lease, &pod).await {
+        match self.wire(&lease, &pod).await {
             Ok(()) => Ok(record.addresses),
             Err(error) if fresh => {
                 if let Err(left) = self.free(&record).await {
@@ -221,24 +228,38 @@ impl Inner {
 
     async fn lease(&self, request: Attach) -> Result<Lease, Error> {
         let store = self.store.clone();
-        blocking(move || Ok(store.acquire(&request.id, &request.host_ports)?)).await
+        let lease = blocking(move || Ok(store.acquire(&request.id, &request.host_ports)?)).await?;
+        if lease.origin == Origin::Fresh {
+            self.sync_soon();
+        }
+        Ok(lease)
     }
 
-    async fn wire(&self, lease: &mut Lease, ns: &NetNs) -> Result<(), Error> {
+    /// Has the lease files flushed, those of many pods at once. Nobody waits for it: a power cut
+    /// that could lose the files ends the pods as well, and an agent's crash loses none.
+    fn sync_soon(&self) {
+        if self.syncing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (store, syncing) = (Arc::downgrade(&self.store), self.syncing.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SYNC_PAUSE).await;
+            syncing.store(false, Ordering::Release);
+            // Without holding the store, whose directory may be opened anew meanwhile.
+            let files = store.upgrade().map(|store| store.unsynced()).unwrap_or_default();
+            if let Err(error) = blocking(move || Ok(Unsynced::sync(files)?)).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "leases not on disk");
+            }
+        });
+    }
+
+    async fn wire(&self, lease: &Lease, ns: &NetNs) -> Result<(), Error> {
         let name = veth::name(&self.bridge.name, &lease.record.attachment);
         // Of a pod that was just detached, link and connections must go first.
         if self.reaper.holds(&name, &lease.record.addresses) {
             self.reaper.flush().await?;
         }
-        let record = &lease.record.clone();
-        let unsynced = lease.unsynced();
-        // Not waited for: a power cut that could lose the files ends the pod as well, and an
-        // agent's crash loses none.
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = unsynced.sync() {
-                tracing::error!(error = &error as &dyn std::error::Error, "lease not on disk");
-            }
-        });
+        let record = &lease.record;
         let pair = async {
             let pod = Pod::open(ns, &self.layout).await?;
             let inner = pod.interface().await?;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use range::{Range, RangeError};
-pub(crate) use store::{Lease, Store};
+pub(crate) use store::{Lease, Origin, Store, Unsynced};
 
 use crate::attachment::{AttachmentId, HostPort, Protocol};
 

@@ -28,32 +28,27 @@ const FILE_MAX: u64 = 128 * 1024;
 pub(crate) struct Store {
     dir: PathBuf,
     ledger: Mutex<Ledger>,
+    /// Files that are not on stable storage yet.
+    unsynced: Mutex<Vec<File>>,
     _lock: File,
 }
 
-/// A lease whose files may still have to reach the disk.
+/// A lease and where it comes from.
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) record: Record,
-    /// The files made for it; none when it existed.
-    files: Vec<File>,
-    dir: PathBuf,
+    pub(crate) origin: Origin,
 }
 
-impl Lease {
-    /// Whether it was made by this request.
-    pub(crate) fn is_fresh(&self) -> bool {
-        !self.files.is_empty()
-    }
-
-    /// Takes the files that are not on stable storage yet.
-    pub(crate) fn unsynced(&mut self) -> Unsynced {
-        Unsynced { files: std::mem::take(&mut self.files), dir: self.dir.clone() }
-    }
+/// Whether a lease was there before it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Held,
+    Fresh,
 }
 
-/// Lease files to be flushed, off the way of the pod.
-#[derive(Debug)]
+/// Lease files to be flushed, off the way of the pods.
+#[derive(Debug, Default)]
 pub(crate) struct Unsynced {
     files: Vec<File>,
     dir: PathBuf,
@@ -82,7 +77,12 @@ impl Store {
         if let Ok(previous) = fs::read_to_string(dir.join("previous")) {
             previous.lines().filter_map(|l| l.parse().ok()).for_each(|ip| ledger.resume_after(ip));
         }
-        Ok(Self { dir: dir.to_owned(), ledger: Mutex::new(ledger), _lock: lock })
+        Ok(Self {
+            dir: dir.to_owned(),
+            ledger: Mutex::new(ledger),
+            unsynced: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     pub(crate) fn records(&self) -> Vec<Record> {
@@ -93,6 +93,12 @@ impl Store {
         self.ledger().get(id).cloned()
     }
 
+    /// Takes the files that were written and are not on stable storage yet.
+    pub(crate) fn unsynced(&self) -> Unsynced {
+        let mut files = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        Unsynced { files: std::mem::take(&mut *files), dir: self.leases() }
+    }
+
     /// Leases addresses and host ports. The files exist when this returns; they are durable after
     /// [`Unsynced::sync`].
     pub(crate) fn acquire(&self, id: &AttachmentId, ports: &[HostPort]) -> Result<Lease, Error> {
@@ -101,12 +107,13 @@ impl Store {
         loop {
             let record = ledger.reserve(id, ports)?;
             if held {
-                return Ok(Lease { record, files: Vec::new(), dir: self.leases() });
+                return Ok(Lease { record, origin: Origin::Held });
             }
             match self.write(&record) {
                 Ok(files) => {
                     self.remember(&record);
-                    return Ok(Lease { record, files, dir: self.leases() });
+                    self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+                    return Ok(Lease { record, origin: Origin::Fresh });
                 }
                 Err(Refused::Occupied(ip)) => {
                     // Somebody else's file: its address stays out of reach.

@@ -29,9 +29,9 @@ const DUAL: &[&str] = &["10.0.0.0/28", "fd00::/64"];
 fn leases_survive_a_restart_and_the_order_goes_on() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir, DUAL);
-    let mut lease = store.acquire(&id(0), &[]).unwrap();
-    assert!(lease.is_fresh());
-    lease.unsynced().sync().unwrap();
+    let lease = store.acquire(&id(0), &[]).unwrap();
+    assert_eq!(lease.origin, Origin::Fresh);
+    store.unsynced().sync().unwrap();
     store.acquire(&id(1), &[]).unwrap();
     store.release(&id(1)).unwrap();
     drop(store);
@@ -39,7 +39,7 @@ fn leases_survive_a_restart_and_the_order_goes_on() {
     let store = open(&dir, DUAL);
     let again = store.acquire(&id(0), &[]).unwrap();
     assert_eq!(again.record, lease.record);
-    assert!(!again.is_fresh());
+    assert_eq!(again.origin, Origin::Held);
     let next = store.acquire(&id(2), &[]).unwrap().record.addresses;
     assert_eq!(next, ["10.0.0.4".parse::<IpAddr>().unwrap(), "fd00::4".parse().unwrap()]);
 }
