@@ -406,6 +406,45 @@ async fn a_pod_is_reachable_the_moment_it_is_attached() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn churn_in_a_tight_range_never_shares_an_address_and_leaves_nothing() {
+    let node = Node::new("node", &["10.88.0.0/28", "fd88::/64"]);
+    let network = std::sync::Arc::new(node.open().await);
+    let empty = node.census();
+    let held = std::sync::Arc::new(std::sync::Mutex::new(std::collections::HashSet::new()));
+    let workers: Vec<_> = (0..6)
+        .map(|n| {
+            let (network, held, ns) = (network.clone(), held.clone(), Ns::bare("pod"));
+            tokio::spawn(async move {
+                let name = format!("pod-{n}");
+                let ports = vec![host_port(8000 + n, 80, Protocol::Udp)];
+                for round in 0..12 {
+                    let wish = Attach { host_ports: ports.clone(), ..request(&name, &ns) };
+                    let ips = network.attach(wish).await.unwrap();
+                    for ip in &ips {
+                        assert!(held.lock().unwrap().insert(*ip), "{ip} twice");
+                    }
+                    let seen = ns.links();
+                    assert_eq!(seen, ["eth0"], "round {round}");
+                    for ip in &ips {
+                        held.lock().unwrap().remove(ip);
+                    }
+                    network.detach(&id(&name)).await.unwrap();
+                }
+                ns
+            })
+        })
+        .collect();
+    let mut spaces = Vec::new();
+    for worker in workers {
+        spaces.push(worker.await.unwrap());
+    }
+    network.flush().await.unwrap();
+    assert_eq!(node.census(), empty);
+    assert!(node.leases().is_empty());
+    assert!(spaces.iter().all(|ns| ns.links().is_empty()));
+}
+
 #[tokio::test]
 async fn a_hundred_pods_come_and_go_quickly() {
     let node = Node::new("node", DUAL);

@@ -11,7 +11,13 @@ const DUAL: &[&str] = &["10.88.0.0/24", "fd88::/64"];
 
 /// Whether frames on bridges pass the IP hooks as well: docker and kubeadm turn it on.
 fn bridge_netfilter(node: &Node, value: u8) {
+    // A module on distribution kernels; where it is not loaded, it is off.
+    node.ns
+        .run(&format!("[ -d /proc/sys/net/bridge ] || [ {value} = 0 ] || modprobe br_netfilter"));
     for name in ["iptables", "ip6tables"] {
+        if !node.ns.succeeds("[ -d /proc/sys/net/bridge ]") {
+            continue;
+        }
         node.ns.run(&format!("sysctl -qw net.bridge.bridge-nf-call-{name}={value}"));
     }
 }
