@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use tokio_util::sync::CancellationToken;
 
+use crate::pki::Live;
 use crate::store::Store;
 
 /// The shared parts of a running server.
@@ -17,7 +18,7 @@ pub(crate) struct Api {
     /// What was configured.
     pub settings: Arc<Settings>,
     /// TLS towards the nodes' own APIs.
-    pub kubelet: Arc<rustls::ClientConfig>,
+    pub kubelet: Arc<Live<rustls::ClientConfig>>,
     /// Ends watches and controllers.
     pub stop: CancellationToken,
 }

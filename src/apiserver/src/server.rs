@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use rustls::ClientConfig;
+use rustls::sign::CertifiedKey;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -14,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Settings};
 use crate::http::access::{MASTERS, NODE_PREFIX, NODES};
-use crate::pki::{self, Authority, Current, Pair, Subject, kubeconfig};
+use crate::pki::{self, Authority, Live, Pair, Subject, kubeconfig};
 use crate::store::{self, Recovery, Store};
 use crate::{control, http};
 
 /// How often certificates are looked at.
 const RENEWAL: Duration = Duration::from_secs(12 * 3600);
 /// How many changes watches may go back.
-const HISTORY: usize = 20_000;
+const HISTORY: usize = 1000;
 
 /// How the server is to run. All paths are the caller's choice.
 #[derive(Debug, Clone)]
@@ -195,6 +197,10 @@ pub async fn start(config: Config) -> Result<Server, Error> {
     .map_err(|_| Error::Interrupted)??;
 
     let stop = config.shutdown.child_token();
+    let Keys { credentials, serving, kubelet } = keys;
+    let live =
+        Keyring { serving: Arc::new(Live::new(serving)), kubelet: Arc::new(Live::new(kubelet)) };
+    let tls = pki::server_tls(&credentials.ca_pem, Arc::clone(&live.serving))?;
     let api = Arc::new(Api {
         store: store.clone(),
         settings: Arc::new(Settings {
@@ -203,17 +209,16 @@ pub async fn start(config: Config) -> Result<Server, Error> {
             pod_cidr: config.pod_cidr,
             node_ports: config.node_ports.clone(),
             event_ttl: config.event_ttl,
-            ca_pem: keys.credentials.ca_pem.clone(),
+            ca_pem: credentials.ca_pem.clone(),
         }),
-        kubelet: Arc::clone(&keys.kubelet_tls),
+        kubelet: Arc::clone(&live.kubelet),
         stop: stop.clone(),
     });
     control::bootstrap(&api).await.map_err(|failure| Error::Bootstrap(failure.to_string()))?;
     let mut tasks = JoinSet::new();
-    let credentials = keys.credentials.clone();
-    let acceptor = TlsAcceptor::from(Arc::clone(&keys.server_tls));
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
     tasks.spawn(http::serve(listener, acceptor, Arc::clone(&api), stop.clone()));
-    tasks.spawn(renew(config, advertise, (keys, stop.clone())));
+    tasks.spawn(renew(config, advertise, (live, stop.clone())));
     control::spawn(&api, &mut tasks);
     tracing::info!(%bound, "API server listens");
     Ok(Server {
@@ -255,9 +260,8 @@ fn check(config: &Config) -> Result<(), Error> {
 /// Keys and certificates in use.
 struct Keys {
     credentials: Credentials,
-    serving: Arc<Current>,
-    server_tls: Arc<rustls::ServerConfig>,
-    kubelet_tls: Arc<rustls::ClientConfig>,
+    serving: CertifiedKey,
+    kubelet: ClientConfig,
 }
 
 impl Keys {
@@ -289,11 +293,9 @@ impl Keys {
             kubelet_serving: KeyFiles::of(&kubelet_serving),
             ca_pem: ca_pem.clone(),
         };
-        let current = Arc::new(Current::new(&serving)?);
         Ok(Self {
-            server_tls: Arc::new(pki::server_tls(&ca_pem, Arc::clone(&current))?),
-            kubelet_tls: Arc::new(pki::client_tls(&ca_pem, &kubelet_client)?),
-            serving: current,
+            serving: pki::certified(&serving)?,
+            kubelet: pki::client_tls(&ca_pem, &kubelet_client)?,
             credentials,
         })
     }
@@ -338,24 +340,30 @@ fn kubelet_subject(config: &Config) -> Subject {
     }
 }
 
-/// Makes certificates again before they end, and shows the new one.
-async fn renew(config: Config, advertise: SocketAddr, (keys, stop): (Keys, CancellationToken)) {
+/// What connections use, replaced when certificates are renewed.
+struct Keyring {
+    serving: Arc<Live<CertifiedKey>>,
+    kubelet: Arc<Live<ClientConfig>>,
+}
+
+/// Makes certificates again before they end, and uses the new ones.
+async fn renew(config: Config, advertise: SocketAddr, (live, stop): (Keyring, CancellationToken)) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(RENEWAL) => {}
         }
-        let (config, serving) = (config.clone(), Arc::clone(&keys.serving));
-        let renewed = tokio::task::spawn_blocking(move || {
-            let fresh = Keys::prepare(&config, advertise)?;
-            drop(fresh);
-            let authority = Authority::open(&config.pki_dir)?;
-            serving.replace(&authority.pair(&serving_subject(&config, advertise))?)?;
-            Ok::<_, Error>(())
-        })
-        .await;
-        if let Ok(Err(error)) = renewed {
-            tracing::error!(error = &error as &dyn std::error::Error, "renew certificates");
+        let config = config.clone();
+        let prepared = tokio::task::spawn_blocking(move || Keys::prepare(&config, advertise)).await;
+        match prepared {
+            Ok(Ok(fresh)) => {
+                live.serving.replace(fresh.serving);
+                live.kubelet.replace(fresh.kubelet);
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "renew certificates");
+            }
+            Err(_) => return,
         }
     }
 }

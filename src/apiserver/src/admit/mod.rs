@@ -132,7 +132,11 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
     match resource.kind {
         Kind::Pod => pod_rules::check_spec(object, &mut causes),
         Kind::Service => service::check(object, &mut causes),
-        Kind::Secret | Kind::ConfigMap => objects::check_data(object, &mut causes),
+        Kind::ConfigMap => objects::check_data(object, &mut causes),
+        Kind::Secret => {
+            objects::check_data(object, &mut causes);
+            objects::check_secret_type(object, &mut causes);
+        }
         Kind::Event => events::check(object, &mut causes),
         Kind::Lease => objects::check_lease(object, &mut causes),
         Kind::Endpoints => objects::check_endpoints(object, &mut causes),

@@ -53,6 +53,22 @@ pub(crate) fn check_data(object: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
+/// Keys that a secret of a well-known type must have.
+pub(crate) fn check_secret_type(secret: &Value, causes: &mut Vec<Cause>) {
+    let needed: &[&str] = match secret.text("/type") {
+        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
+        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+        "kubernetes.io/dockercfg" => &[".dockercfg"],
+        "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+        _ => &[],
+    };
+    for key in needed {
+        if !secret.map("/data").is_some_and(|data| data.contains_key(*key)) {
+            causes.push(Cause::required(format!("data[{key}]"), ""));
+        }
+    }
+}
+
 /// Immutable objects and the type of a secret.
 pub(crate) fn check_data_update(
     kind: Kind,
@@ -211,6 +227,16 @@ mod tests {
         let mut causes = Vec::new();
         check_data_update(Kind::ConfigMap, (&current, &json!({"data": {"a": "2"}})), &mut causes);
         assert_eq!(causes.len(), 2);
+    }
+
+    #[test]
+    fn a_tls_secret_has_a_key_and_a_certificate() {
+        let mut causes = Vec::new();
+        check_secret_type(
+            &json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}}),
+            &mut causes,
+        );
+        assert_eq!(causes, [Cause::required("data[tls.key]", "")]);
     }
 
     #[test]

@@ -6,70 +6,124 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::put;
+use super::{differs, put};
 use crate::api::Api;
 use crate::failure::Failure;
 use crate::object::ObjectExt;
-use crate::resource::{Kind, key, prefix};
+use crate::resource::{Kind, of, prefix};
 use crate::selector::label::Selector;
-use crate::store::Tx;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const SLICE_MANAGER: &str = "endpointslice.kubernetes.io/managed-by";
 const SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";
 const ENDPOINTS_MANAGER: &str = "endpoints.kubernetes.io/managed-by";
 const ENDPOINTS_CONTROLLER: &str = "endpoint-controller";
+/// Whose objects these are: kind, label, its value.
+const MANAGERS: &[(Kind, &str, &str)] = &[
+    (Kind::EndpointSlice, SLICE_MANAGER, SLICE_CONTROLLER),
+    (Kind::Endpoints, ENDPOINTS_MANAGER, ENDPOINTS_CONTROLLER),
+];
 /// How many endpoints a slice has at most, as upstream.
 const SLICE_SIZE: usize = 100;
 /// How many addresses an Endpoints object has at most, as upstream.
 const ENDPOINTS_SIZE: usize = 1000;
 
-/// Makes slices and endpoints of all Services what they should be.
+/// Makes slices and endpoints of all Services what they should be. The plan is made on what is
+/// committed, outside the writer; only Services that need it are looked at again inside.
 pub(super) async fn reconcile(api: &Api) -> Result<(), Failure> {
+    let view = View::of(|prefix| api.store.list(prefix).items);
+    let stale: Vec<String> = view
+        .services
+        .iter()
+        .filter(|(_, service)| selector_of(service).is_some())
+        .filter(|(_, service)| {
+            wanted(service, &view.pods(service)).into_iter().any(|(kind, object)| {
+                let found = api.store.get(&of(kind).key(object.namespace(), object.name()));
+                found.is_none_or(|found| differs(kind, &found, &object))
+            })
+        })
+        .map(|(key, _)| key.clone())
+        .collect();
+    let orphans = view.orphans();
+    if stale.is_empty() && orphans.is_empty() {
+        return Ok(());
+    }
     api.store
-        .write(|tx| {
-            let mut kept = BTreeSet::new();
-            for (_, service) in tx.list(&prefix(Kind::Service, "")) {
-                let Some(selector) = selector_of(&service) else { continue };
-                let pods: Vec<Arc<Value>> = tx
-                    .list(&prefix(Kind::Pod, service.namespace()))
-                    .into_iter()
-                    .map(|(_, pod)| pod)
-                    .filter(|pod| is_endpoint(pod) && selector.matches(pod))
-                    .collect();
-                let groups = group(&service, &pods);
-                for slice in slices(&service, &groups) {
-                    kept.insert(key(Kind::EndpointSlice, slice.namespace(), slice.name()));
-                    put(tx, Kind::EndpointSlice, slice);
+        .write(move |tx| {
+            let view = View::of(|prefix| tx.list(prefix));
+            for (_, service) in view.services.iter().filter(|(key, _)| stale.contains(key)) {
+                for (kind, object) in wanted(service, &view.pods(service)) {
+                    put(tx, kind, object);
                 }
-                let endpoints = endpoints(&service, &groups);
-                kept.insert(key(Kind::Endpoints, endpoints.namespace(), endpoints.name()));
-                put(tx, Kind::Endpoints, endpoints);
             }
-            remove_others(tx, &kept);
+            for key in view.orphans() {
+                tx.remove(&key);
+            }
             Ok(())
         })
         .await
+}
+
+type Objects = Vec<(String, Arc<Value>)>;
+
+/// What this loop looks at, at one moment.
+struct View {
+    services: Objects,
+    pods: BTreeMap<String, Vec<Arc<Value>>>,
+    made: Objects,
+}
+
+impl View {
+    fn of(list: impl Fn(&str) -> Objects) -> Self {
+        let mut pods: BTreeMap<String, Vec<Arc<Value>>> = BTreeMap::new();
+        for (_, pod) in list(&prefix(Kind::Pod, "")) {
+            if is_endpoint(&pod) {
+                pods.entry(pod.namespace().to_owned()).or_default().push(pod);
+            }
+        }
+        let mut made = Vec::new();
+        for (kind, label, manager) in MANAGERS {
+            let all = list(&prefix(*kind, "")).into_iter();
+            made.extend(all.filter(|(_, object)| object.label(label) == Some(*manager)));
+        }
+        Self { services: list(&prefix(Kind::Service, "")), pods, made }
+    }
+
+    /// The pods that a Service selects.
+    fn pods(&self, service: &Value) -> Vec<Arc<Value>> {
+        let (Some(selector), Some(pods)) =
+            (selector_of(service), self.pods.get(service.namespace()))
+        else {
+            return Vec::new();
+        };
+        pods.iter().filter(|pod| selector.matches(pod)).cloned().collect()
+    }
+
+    /// What this loop made and no Service wants any more.
+    fn orphans(&self) -> Vec<String> {
+        let kept: BTreeSet<String> = self
+            .services
+            .iter()
+            .filter(|(_, service)| selector_of(service).is_some())
+            .flat_map(|(_, service)| wanted(service, &self.pods(service)))
+            .map(|(kind, object)| of(kind).key(object.namespace(), object.name()))
+            .collect();
+        let made = self.made.iter().map(|(key, _)| key);
+        made.filter(|key| !kept.contains(*key)).cloned().collect()
+    }
+}
+
+/// The slices and endpoints of a Service.
+fn wanted(service: &Value, pods: &[Arc<Value>]) -> Vec<(Kind, Value)> {
+    let groups = group(service, pods);
+    let slices = slices(service, &groups).into_iter().map(|slice| (Kind::EndpointSlice, slice));
+    slices.chain([(Kind::Endpoints, endpoints(service, &groups))]).collect()
 }
 
 fn selector_of(service: &Value) -> Option<Selector> {
     let map = service.map("/spec/selector").filter(|map| !map.is_empty())?;
     let led = service.text("/spec/type") != "ExternalName" && !service.is_terminating();
     led.then(|| Selector::from_map(map))
-}
-
-/// Removes what this loop made and no Service wants any more.
-fn remove_others(tx: &mut Tx<'_>, kept: &BTreeSet<String>) {
-    for (kind, label, manager) in [
-        (Kind::EndpointSlice, SLICE_MANAGER, SLICE_CONTROLLER),
-        (Kind::Endpoints, ENDPOINTS_MANAGER, ENDPOINTS_CONTROLLER),
-    ] {
-        for (key, object) in tx.list(&prefix(kind, "")) {
-            if object.label(label) == Some(manager) && !kept.contains(&key) {
-                tx.remove(&key);
-            }
-        }
-    }
 }
 
 /// Whether a pod can be an endpoint: it has an address and has not ended.

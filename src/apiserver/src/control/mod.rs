@@ -138,6 +138,28 @@ impl Trigger {
     }
 }
 
+/// An object as it becomes when the fields of `wanted` are written over it.
+fn overlaid(kind: Kind, current: &Value, wanted: &Value) -> Value {
+    let mut next = current.clone();
+    if let (Some(into), Some(from)) = (next.as_object_mut(), wanted.as_object()) {
+        let fields = from.iter().filter(|(field, _)| *field != "metadata");
+        into.extend(fields.map(|(field, value)| (field.clone(), value.clone())));
+    }
+    for field in ["labels", "annotations", "ownerReferences"] {
+        let pointer = format!("/metadata/{field}");
+        if let Some(value) = wanted.pointer(&pointer) {
+            next.put(&pointer, value.clone());
+        }
+    }
+    admit::defaults(kind, &mut next);
+    next
+}
+
+/// Whether an object is not what is wanted.
+fn differs(kind: Kind, current: &Value, wanted: &Value) -> bool {
+    overlaid(kind, current, wanted) != *current
+}
+
 /// Stores an object of the server's own making: like a creation, or like an update that keeps
 /// what is not given.
 fn put(tx: &mut Tx<'_>, kind: Kind, mut object: Value) {
@@ -145,25 +167,12 @@ fn put(tx: &mut Tx<'_>, kind: Kind, mut object: Value) {
     let key = resource.key(object.namespace(), object.name());
     resource.stamp(&mut object);
     match tx.get(&key) {
-        Some(current) => {
-            let mut next = Value::clone(&current);
-            if let (Some(into), Some(from)) = (next.as_object_mut(), object.as_object()) {
-                for (field, value) in from.iter().filter(|(field, _)| *field != "metadata") {
-                    into.insert(field.clone(), value.clone());
-                }
-            }
-            for field in ["labels", "annotations", "ownerReferences"] {
-                let pointer = format!("/metadata/{field}");
-                if let Some(value) = object.pointer(&pointer) {
-                    next.put(&pointer, value.clone());
-                }
-            }
-            admit::defaults(kind, &mut next);
+        Some(current) if differs(kind, &current, &object) => {
+            let mut next = overlaid(kind, &current, &object);
             admit::bump_generation(kind, &current, &mut next);
-            if next != *current {
-                tx.put(&key, next);
-            }
+            tx.put(&key, next);
         }
+        Some(_) => {}
         None => {
             object.put("/metadata/uid", new_uid());
             object.put("/metadata/creationTimestamp", stamp(Timestamp::now()));

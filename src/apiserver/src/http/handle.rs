@@ -17,7 +17,7 @@ use super::query::Query;
 use super::route::{Route, Target, route};
 use crate::api::Api;
 use crate::failure::Failure;
-use crate::resource::Subresource;
+use crate::resource::{Kind, Subresource};
 use crate::verbs::{self, body, delete, read, watch, write};
 use crate::{discovery, openapi};
 
@@ -25,6 +25,10 @@ use crate::{discovery, openapi};
 const MAX_BODY: usize = 3 << 20;
 /// How long a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(60);
+
+/// What upstream tells users of the older of the two endpoint kinds.
+const ENDPOINTS_WARNING: &str =
+    "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
 
 /// The parts of a request that verbs look at.
 pub(crate) struct Call {
@@ -176,12 +180,16 @@ async fn object(
     }
     let form = Form::negotiate(header(&request, ACCEPT.as_str()), &query)?;
     let call = Call { identity, query, form };
-    match verb {
+    let mut answer = match verb {
         "get" => read::get(&api, &target, &call),
         "list" => read::list(&api, &target, &call),
         "watch" => watch::stream(&api, &target, &call),
         _ => write_verb(&api, (verb, &target, &call), request).await,
+    }?;
+    if target.resource.kind == Kind::Endpoints {
+        answer::warn(&mut answer, &[ENDPOINTS_WARNING.to_owned()]);
     }
+    Ok(answer)
 }
 
 async fn write_verb(

@@ -16,9 +16,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
 use access::Identity;
@@ -39,7 +39,7 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let connections = TaskTracker::new();
+    let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
         let stream = tokio::select! {
@@ -54,15 +54,17 @@ pub(crate) async fn serve(
                 }
             },
         };
+        while connections.try_join_next().is_some() {}
         let (tls, api, stop) = (tls.clone(), Arc::clone(&api), stop.clone());
         connections.spawn(async move {
             connection(stream, tls, api, stop).await;
             drop(slot);
         });
     }
-    connections.close();
-    // Watches end by themselves at `stop`; what hangs beyond this is dropped with the runtime.
-    let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
+    // Watches end by themselves at `stop`; what hangs beyond this is cut off.
+    let drained = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+    connections.shutdown().await;
 }
 
 async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {

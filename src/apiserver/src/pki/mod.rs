@@ -294,40 +294,39 @@ fn parsed(pair: &Pair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'s
     Ok((vec![cert], key))
 }
 
-/// The certificate a running server shows; it can be replaced.
+/// Something in use that can be replaced while it is.
 #[derive(Debug)]
-pub(crate) struct Current(RwLock<Arc<CertifiedKey>>);
+pub(crate) struct Live<T>(RwLock<Arc<T>>);
 
-impl Current {
-    /// Starts with a pair.
-    ///
-    /// # Errors
-    /// When it is unusable.
-    pub(crate) fn new(pair: &Pair) -> Result<Self, Error> {
-        Ok(Self(RwLock::new(Self::certified(pair)?)))
+impl<T> Live<T> {
+    /// Starts with a first one.
+    pub(crate) fn new(first: T) -> Self {
+        Self(RwLock::new(Arc::new(first)))
     }
 
-    /// Shows another pair from now on.
-    ///
-    /// # Errors
-    /// When it is unusable; the former stays.
-    pub(crate) fn replace(&self, pair: &Pair) -> Result<(), Error> {
-        let next = Self::certified(pair)?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
-        Ok(())
+    /// The one in use now.
+    pub(crate) fn get(&self) -> Arc<T> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn certified(pair: &Pair) -> Result<Arc<CertifiedKey>, Error> {
-        let (chain, key) = parsed(pair)?;
-        CertifiedKey::from_der(chain, key, &provider())
-            .map(Arc::new)
-            .map_err(|error| Error::Tls(error.to_string()))
+    /// Uses another one from now on.
+    pub(crate) fn replace(&self, next: T) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
 }
 
-impl ResolvesServerCert for Current {
+/// A pair as rustls uses it.
+///
+/// # Errors
+/// When it is unusable.
+pub(crate) fn certified(pair: &Pair) -> Result<CertifiedKey, Error> {
+    let (chain, key) = parsed(pair)?;
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|error| Error::Tls(error.to_string()))
+}
+
+impl ResolvesServerCert for Live<CertifiedKey> {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(self.get())
     }
 }
 
@@ -335,7 +334,10 @@ impl ResolvesServerCert for Current {
 ///
 /// # Errors
 /// When the CA is unusable.
-pub(crate) fn server_tls(ca_pem: &str, current: Arc<Current>) -> Result<ServerConfig, Error> {
+pub(crate) fn server_tls(
+    ca_pem: &str,
+    serving: Arc<Live<CertifiedKey>>,
+) -> Result<ServerConfig, Error> {
     let tls = |error: String| Error::Tls(error);
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider())
@@ -346,7 +348,7 @@ pub(crate) fn server_tls(ca_pem: &str, current: Arc<Current>) -> Result<ServerCo
         .with_safe_default_protocol_versions()
         .map_err(|error| tls(error.to_string()))?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(current);
+        .with_cert_resolver(serving);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

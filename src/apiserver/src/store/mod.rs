@@ -222,6 +222,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_answered_is_there_after_a_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _thread) = open(dir.path(), 10);
+        for number in 0..20 {
+            let revision = put(&store, &format!("a/x/{number}"), number).await;
+            // The file as it is now, as if the process had ended here without closing it.
+            let after = tempfile::tempdir().unwrap();
+            let copy = after.path().join("objects.redb");
+            std::fs::copy(dir.path().join("objects.redb"), &copy).unwrap();
+            let (found, _thread) = open(after.path(), 10);
+            assert_eq!(found.revision(), revision);
+            assert_eq!(found.list("a/").items.len() as i64, number + 1);
+        }
+    }
+
+    #[tokio::test]
     async fn a_failed_transaction_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _thread) = open(dir.path(), 10);

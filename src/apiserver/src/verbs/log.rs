@@ -1,6 +1,5 @@
 //! pods/log: asks the node that runs the pod, and passes its answer on as it comes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,7 +144,7 @@ async fn ask(
 ) -> Result<Response<hyper::body::Incoming>, BodyError> {
     let stream = TcpStream::connect((place.host.as_str(), place.port)).await?;
     let name = ServerName::try_from(place.host.clone())?;
-    let stream = TlsConnector::from(Arc::clone(&api.kubelet)).connect(name, stream).await?;
+    let stream = TlsConnector::from(api.kubelet.get()).connect(name, stream).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let stop = api.stop.clone();

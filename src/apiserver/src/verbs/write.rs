@@ -81,8 +81,12 @@ impl Creation {
         if let Some(identity) = &self.identity {
             admit::check_creator(identity, resource, &object)?;
         }
-        if resource.kind == Kind::Service {
-            admit::service::allocate(tx, &self.settings, (&mut object, None))?;
+        match resource.kind {
+            Kind::Service => {
+                admit::service::allocate(tx, &self.settings, (&mut object, None))?;
+            }
+            Kind::Pod => use_account(tx, &mut object)?,
+            _ => {}
         }
         let causes = admit::check_create(resource, &object);
         if !causes.is_empty() {
@@ -132,6 +136,31 @@ impl Creation {
         }
         Ok(())
     }
+}
+
+/// The pod's service account must exist, and lends its pull secrets.
+fn use_account(tx: &Tx<'_>, pod: &mut Value) -> Result<(), Failure> {
+    let name = pod.text("/spec/serviceAccountName");
+    let Some(account) = tx.get(&key(Kind::ServiceAccount, pod.namespace(), name)) else {
+        // The default one is made a moment after its namespace.
+        let mirror = pod.annotation("kubernetes.io/config.mirror").is_some();
+        return match mirror || name == "default" {
+            true => Ok(()),
+            false => Err(Failure::forbidden(
+                of(Kind::Pod),
+                pod.name(),
+                &format!(
+                    "error looking up service account {}/{name}: serviceaccount {name:?} not found",
+                    pod.namespace()
+                ),
+            )),
+        };
+    };
+    let secrets = account.list("/imagePullSecrets");
+    if pod.list("/spec/imagePullSecrets").is_empty() && !secrets.is_empty() {
+        pod.put("/spec/imagePullSecrets", secrets.to_vec());
+    }
+    Ok(())
 }
 
 fn check_namespace(
