@@ -241,7 +241,7 @@ fn mounts_have_their_options_and_binds_their_source() {
     let args = [
         "/bin/sh",
         "-c",
-        "cat /data/ptmx /one; touch /data/new; grep -E ' /(data|one|scratch|proc/sys) ' /proc/self/mountinfo | cut -d' ' -f5,6",
+        "cat /data/ptmx /one; echo; touch /data/new; grep -E ' /(data|one|scratch|proc/sys) ' /proc/self/mountinfo | cut -d' ' -f5,6",
     ];
     let mut request = shim.container("c", &args);
     request.spec = spec_with(&args, |spec| {

@@ -90,7 +90,8 @@ fn a_command_that_cannot_be_executed_fails_the_start() {
     ];
     for (index, (command, exit_code, message)) in cases.into_iter().enumerate() {
         let id = format!("c{index}");
-        let failure = shim.launch(shim.container(&id, &[command])).unwrap_err();
+        let result = shim.launch(shim.container(&id, &[command]));
+        let failure = result.expect_err(command);
         assert_eq!(failure.kind, FailureKind::Start, "{failure:?}");
         assert_eq!((failure.exit_code, failure.message.as_str()), (Some(exit_code), message));
         let exit = shim.wait(&id);
@@ -130,7 +131,7 @@ fn exec_joins_the_container_and_collects_its_output() {
         "id; hostname; pwd; echo $HOME; cat /proc/self/cgroup; ps | wc -l; echo oops >&2; exit 5";
     let (code, out, err, late) = shim.exec("c", &["sh", "-c", script]).unwrap();
     assert_eq!((code, err.as_str(), late), (5, "oops\n", false));
-    assert!(out.starts_with("uid=33 gid=34 groups=34,50"), "{out}");
+    assert!(out.starts_with("uid=33(web) gid=34(web) groups=34(web),50(log)"), "{out}");
     assert!(out.contains("pod-one\n/\n/srv/web\n") && out.contains("0::/\n"), "{out}");
     let script =
         "grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/self/status; cat /proc/self/oom_score_adj";
@@ -269,7 +270,7 @@ fn namespaces_are_pinned_configured_and_shared() {
         assert!(!own.display().to_string().contains(&inode.to_string()));
     }
     let script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /sys/class/net/lo/operstate; \
-                  readlink /proc/self/ns/net /proc/self/ns/ipc";
+                  readlink /proc/self/ns/net; readlink /proc/self/ns/ipc";
     let (_, first) = shim.run("a", script);
     let (_, second) = shim.run("b", script);
     assert!(first.starts_with("0\nunknown\n"), "{first}");

@@ -39,7 +39,7 @@ pub(super) struct Ends {
 /// Becomes the container.
 pub(super) fn run(plan: &Plan, environment: &Environment<'_>, ends: Ends) -> ! {
     let Err(error) = set_up(plan, environment, &ends);
-    process::fail(&ends.channel, error)
+    process::fail(ends.channel.as_fd(), error)
 }
 
 fn set_up(
@@ -90,7 +90,7 @@ fn set_up(
         gate: Some(ends.gate.as_fd()),
         warnings: Vec::new(),
     };
-    Err(process::execute(execution))
+    process::execute(execution)
 }
 
 fn enter_namespaces(plan: &Plan, environment: &Environment<'_>) -> Result<()> {

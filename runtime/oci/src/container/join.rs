@@ -43,7 +43,7 @@ pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
     if let Ok(Cloned::Child) = cloned {
         drop((channel, streams));
         let Err(error) = enter(plan, target, &child_channel, &child_streams);
-        process::fail(&child_channel, error);
+        process::fail(child_channel.as_fd(), error);
     }
     rustix::thread::move_into_link_name_space(
         target.own_pid_namespace,
@@ -84,5 +84,5 @@ fn enter(
         gate: None,
         warnings: Vec::new(),
     };
-    Err(process::execute(execution))
+    process::execute(execution)
 }

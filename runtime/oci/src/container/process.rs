@@ -1,7 +1,7 @@
 //! From a set-up place to the command: working directory, identity, privileges, filter, execve.
 //! Shared by a container's first process and further ones.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -121,10 +121,12 @@ fn own_streams(user: &ResolvedUser) -> Result<()> {
     Ok(())
 }
 
-/// Makes the process what the plan says and executes the command. Returns only on failure.
-pub(super) fn execute(execution: Execution<'_>) -> Error {
+/// Makes the process what the plan says and executes the command. Never returns, on failure either:
+/// descriptors that callers own have been closed under them.
+pub(super) fn execute(execution: Execution<'_>) -> ! {
+    let channel = execution.channel;
     match try_execute(execution) {
-        Err(error) => error,
+        Err(error) => fail(channel, error),
     }
 }
 
@@ -196,10 +198,10 @@ fn pass(gate: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Reports a failure and ends the child.
-pub(super) fn fail(channel: &OwnedFd, error: Error) -> ! {
+pub(super) fn fail(channel: BorrowedFd<'_>, error: Error) -> ! {
     let failure: Failure = error.into_failure(FailureKind::Create);
     let exit_code = failure.exit_code.unwrap_or(128);
     // With nobody to report to, the exit code is all that is left.
-    let _ = channel::send(channel.as_fd(), &Message::Failed(failure), None);
+    let _ = channel::send(channel, &Message::Failed(failure), None);
     sys::exit_now(exit_code)
 }

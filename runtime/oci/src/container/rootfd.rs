@@ -86,8 +86,9 @@ impl RootFd {
         let parent_path = path.parent().unwrap_or(Path::new(""));
         let parent = self.ensure(parent_path, links_left)?;
         match enter(parent.as_fd(), name) {
-            // A link to what is missing: make its target, still inside the root.
-            Err(Errno::LOOP) if links_left > 0 => {
+            // A link to what is missing: make its target, still inside the root. Links of procfs
+            // only look like such.
+            Err(Errno::LOOP) if links_left > 0 && !is_procfs(parent.as_fd())? => {
                 let target = rustix::fs::readlinkat(&parent, name, Vec::new())?;
                 let target = Path::new(OsStr::from_bytes(target.as_bytes())).to_owned();
                 self.ensure(&clean(&parent_path.join(target)), links_left - 1)
@@ -95,6 +96,10 @@ impl RootFd {
             entered => entered,
         }
     }
+}
+
+fn is_procfs(directory: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::fs::fstatfs(directory)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
 /// Enters or makes one directory.

@@ -176,8 +176,7 @@ impl Server {
             Err(error) => return Err(error).doing(|| "poll"),
         }
         let ready = fds.iter().zip(tokens).filter(|(fd, _)| !fd.revents().is_empty());
-        // From the back, so that closing one output leaves the indices before it in place.
-        Ok(ready.map(|(_, token)| token).rev().collect())
+        Ok(ready.map(|(_, token)| token).collect())
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -211,6 +210,7 @@ impl Server {
                 }
             }
             Token::Channel(key) => self.hear(key),
+            // Closing an output moves the last one into its place: at worst one is read a turn later.
             Token::Output(key, index) => {
                 if let Some(container) = self.containers.get_mut(&key) {
                     container.read_output(index);
