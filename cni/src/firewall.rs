@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use tokio::sync::oneshot;
 
 use crate::Error;
-use crate::attachment::Protocol;
+use crate::attachment::{AttachmentId, Protocol};
 use crate::config::Layout;
 use crate::guard::Guard;
 use crate::ipam::Record;
@@ -26,6 +26,9 @@ use crate::netns::NetNs;
 const TRACKED: [u8; 3] = [6, 17, 132];
 
 type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
+
+/// Tells what should be in the kernel at the moment it is asked.
+pub(crate) type Source = Box<dyn Fn() -> Desired + Send>;
 
 /// A handle to the firewall's thread, which ends when the last one is dropped.
 #[derive(Debug, Clone)]
@@ -46,11 +49,16 @@ struct Kernel {
     socket: Socket,
     rules: Vec<Rules>,
     guard: Option<Guard>,
+    desired: Source,
 }
 
 impl Firewall {
     /// Opens the socket inside `node` and starts the thread. Nothing is changed yet.
-    pub(crate) async fn open(node: &NetNs, layout: &Layout) -> Result<Self, Error> {
+    pub(crate) async fn open(
+        node: &NetNs,
+        layout: &Layout,
+        desired: Source,
+    ) -> Result<Self, Error> {
         let prepare = || -> Result<_, berth_nft::Error> {
             let rules = layout
                 .families
@@ -65,7 +73,7 @@ impl Firewall {
         std::thread::Builder::new()
             .name("berth-nft".into())
             .spawn(move || {
-                let mut kernel = Kernel { socket, rules, guard: Some(guard) };
+                let mut kernel = Kernel { socket, rules, guard: Some(guard), desired };
                 while let Ok(job) = queue.recv() {
                     job(&mut kernel);
                 }
@@ -75,31 +83,34 @@ impl Firewall {
     }
 
     /// Replaces everything in one transaction.
-    pub(crate) async fn rebuild(&self, desired: Desired) -> Result<(), Error> {
-        self.run(move |kernel| kernel.rebuild(&desired)).await?
+    pub(crate) async fn rebuild(&self) -> Result<(), Error> {
+        self.run(move |kernel| {
+            let desired = (kernel.desired)();
+            kernel.rebuild(&desired)
+        })
+        .await?
     }
 
     /// Lets a pod's frames pass and its host ports lead to it.
-    pub(crate) async fn add(&self, record: &Record, desired: Desired) -> Result<(), Error> {
+    pub(crate) async fn add(&self, record: &Record) -> Result<(), Error> {
         let record = record.clone();
         let change = move |kernel: &mut Kernel, batch: &mut Batch| kernel.add(batch, &record);
-        self.change(change, desired).await
+        self.change(change, None).await
     }
 
     /// Cuts a pod off.
-    pub(crate) async fn remove(&self, record: &Record, desired: Desired) -> Result<(), Error> {
-        let record = record.clone();
+    pub(crate) async fn remove(&self, record: &Record) -> Result<(), Error> {
+        let (record, gone) = (record.clone(), record.attachment.clone());
         let change = move |kernel: &mut Kernel, batch: &mut Batch| kernel.remove(batch, &record);
-        self.change(change, desired).await
+        self.change(change, Some(gone)).await
     }
 
     /// Replaces the destinations for which pods keep their address.
-    pub(crate) async fn set_cluster(&self, desired: Desired) -> Result<(), Error> {
-        let cluster = desired.cluster.clone();
+    pub(crate) async fn set_cluster(&self, cluster: Vec<IpNet>) -> Result<(), Error> {
         let change = move |kernel: &mut Kernel, batch: &mut Batch| {
             kernel.rules.iter().for_each(|rules| rules.set_cluster(batch, &cluster));
         };
-        self.change(change, desired).await
+        self.change(change, None).await
     }
 
     /// Forgets the tracked connections of addresses that no pod has any more: a reply would be
@@ -159,7 +170,9 @@ impl Firewall {
         .await?
     }
 
-    async fn change<F>(&self, change: F, desired: Desired) -> Result<(), Error>
+    /// Commits a change. Where it builds on what is no longer there, everything is built anew,
+    /// without the pod that is `gone`.
+    async fn change<F>(&self, change: F, gone: Option<AttachmentId>) -> Result<(), Error>
     where
         F: FnOnce(&mut Kernel, &mut Batch) + Send + 'static,
     {
@@ -169,6 +182,8 @@ impl Firewall {
             match kernel.socket.commit(batch) {
                 Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EEXIST)) => {
                     tracing::warn!(%error, "nftables rules were changed from outside; rebuilding");
+                    let mut desired = (kernel.desired)();
+                    desired.records.retain(|record| Some(&record.attachment) != gone.as_ref());
                     kernel.rebuild(&desired)
                 }
                 other => other.map_err(failed("change the nftables rules")),

@@ -21,7 +21,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::attachment::{Attach, AttachmentId};
 use crate::config::{Config, Layout};
-use crate::firewall::{Desired, Firewall};
+use crate::firewall::{Desired, Firewall, Source};
 use crate::ipam::{Lease, Origin, Record, Store, Unsynced};
 use crate::link::bridge::{self, Bridge};
 use crate::link::pod::Pod;
@@ -53,7 +53,7 @@ struct Inner {
     locks: Mutex<HashMap<AttachmentId, Arc<tokio::sync::Mutex<()>>>>,
     routes: tokio::sync::Mutex<Routes>,
     /// Where pods keep their address: the configured ranges and the peers'.
-    cluster: Mutex<Vec<IpNet>>,
+    cluster: Arc<Mutex<Vec<IpNet>>>,
 }
 
 impl Network {
@@ -76,10 +76,9 @@ impl Network {
         bridge::address(&handle, &layout, &bridge).await?;
         link::reaper::delete_group(&handle, bridge.doomed()).await?;
         adopt(&handle, &bridge, &store).await?;
-        let firewall = Firewall::open(&node, &layout).await?;
-        let cluster = cluster(&layout, &routes);
-        let desired = Desired { records: store.records(), cluster: cluster.clone() };
-        firewall.rebuild(desired).await?;
+        let cluster = Arc::new(Mutex::new(cluster(&layout, &routes)));
+        let firewall = Firewall::open(&node, &layout, desired(&store, &cluster)).await?;
+        firewall.rebuild().await?;
         let reaper = Reaper::start(handle.clone(), bridge.clone(), firewall.clone());
         tracing::info!(bridge = bridge.name, mtu = bridge.mtu, "pod network is up");
         let inner = Inner {
@@ -93,7 +92,7 @@ impl Network {
             syncing: Arc::default(),
             locks: Mutex::default(),
             routes: tokio::sync::Mutex::new(routes),
-            cluster: Mutex::new(cluster),
+            cluster,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -256,8 +255,11 @@ impl Inner {
     async fn wire(&self, lease: &Lease, ns: &NetNs) -> Result<(), Error> {
         let name = veth::name(&self.bridge.name, &lease.record.attachment);
         // Of a pod that was just detached, link and connections must go first.
-        if self.reaper.holds(&name, &lease.record.addresses) {
-            self.reaper.flush().await?;
+        if self.reaper.holds(&name, &lease.record.addresses)
+            && let Err(error) = self.reaper.flush().await
+        {
+            // Told to whoever waits first; what is in this pod's way shows below.
+            tracing::warn!(error = &error as &dyn std::error::Error, "links not deleted");
         }
         let record = &lease.record;
         let pair = async {
@@ -267,7 +269,7 @@ impl Inner {
             Ok::<_, Error>(pod)
         };
         // Both to their end, so that nothing is made after a failure was undone.
-        let (guarded, pod) = tokio::join!(self.firewall.add(record, self.desired()), pair);
+        let (guarded, pod) = tokio::join!(self.firewall.add(record), pair);
         guarded?;
         let pod = pod?;
         pod.configure(&self.layout, &record.addresses).await?;
@@ -286,9 +288,7 @@ impl Inner {
 
     /// Cuts off, frees, and leaves the rest to the reaper. Every step can be repeated.
     async fn free(&self, record: &Record) -> Result<(), Error> {
-        let mut desired = self.desired();
-        desired.records.retain(|other| other.attachment != record.attachment);
-        self.firewall.remove(record, desired).await?;
+        self.firewall.remove(record).await?;
         veth::forget(&self.handle, &self.bridge, record).await?;
         let name = veth::name(&self.bridge.name, &record.attachment);
         self.reaper.delete(name, &record.addresses)?;
@@ -322,20 +322,15 @@ impl Inner {
         let (routes, mut errors) = route::accept(peers, &own);
         let wider = cluster(&self.layout, &routes);
         if *known != routes {
-            *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = wider;
+            *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = wider.clone();
             // Rules first: a route without its rule would masquerade.
-            self.firewall.set_cluster(self.desired()).await?;
+            self.firewall.set_cluster(wider).await?;
         }
         let present = route::present(&self.handle).await?;
         let failures = route::apply(&self.handle, &route::plan(&routes, &present)).await;
         errors.extend(failures);
         *known = routes;
         Error::collect(errors)
-    }
-
-    fn desired(&self) -> Desired {
-        let cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Desired { records: self.store.records(), cluster }
     }
 
     /// Waits for this attachment's other operations.
@@ -423,6 +418,15 @@ async fn known_routes(handle: &Handle, layout: &Layout) -> Result<Routes, Error>
     let known = route::apart_from(&present, &own);
     Error::collect(route::apply(handle, &route::plan(&known, &present)).await)?;
     Ok(known)
+}
+
+/// What the rules should hold. Does not keep the store open.
+fn desired(store: &Arc<Store>, cluster: &Arc<Mutex<Vec<IpNet>>>) -> Source {
+    let (store, cluster) = (Arc::downgrade(store), cluster.clone());
+    Box::new(move || Desired {
+        records: store.upgrade().map(|store| store.records()).unwrap_or_default(),
+        cluster: cluster.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+    })
 }
 
 fn cluster(layout: &Layout, routes: &Routes) -> Vec<IpNet> {
