@@ -318,3 +318,45 @@ async fn dry_runs_store_nothing_and_events_expire() {
         .await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn bindings_and_evictions_work_as_a_scheduler_and_a_drain_use_them() {
+    let running = serve().await;
+    let admin = running.admin().await;
+    let pods: Api<Pod> = Api::namespaced(admin.clone(), "default");
+    let mut own = pod("own");
+    own.spec.as_mut().unwrap().scheduler_name = Some("mine".into());
+    pods.create(&PostParams::default(), &own).await.unwrap();
+    let bind = |node: &str| {
+        let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "own"},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node}});
+        hyper::Request::post("/api/v1/namespaces/default/pods/own/binding")
+            .header("content-type", "application/json")
+            .body(body.to_string().into_bytes())
+            .unwrap()
+    };
+    admin.request_text(bind("n1")).await.unwrap();
+    let again = admin.request_text(bind("n2")).await.unwrap_err();
+    assert_eq!(code(&again), 409);
+    assert_eq!(pods.get("own").await.unwrap().spec.unwrap().node_name.as_deref(), Some("n1"));
+    pods.evict("own", &kube::api::EvictParams::default()).await.unwrap();
+    assert!(pods.get("own").await.unwrap().metadata.deletion_timestamp.is_some());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_database_and_a_taken_port_are_clear_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("objects.redb"), vec![7; 10_000]).unwrap();
+    let mut config = berth_apiserver::Config::new(dir.path(), NODE);
+    config.bind = ([127, 0, 0, 1], 0).into();
+    let error = berth_apiserver::start(config.clone()).await.unwrap_err();
+    let shown = std::error::Error::source(&error).unwrap().to_string();
+    assert!(shown.contains("objects.redb") && shown.contains("damaged"), "{shown}");
+    config.recovery = berth_apiserver::Recovery::Quarantine;
+    let server = berth_apiserver::start(config.clone()).await.unwrap();
+    config.bind = server.address;
+    let error = berth_apiserver::start(config).await.unwrap_err();
+    assert!(error.to_string().contains("listen on 127.0.0.1"), "{error}");
+    server.stop().await;
+}

@@ -233,3 +233,77 @@ pub(crate) fn check_writer(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::form::Ride;
+    use crate::resource::RESOURCES;
+    use crate::verbs::body::{Parsed, Validation, decode};
+    use proptest::prelude::*;
+
+    /// Objects made of words that mean something, in places where they may not belong.
+    fn anything() -> impl Strategy<Value = Value> {
+        const WORDS: [&str; 24] = [
+            "metadata",
+            "spec",
+            "status",
+            "name",
+            "namespace",
+            "labels",
+            "containers",
+            "ports",
+            "resources",
+            "limits",
+            "cpu",
+            "env",
+            "value",
+            "volumes",
+            "emptyDir",
+            "conditions",
+            "type",
+            "containerStatuses",
+            "state",
+            "selector",
+            "data",
+            "endpoints",
+            "addresses",
+            "taints",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i16>().prop_map(Value::from),
+            prop::sample::select(&WORDS[..]).prop_map(Value::from),
+            "[a-z0-9./-]{0,6}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 48, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
+                prop::collection::btree_map(prop::sample::select(&WORDS[..]), inner, 0..5)
+                    .prop_map(|map| map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_object_makes_admission_or_printing_panic(value in anything()) {
+            for resource in RESOURCES {
+                let parsed = Parsed { value: value.clone(), duplicates: Vec::new() };
+                let Ok(decoded) = decode(resource, parsed, Validation::Warn) else { continue };
+                let mut object = decoded.object;
+                prepare_create(resource.kind, &mut object);
+                defaults(resource.kind, &mut object);
+                let once = object.clone();
+                defaults(resource.kind, &mut object);
+                prop_assert_eq!(&once, &object, "defaults are idempotent");
+                let _ = check_create(resource, &object);
+                let mut next = object.clone();
+                prepare_update((resource, Change::Main), &object, &mut next);
+                let _ = check_update((resource, Change::Main), &object, &next);
+                let _ = crate::table::of(resource, [&object].into_iter(), Ride::Object);
+            }
+        }
+    }
+}

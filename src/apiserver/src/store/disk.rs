@@ -41,6 +41,7 @@ impl Disk {
             std::fs::create_dir_all(parent)
                 .map_err(|source| Error::Directory { path: parent.to_owned(), source })?;
         }
+        make_private(path)?;
         match Self::load(path) {
             Err(Error::Corrupt { why, .. }) if recovery == Recovery::Quarantine => {
                 let aside = put_aside(path)?;
@@ -48,6 +49,7 @@ impl Disk {
                     path = %path.display(), aside = %aside.display(), why,
                     "the object database is damaged; starting empty"
                 );
+                make_private(path)?;
                 Self::load(path)
             }
             other => other,
@@ -149,6 +151,17 @@ impl Disk {
         };
         write().map_err(|error| format!("write {}: {error}", self.path.display()))
     }
+}
+
+/// Secrets are in there: nobody but the owner reads it, wherever it is.
+fn make_private(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let access =
+        |error: std::io::Error| Error::Access { path: path.to_owned(), why: error.to_string() };
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(access)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(access)
 }
 
 fn put_aside(path: &Path) -> Result<PathBuf, Error> {
