@@ -24,10 +24,12 @@ mod qmp;
 mod run_dir;
 pub mod store;
 pub mod wire;
+mod writer;
 
 pub use images::Copy;
 pub use kernel::Kernel;
-pub use machine::{Config, Input, Output, TimedOut, Vm};
+pub use machine::{Config, Output, TimedOut, Vm};
 pub use qemu::{Forward, Variant};
 pub use store::Store;
 pub use wire::{Job, Stdin};
+pub use writer::Input;

@@ -16,6 +16,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -28,6 +29,7 @@ use crate::qmp;
 use crate::run_dir::RunDir;
 use crate::store::Store;
 use crate::wire::{Decoder, Frame, Item, Job, MAGIC};
+use crate::writer::{Input, Writer};
 
 /// What machine to boot.
 #[derive(Debug, Clone)]
@@ -95,6 +97,7 @@ enum Silence {
 pub struct Vm {
     qemu: Child,
     port: UnixStream,
+    writer: Arc<Writer>,
     decoder: Decoder,
     qmp: qmp::Connection,
     console: File,
@@ -128,6 +131,7 @@ impl Vm {
         let Started { qemu, port, qmp } = start(&arguments, run_dir.path())?;
         let mut vm = Vm {
             qemu,
+            writer: Arc::new(Writer::new(port.try_clone()?)),
             port,
             decoder: Decoder::default(),
             qmp,
@@ -152,10 +156,11 @@ impl Vm {
         &self.release
     }
 
-    /// Feeds the standard input of a job that has one, from another thread while [`Vm::run`]
-    /// waits.
-    pub fn input(&self) -> Result<Input> {
-        Ok(Input { port: self.port.try_clone().context("clone the guest's port")? })
+    /// Feeds the standard input of the next job that is run, from another thread while
+    /// [`Vm::run`] waits.
+    pub fn input(&self) -> Input {
+        let after = self.writer.lock().started;
+        Input { writer: Arc::clone(&self.writer), after }
     }
 
     /// Runs a job as root and passes on what it prints as it comes. Returns its exit status.
@@ -170,7 +175,18 @@ impl Vm {
         stdout: &mut dyn Write,
         stderr: &mut dyn Write,
     ) -> Result<i32> {
-        self.send(&Frame::Start(job.clone()))?;
+        self.writer.start(job)?;
+        let result = self.attend(timeout, stdout, stderr);
+        self.writer.end();
+        result
+    }
+
+    fn attend(
+        &mut self,
+        timeout: Duration,
+        stdout: &mut dyn Write,
+        stderr: &mut dyn Write,
+    ) -> Result<i32> {
         let deadline = Instant::now() + timeout;
         loop {
             match self.next_item(deadline)? {
@@ -198,7 +214,7 @@ impl Vm {
     }
 
     /// A power cut: the guest starts again at once, with its disks as they were flushed. The files
-    /// copied in are there again; an [`Input`] from before leads nowhere. Returns when the guest
+    /// copied in are there again; an [`Input`] from before leads to no job. Returns when the guest
     /// is ready for a job.
     pub fn reset(&mut self) -> Result<()> {
         // A new QEMU, not its reset line: translating a kernel that unpacks itself over its own
@@ -207,6 +223,7 @@ impl Vm {
         let started = Instant::now();
         let Started { qemu, port, qmp } = start(&self.arguments, self.run_dir.path())?;
         self.qemu = qemu;
+        self.writer.replace(port.try_clone()?);
         self.port = port;
         self.qmp = qmp;
         self.decoder = Decoder::default();
@@ -215,7 +232,7 @@ impl Vm {
 
     /// Flushes the disks and ends the machine.
     pub fn power_off(mut self) -> Result<()> {
-        self.send(&Frame::PowerOff)?;
+        self.writer.send(&Frame::PowerOff)?;
         let deadline = Instant::now() + Duration::from_secs(10);
         while let Ok(_ignored) = self.next_item(deadline)? {}
         // Ended by itself, or too slow to: its disks are flushed by now either way.
@@ -239,7 +256,7 @@ impl Vm {
         loop {
             match self.next_item(deadline)? {
                 // Both sides begin with it; the guest waits for ours.
-                Ok(Item::Magic) => self.port.write_all(MAGIC).context("greet the guest")?,
+                Ok(Item::Magic) => self.writer.greet(MAGIC)?,
                 Ok(Item::Frame(Frame::Hello(release))) => {
                     self.release = release;
                     self.boot_time = started.elapsed();
@@ -253,10 +270,6 @@ impl Vm {
                 Err(Silence::Closed) => bail!("QEMU ended\n{}", self.console_tail()),
             }
         }
-    }
-
-    fn send(&mut self, frame: &Frame) -> Result<()> {
-        self.port.write_all(&frame.encode()?).context("write to the guest")
     }
 
     fn next_item(&mut self, deadline: Instant) -> Result<Result<Item, Silence>> {
@@ -287,34 +300,6 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         end(&mut self.qemu);
-    }
-}
-
-/// The way to a job's standard input.
-#[derive(Debug)]
-pub struct Input {
-    port: UnixStream,
-}
-
-impl Input {
-    /// Passes on what `from` yields until its end, then ends the job's input.
-    pub fn feed(&mut self, from: &mut dyn Read) -> Result<()> {
-        let mut buffer = vec![0; 16 << 10];
-        loop {
-            let count = match from.read(&mut buffer) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error).context("read the standard input"),
-            };
-            let frame = match count {
-                0 => Frame::StdinEnd,
-                count => Frame::Stdin(buffer[..count].to_vec()),
-            };
-            self.port.write_all(&frame.encode()?).context("write to the guest")?;
-            if count == 0 {
-                return Ok(());
-            }
-        }
     }
 }
 

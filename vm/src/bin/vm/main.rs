@@ -157,11 +157,12 @@ fn run(args: RunArgs) -> Result<u8> {
     let job = Job {
         env: environment(&args.env)?,
         cwd: args.cwd,
-        stdin: Stdin::Fed,
+        // What the first boot has read is gone for the second.
+        stdin: if args.reset_after.is_some() { Stdin::Empty } else { Stdin::Fed },
         ..Job::new(args.command)
     };
     let mut vm = boot(&args.machine.config())?;
-    let mut input = vm.input()?;
+    let mut input = vm.input();
     // It ends with this process, at the latest: a read from a terminal cannot be called off.
     std::thread::spawn(move || input.feed(&mut io::stdin()));
 

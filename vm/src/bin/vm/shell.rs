@@ -19,7 +19,7 @@ pub(crate) fn open(config: Config) -> Result<u8> {
     }
     let job = Job { terminal: Some(terminal_size()?), ..Job::new(["/bin/bash", "-l"]) };
     let mut vm = super::boot(&config)?;
-    let mut input = vm.input()?;
+    let mut input = vm.input();
     let raw = Raw::enter()?;
     std::thread::spawn(move || input.feed(&mut io::stdin()));
     let status = vm.run(&job, PATIENCE, &mut io::stdout(), &mut io::stderr());
