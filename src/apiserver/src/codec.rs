@@ -5,6 +5,8 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::admit::quantity;
+
 /// A value of the wrong type for its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {problem}")]
@@ -56,7 +58,7 @@ fn collect_unknown(given: &Value, kept: &Value, path: &mut String, found: &mut V
     }
 }
 
-/// Writes numbers as strings where the API has quantities, which accept both.
+/// Writes quantities in their canonical text; numbers are accepted for them.
 pub(crate) fn quantities_to_text(object: &mut Value) {
     match object {
         Value::Object(map) => {
@@ -85,6 +87,12 @@ fn stringify_members(value: &mut Value) {
 fn stringify(value: &mut Value) {
     if let Value::Number(number) = value {
         *value = Value::String(number.to_string());
+    }
+    // What is no quantity stays as it is, for validation to name.
+    if let Value::String(text) = value
+        && let Some(canonical) = quantity::canonical(text)
+    {
+        *text = canonical;
     }
 }
 
@@ -119,6 +127,6 @@ mod tests {
         quantities_to_text(&mut given);
         let kept = canonical::<Pod>(&given).unwrap();
         assert_eq!(kept["spec"]["containers"][0]["resources"]["limits"]["cpu"], "1");
-        assert_eq!(kept["spec"]["containers"][0]["resources"]["requests"]["cpu"], "0.5");
+        assert_eq!(kept["spec"]["containers"][0]["resources"]["requests"]["cpu"], "500m");
     }
 }

@@ -179,6 +179,8 @@ async fn pages_of_a_list_are_of_one_moment() {
     let names: Vec<String> = rest.items.iter().map(ResourceExt::name_any).collect();
     assert_eq!(names, ["c", "kube-root-ca.crt"], "what was made later is not in it");
     assert_eq!(rest.metadata.resource_version, page.metadata.resource_version);
+    let bare = maps.list_metadata(&ListParams::default()).await.unwrap();
+    assert_eq!(bare.items.len(), 5);
     running.stop().await;
 }
 

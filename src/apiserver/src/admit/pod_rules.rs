@@ -132,6 +132,15 @@ fn check_container(
             causes.push(Cause::invalid(format!("{field}.valueFrom"), &json!(""), detail));
         }
     }
+    check_mounts(path, (container, volumes), causes);
+    check_resources(path, container, causes);
+}
+
+fn check_mounts(
+    path: &str,
+    (container, volumes): (&Value, &BTreeSet<&str>),
+    causes: &mut Vec<Cause>,
+) {
     let mut paths = BTreeSet::new();
     for (index, mount) in container.list("/volumeMounts").iter().enumerate() {
         let field = format!("{path}.volumeMounts[{index}]");
@@ -152,7 +161,6 @@ fn check_container(
             causes.push(Cause::invalid(format!("{field}.subPath"), &json!(sub), detail));
         }
     }
-    check_resources(path, container, causes);
 }
 
 fn check_ports(path: &str, container: &Value, causes: &mut Vec<Cause>) {

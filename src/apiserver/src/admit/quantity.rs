@@ -50,6 +50,62 @@ fn scale(suffix: &str) -> Option<(i128, i128)> {
     }
 }
 
+/// The one text that stands for a quantity: a whole number with the largest suffix that leaves it
+/// whole, in the family of suffixes it was written in. None when it is no quantity, or too large.
+pub(crate) fn canonical(text: &str) -> Option<String> {
+    let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let nanos = nanos(number, suffix)?;
+    const NANO: i128 = 1_000_000_000;
+    if nanos == 0 {
+        return Some("0".into());
+    }
+    if suffix.ends_with('i') && nanos.abs() >= 1024 * NANO {
+        // Bytes have no fractions.
+        let sign = nanos.signum();
+        let mut whole = (nanos.abs() + NANO - 1) / NANO;
+        let mut power = 0;
+        while whole % 1024 == 0 && power < 6 {
+            whole /= 1024;
+            power += 1;
+        }
+        let suffix = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][power];
+        return Some(format!("{}{suffix}", sign * whole));
+    }
+    let mut mantissa = nanos;
+    let mut step = 0;
+    while mantissa % 1000 == 0 && step < 9 {
+        mantissa /= 1000;
+        step += 1;
+    }
+    let exponent = suffix.starts_with(['e', 'E']) && suffix.len() > 1;
+    Some(match (exponent, step) {
+        (true, 3) => mantissa.to_string(),
+        (true, step) => format!("{mantissa}e{}", (step - 3) * 3),
+        (false, step) => {
+            let suffix = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][step as usize];
+            format!("{mantissa}{suffix}")
+        }
+    })
+}
+
+/// The value in billionths, rounded up in size.
+fn nanos(number: &str, suffix: &str) -> Option<i128> {
+    let (sign, body) = match number.strip_prefix('-') {
+        Some(body) => (-1, body),
+        None => (1, number.strip_prefix('+').unwrap_or(number)),
+    };
+    let (whole, fraction) = body.split_once('.').unwrap_or((body, ""));
+    let digits = format!("{whole}{fraction}");
+    if digits.is_empty() || digits.len() > 24 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let (factor, divisor) = scale(suffix)?;
+    let divisor = divisor.checked_mul(10i128.checked_pow(u32::try_from(fraction.len()).ok()?)?)?;
+    let scaled = digits.parse::<i128>().ok()?.checked_mul(factor)?.checked_mul(1_000_000_000)?;
+    Some(sign * (scaled.checked_add(divisor - 1)? / divisor))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,10 +131,50 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_quantity_has_one_text() {
+        for (text, expected) in [
+            ("0.5", "500m"),
+            ("1000m", "1"),
+            ("1024Mi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("100Mi", "100Mi"),
+            ("1e3", "1e3"),
+            ("1000", "1k"),
+            ("0", "0"),
+            ("0Mi", "0"),
+            ("1500", "1500"),
+            ("512Ki", "512Ki"),
+            ("0.5Ki", "512"),
+            ("-2000m", "-2"),
+            ("2E", "2E"),
+            ("10M", "10M"),
+        ] {
+            assert_eq!(canonical(text).as_deref(), Some(expected), "{text}");
+        }
+        for bad in ["", "x", "1x", "1.2.3", "m", "- 1"] {
+            assert_eq!(canonical(bad), None, "{bad}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn the_one_text_is_stable_and_keeps_the_value(
+            number in "[1-9][0-9]{0,6}(\\.[0-9]{1,3})?",
+            suffix in prop::sample::select(vec!["", "m", "k", "M", "G", "Ki", "Mi", "Gi", "e3"]),
+        ) {
+            let text = format!("{number}{suffix}");
+            let once = canonical(&text).unwrap();
+            prop_assert_eq!(canonical(&once), Some(once.clone()));
+            if !suffix.is_empty() && !suffix.ends_with('i') && suffix != "m" {
+                prop_assert_eq!(millis(&once), millis(&text));
+            }
+        }
+
         #[test]
         fn no_text_makes_it_panic(text in "[-+0-9.eEkMGTPiKnum]{0,40}") {
             let _ = millis(&text);
+            let _ = canonical(&text);
         }
     }
 }
