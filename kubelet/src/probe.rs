@@ -82,6 +82,12 @@ pub struct Report {
     pub grace: Option<Duration>,
 }
 
+/// Whether `probe` is there and of a kind that is run; one that is not counts as successful, as
+/// [`crate::unsupported`] tells the pod's owner.
+pub fn is_run(probe: Option<&Probe>) -> bool {
+    probe.is_some_and(|p| p.exec.is_some() || p.http_get.is_some() || p.tcp_socket.is_some())
+}
+
 /// The probes of one pod.
 pub struct Probers {
     runtime: Arc<dyn Runtime>,
@@ -106,9 +112,8 @@ impl Probers {
         ips: &[IpAddr],
         started: bool,
     ) {
-        let has_probes = container.startup_probe.is_some()
-            || container.readiness_probe.is_some()
-            || container.liveness_probe.is_some();
+        let all = [&container.startup_probe, &container.readiness_probe, &container.liveness_probe];
+        let has_probes = all.into_iter().any(|p| is_run(p.as_ref()));
         if !has_probes || self.tasks.contains_key(&record.id) {
             return;
         }
@@ -224,18 +229,21 @@ impl Tally {
 impl Prober {
     async fn run(self, started: bool) {
         if let Some(probe) = self.container.startup_probe.clone()
+            && is_run(Some(&probe))
             && !started
             && self.watch(Kind::Startup, &probe).await != Some(true)
         {
             return;
         }
         let readiness = async {
-            if let Some(probe) = &self.container.readiness_probe {
+            if let Some(probe) = self.container.readiness_probe.as_ref().filter(|p| is_run(Some(p)))
+            {
                 self.watch(Kind::Readiness, probe).await;
             }
         };
         let liveness = async {
-            if let Some(probe) = &self.container.liveness_probe {
+            if let Some(probe) = self.container.liveness_probe.as_ref().filter(|p| is_run(Some(p)))
+            {
                 self.watch(Kind::Liveness, probe).await;
             }
         };

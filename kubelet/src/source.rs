@@ -213,3 +213,6 @@ fn failed(version: String, error: &kube::Error, heard: Heard) -> Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

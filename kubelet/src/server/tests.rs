@@ -1,1 +1,219 @@
+//! The HTTP API over in-memory connections: who is let in, and what is served.
 
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+use crate::config::Config;
+use crate::fake::{FakeClock, FakeRuntime};
+
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, PEM.
+type Pair = (String, String);
+
+impl Authority {
+    fn new() -> Self {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.distinguished_name.push(DnType::CommonName, "ca");
+        let key = KeyPair::generate().unwrap();
+        Self { issuer: CertifiedIssuer::self_signed(parameters, key).unwrap() }
+    }
+
+    fn issue(&self, user: &str, group: &str) -> Pair {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name.push(DnType::CommonName, user);
+        parameters.distinguished_name.push(DnType::OrganizationName, group);
+        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+fn config(root: &Path, authority: &Authority) -> Config {
+    let ca = root.join("ca.crt");
+    std::fs::write(&ca, authority.issuer.pem()).unwrap();
+    let mut config = Config::new("node", vec!["192.0.2.1".parse().unwrap()]);
+    config.root_dir = root.to_owned();
+    config.server.client_ca = Some(ca);
+    config
+}
+
+fn connector(root: &Path, identity: Option<&Pair>) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    let server = CertificateDer::from_pem_file(root.join("pki/kubelet.crt")).unwrap();
+    roots.add(server).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = CertificateDer::pem_slice_iter(certificate.as_bytes());
+            let chain = chain.collect::<Result<_, _>>().unwrap();
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Asks for `path`; `None` when the connection is refused in the handshake.
+async fn ask(
+    (connector, acceptor): (&TlsConnector, &TlsAcceptor),
+    router: &Router,
+    (method, path): (&str, &str),
+) -> Option<(StatusCode, String)> {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    tokio::spawn(connection(far, acceptor.clone(), router.clone()));
+    let name = ServerName::try_from("node").unwrap();
+    let stream = connector.connect(name, near).await.ok()?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header("host", "node");
+    let response = sender.send_request(request.body(Body::empty()).unwrap()).await.ok()?;
+    let status = response.status();
+    let body = axum::body::to_bytes(Body::new(response.into_body()), 1 << 20).await.unwrap();
+    Some((status, String::from_utf8(body.to_vec()).unwrap()))
+}
+
+fn state(root: &Path) -> State {
+    let clock: Arc<dyn Clock> = Arc::new(FakeClock::new());
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": "u1"},
+        "spec": {"containers": [{"name": "c"}]},
+    }))
+    .unwrap();
+    let shelf = Shelf::default();
+    shelf.put(&pod, &PodStatus::default());
+    State { shelf, runtime: FakeRuntime::new(Arc::clone(&clock)), log_root: root.to_owned(), clock }
+}
+
+const PATHS: [&str; 7] = [
+    "/healthz",
+    "/pods",
+    "/runningpods/",
+    "/containerLogs/ns/p/c",
+    "/metrics",
+    "/debug/pprof/",
+    "/",
+];
+
+#[tokio::test]
+async fn whoever_has_no_certificate_is_turned_away_from_every_path() {
+    let root = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
+    let router = guarded(state(root.path()));
+    let nobody = connector(root.path(), None);
+    for path in PATHS {
+        for method in ["GET", "POST", "DELETE", "OPTIONS"] {
+            let reply = ask((&nobody, &acceptor), &router, (method, path)).await;
+            assert_eq!(reply.unwrap().0, StatusCode::UNAUTHORIZED, "{method} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_no_certificate() {
+    let root = tempfile::tempdir().unwrap();
+    let acceptor = tls::acceptor(&config(root.path(), &Authority::new())).unwrap();
+    let router = guarded(state(root.path()));
+    let stranger = Authority::new().issue("admin", "system:masters");
+    let stranger = connector(root.path(), Some(&stranger));
+    assert_eq!(ask((&stranger, &acceptor), &router, ("GET", "/pods")).await, None);
+}
+
+#[tokio::test]
+async fn administrators_and_the_api_server_are_let_in_and_others_are_not() {
+    let root = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
+    let router = guarded(state(root.path()));
+    for (user, group, expected) in [
+        ("admin", "system:masters", StatusCode::OK),
+        ("kube-apiserver-kubelet-client", "x", StatusCode::OK),
+        ("system:node:other", "system:nodes", StatusCode::FORBIDDEN),
+        ("system:masters", "nobody", StatusCode::FORBIDDEN),
+    ] {
+        let pair = authority.issue(user, group);
+        let caller = connector(root.path(), Some(&pair));
+        let reply = ask((&caller, &acceptor), &router, ("GET", "/pods")).await;
+        assert_eq!(reply.unwrap().0, expected, "{user} of {group}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_for_in_vain_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
+    let router = guarded(state(root.path()));
+    let admin = authority.issue("admin", "system:masters");
+    let admin = connector(root.path(), Some(&admin));
+    for (method, path, expected, text) in [
+        ("GET", "/nothing", 404, "404 page not found"),
+        ("POST", "/pods", 405, ""),
+        ("GET", "/containerLogs/ns/missing/c", 404, "does not exist"),
+        ("GET", "/containerLogs/ns/p/missing", 404, "not found in pod"),
+        ("GET", "/containerLogs/ns/p/c", 400, "is waiting to start: ContainerCreating"),
+        ("GET", "/containerLogs/ns/p/c?tailLines=-1", 422, "tailLines"),
+        ("GET", "/containerLogs/ns/p/c?tailLines=x", 400, ""),
+        ("GET", "/containerLogs/ns/p/c?sinceSeconds=1&sinceTime=2024-01-01T00:00:00Z", 422, ""),
+        ("GET", "/pods", 200, "\"kind\":\"PodList\""),
+    ] {
+        let (status, body) = ask((&admin, &acceptor), &router, (method, path)).await.unwrap();
+        assert_eq!(status.as_u16(), expected, "{method} {path}: {body}");
+        assert!(body.contains(text), "{path}: {body}");
+    }
+}
+
+#[test]
+fn a_serving_certificate_is_kept_while_it_fits_the_node() {
+    let root = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let mut config = config(root.path(), &authority);
+    let read = || std::fs::read(root.path().join("pki/kubelet.crt")).unwrap();
+    tls::acceptor(&config).map(drop).unwrap();
+    let first = read();
+    tls::acceptor(&config).map(drop).unwrap();
+    assert_eq!(read(), first);
+    config.node_ips.push("192.0.2.2".parse().unwrap());
+    tls::acceptor(&config).map(drop).unwrap();
+    assert_ne!(read(), first);
+    let key = std::fs::metadata(root.path().join("pki/kubelet.key")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777, 0o600);
+}
+
+#[test]
+fn an_authority_that_is_none_is_an_error_with_its_path() {
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config(root.path(), &Authority::new());
+    let path = root.path().join("empty");
+    std::fs::write(&path, b"").unwrap();
+    config.server.client_ca = Some(path.clone());
+    let error = tls::acceptor(&config).map(drop).unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+}

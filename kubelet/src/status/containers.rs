@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Input, Stage};
 use crate::clock;
+use crate::probe;
 use crate::worker::memory::{self, Failed, Failure, ImageState};
 use crate::worker::plan::{self, RestartPolicy};
 use crate::worker::runs::{self, Ended, Run};
@@ -119,10 +120,11 @@ fn running(
     let RuntimeState::Running { started_at } = record.state else {
         return;
     };
+    let has_startup = probe::is_run(container.startup_probe.as_ref());
     let probes = input.memory.probes.get(&record.id).copied();
     let probes = probes.unwrap_or(memory::ProbeResults {
-        started: container.startup_probe.is_none(),
-        ready: container.readiness_probe.is_none() && container.startup_probe.is_none(),
+        started: !has_startup,
+        ready: !has_startup && !probe::is_run(container.readiness_probe.as_ref()),
     });
     status.started = Some(probes.started);
     status.ready = probes.started && probes.ready && input.stage == Stage::Running;

@@ -57,9 +57,7 @@ pub static POD_SPEC: Table = Table {
     ],
 };
 
-const LIVENESS: &str = "liveness probes are not run";
-const READINESS: &str = "readiness probes are not run; the container counts as ready";
-const STARTUP: &str = "startup probes are not run; the container counts as started";
+const GRPC: &str = "gRPC probes are not run; they count as successful";
 const DEVICES: &str = "block devices are not supported";
 const RESTART_RULES: &str = "restart rules of single containers are not supported";
 
@@ -74,16 +72,16 @@ pub static CONTAINER: Table = Table {
         ("image", Honoured),
         ("imagePullPolicy", Honoured),
         ("lifecycle", Object(&LIFECYCLE)),
-        ("livenessProbe", Report(LIVENESS)),
+        ("livenessProbe", Object(&PROBE)),
         ("name", Honoured),
         ("ports", Honoured),
-        ("readinessProbe", Report(READINESS)),
+        ("readinessProbe", Object(&PROBE)),
         ("resizePolicy", Depends(resize_policy)),
         ("resources", Object(&RESOURCES)),
         ("restartPolicy", Refuse("restart policies of single containers are not supported")),
         ("restartPolicyRules", Refuse(RESTART_RULES)),
         ("securityContext", Object(&SECURITY)),
-        ("startupProbe", Report(STARTUP)),
+        ("startupProbe", Object(&PROBE)),
         ("stdin", Honoured),
         ("stdinOnce", Honoured),
         ("terminationMessagePath", Honoured),
@@ -106,10 +104,10 @@ pub static INIT_CONTAINER: Table = Table {
         ("image", Honoured),
         ("imagePullPolicy", Honoured),
         ("lifecycle", Object(&LIFECYCLE)),
-        ("livenessProbe", Report(LIVENESS)),
+        ("livenessProbe", Object(&PROBE)),
         ("name", Honoured),
         ("ports", Honoured),
-        ("readinessProbe", Report(READINESS)),
+        ("readinessProbe", Object(&PROBE)),
         ("resizePolicy", Depends(resize_policy)),
         ("resources", Object(&RESOURCES)),
         (
@@ -118,7 +116,7 @@ pub static INIT_CONTAINER: Table = Table {
         ),
         ("restartPolicyRules", Refuse(RESTART_RULES)),
         ("securityContext", Object(&SECURITY)),
-        ("startupProbe", Report(STARTUP)),
+        ("startupProbe", Object(&PROBE)),
         ("stdin", Honoured),
         ("stdinOnce", Honoured),
         ("terminationMessagePath", Honoured),
@@ -134,9 +132,37 @@ pub static INIT_CONTAINER: Table = Table {
 pub static LIFECYCLE: Table = Table {
     name: "Lifecycle",
     fields: &[
-        ("postStart", Refuse("postStart hooks are not run")),
-        ("preStop", Refuse("preStop hooks are not run")),
+        ("postStart", Object(&HANDLER)),
+        ("preStop", Object(&HANDLER)),
         ("stopSignal", Refuse("stop signals other than the image's are not supported")),
+    ],
+};
+
+/// `LifecycleHandler`.
+pub static HANDLER: Table = Table {
+    name: "LifecycleHandler",
+    fields: &[
+        ("exec", Honoured),
+        ("httpGet", Honoured),
+        ("sleep", Honoured),
+        ("tcpSocket", Refuse("hooks by tcpSocket do not exist any more")),
+    ],
+};
+
+/// `Probe`.
+pub static PROBE: Table = Table {
+    name: "Probe",
+    fields: &[
+        ("exec", Honoured),
+        ("failureThreshold", Honoured),
+        ("grpc", Report(GRPC)),
+        ("httpGet", Honoured),
+        ("initialDelaySeconds", Honoured),
+        ("periodSeconds", Honoured),
+        ("successThreshold", Honoured),
+        ("tcpSocket", Honoured),
+        ("terminationGracePeriodSeconds", Honoured),
+        ("timeoutSeconds", Honoured),
     ],
 };
 
@@ -287,6 +313,8 @@ pub static ALL: &[&Table] = &[
     &CONTAINER,
     &INIT_CONTAINER,
     &LIFECYCLE,
+    &HANDLER,
+    &PROBE,
     &ENV_VAR,
     &ENV_VAR_SOURCE,
     &RESOURCES,

@@ -48,6 +48,8 @@ fn every_field_of_the_api_is_classified() {
             "PodSpec" => fields_of::<v1::PodSpec>(),
             "Container" => fields_of::<v1::Container>(),
             "Lifecycle" => fields_of::<v1::Lifecycle>(),
+            "LifecycleHandler" => fields_of::<v1::LifecycleHandler>(),
+            "Probe" => fields_of::<v1::Probe>(),
             "EnvVar" => fields_of::<v1::EnvVar>(),
             "EnvVarSource" => fields_of::<v1::EnvVarSource>(),
             "ResourceRequirements" => fields_of::<v1::ResourceRequirements>(),

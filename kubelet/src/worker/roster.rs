@@ -10,6 +10,7 @@
 //! Pods known from the disk get their workers before the API server answers; sandboxes that belong
 //! to no pod are removed only once it has.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,15 @@ struct Entry {
     wish: watch::Sender<Wish>,
     wake: Arc<Notify>,
     refused: bool,
+}
+
+/// Who speaks of a pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ToldBy {
+    /// The API server, which knows who owns a name.
+    Server,
+    /// The disk, which may remember more than one owner.
+    Disk,
 }
 
 /// All workers of the node.
@@ -106,11 +116,12 @@ impl Roster {
         let sandboxes = self.context.runtime.list().await.unwrap_or_default();
         let has_run = |uid: &str| sandboxes.iter().any(|s| s.config.pod.uid == uid);
         let mut pods = self.context.cache.load().await;
-        pods.sort_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
-        // Those with a sandbox first: a leftover of the same name must not take their place.
+        pods.sort_by_key(|p| Reverse(p.metadata.creation_timestamp.as_ref().map(|t| t.0)));
+        // Those with a sandbox first, then the newest: a leftover of the same name must not take
+        // their place.
         pods.sort_by_key(|p| !has_run(p.metadata.uid.as_deref().unwrap_or_default()));
         for pod in pods {
-            self.apply(pod).await;
+            self.apply(pod, ToldBy::Disk).await;
         }
     }
 
@@ -136,7 +147,7 @@ impl Roster {
     async fn take(&mut self, change: Event<Pod>) {
         match change {
             Event::Synced(pods) => self.synced(pods).await,
-            Event::Applied(pod) => self.apply(pod).await,
+            Event::Applied(pod) => self.apply(pod, ToldBy::Server).await,
             Event::Deleted(pod) => self.delete(&pod),
         }
     }
@@ -151,7 +162,7 @@ impl Roster {
             self.mark_gone(&uid, None);
         }
         for pod in pods {
-            self.apply(pod).await;
+            self.apply(pod, ToldBy::Server).await;
         }
         if !self.has_synced {
             self.has_synced = true;
@@ -181,19 +192,14 @@ impl Roster {
         }
     }
 
-    async fn apply(&mut self, pod: Pod) {
+    async fn apply(&mut self, pod: Pod, told_by: ToldBy) {
         let key = PodKey::of(&pod);
         if key.uid.is_empty() || self.done.contains(&key.uid) {
             return;
         }
         let pod = Arc::new(pod);
-        if let Some(entry) = self.entries.get_mut(&key.uid) {
-            let same_spec = entry.pod.spec == pod.spec && entry.pod.metadata == pod.metadata;
-            entry.pod = Arc::clone(&pod);
-            entry.wish.send_modify(|wish| wish.pod = Arc::clone(&pod));
-            if !same_spec {
-                self.context.cache.save_pod(&pod).await;
-            }
+        if self.entries.contains_key(&key.uid) {
+            self.update(&key.uid, pod).await;
             return;
         }
         let predecessors: Vec<String> = self.of_the_same_name(&key);
@@ -202,11 +208,26 @@ impl Roster {
             self.admit(pod).await;
             return;
         }
-        // The name has a new owner, so the old one is deleted even if nobody told us yet.
-        for old in predecessors {
-            self.mark_gone(&old, None);
+        if told_by == ToldBy::Server {
+            // The name has a new owner, so the old one is deleted even if nobody told us yet.
+            for old in predecessors {
+                self.mark_gone(&old, None);
+            }
         }
         self.waiting.insert(key.uid, pod);
+    }
+
+    /// Takes in the newest state of a pod that has a worker.
+    async fn update(&mut self, uid: &str, pod: Arc<Pod>) {
+        let Some(entry) = self.entries.get_mut(uid) else {
+            return;
+        };
+        // Kept before the worker knows of it: once it has removed the record, none may come back.
+        if entry.pod.spec != pod.spec || entry.pod.metadata != pod.metadata {
+            self.context.cache.save_pod(&pod).await;
+        }
+        entry.pod = Arc::clone(&pod);
+        entry.wish.send_modify(|wish| wish.pod = pod);
     }
 
     fn of_the_same_name(&self, key: &PodKey) -> Vec<String> {
@@ -324,7 +345,7 @@ impl Roster {
             .collect();
         for pod in next {
             let pod = Arc::unwrap_or_clone(pod);
-            self.apply(pod).await;
+            self.apply(pod, ToldBy::Server).await;
         }
     }
 

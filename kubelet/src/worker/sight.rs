@@ -10,7 +10,7 @@ use super::memory::{Doom, ImageState, ProbeResults};
 use super::recovery::Moment;
 use super::{plan, runs, termination_grace};
 use crate::events::Severity;
-use crate::probe::{Kind, Report};
+use crate::probe::{self, Kind, Report};
 use crate::status::containers;
 
 impl Worker {
@@ -49,8 +49,8 @@ impl Worker {
             return;
         };
         self.memory.probes.entry(record.id.clone()).or_insert(ProbeResults {
-            started: spec.startup_probe.is_none(),
-            ready: spec.readiness_probe.is_none(),
+            started: !probe::is_run(spec.startup_probe.as_ref()),
+            ready: !probe::is_run(spec.readiness_probe.as_ref()),
         });
         let ips = match sandbox.ips.is_empty() {
             true => self.context.node_ips.clone(),

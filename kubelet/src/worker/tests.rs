@@ -1,5 +1,7 @@
 //! The worker and the roster against fakes, on a paused clock.
 
+mod schedule;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +49,7 @@ struct Agent {
     changes: mpsc::Sender<Event<Pod>>,
     occurrences: mpsc::Receiver<Occurrence>,
     task: tokio::task::JoinHandle<()>,
+    shutdown: CancellationToken,
 }
 
 impl Node {
@@ -83,8 +86,13 @@ impl Node {
             shelf: self.shelf.clone(),
         });
         let (changes, receiver) = mpsc::channel(64);
-        let roster = Roster::new(context, Arc::new(Door), shutdown);
-        self.agent = Some(Agent { changes, occurrences, task: tokio::spawn(roster.run(receiver)) });
+        let roster = Roster::new(context, Arc::new(Door), shutdown.clone());
+        self.agent = Some(Agent {
+            changes,
+            occurrences,
+            task: tokio::spawn(roster.run(receiver)),
+            shutdown,
+        });
     }
 
     /// Ends the agent as SIGKILL does: nothing gets to run any more.
@@ -92,6 +100,7 @@ impl Node {
         if let Some(agent) = self.agent.take() {
             agent.task.abort();
             let _ = agent.task.await;
+            agent.shutdown.cancel();
         }
     }
 
@@ -497,4 +506,27 @@ async fn readiness_follows_its_probe_and_a_failed_liveness_probe_restarts() {
     let reasons = node.reasons();
     assert!(reasons.contains(&"Unhealthy".to_owned()));
     assert!(reasons.contains(&"Killing".to_owned()));
+}
+
+/// Found by the random schedules: two records of one name on the disk made the agent take the new
+/// pod for deleted, and it was never looked at again.
+#[tokio::test(start_paused = true)]
+async fn a_leftover_record_of_an_old_owner_does_no_harm_to_the_new_one() {
+    let mut node = Node::new();
+    node.kill_agent().await;
+    let cache = Cache::new(node.root.path());
+    for (uid, created) in [("old", "2023-11-14T22:13:20Z"), ("new", "2023-11-14T22:13:21Z")] {
+        let mut pod = pod("p", uid, "Always");
+        pod["metadata"]["creationTimestamp"] = json!(created);
+        cache.save_pod(&serde_json::from_value(pod).unwrap()).await;
+    }
+    node.start_agent();
+    node.pass(SECOND).await;
+    assert_eq!(node.runtime.running("new"), ["c"]);
+    let listed = serde_json::from_value(pod("p", "new", "Always")).unwrap();
+    node.tell(Event::Synced(vec![listed])).await;
+    node.pass(SECOND * 40).await;
+    assert_eq!(node.runtime.running("new"), ["c"]);
+    assert!(node.runtime.running("old").is_empty());
+    assert_eq!(node.runtime.state().most_live, 1);
 }

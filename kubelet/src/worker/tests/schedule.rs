@@ -1,0 +1,255 @@
+//! Random schedules of API events, exits, lost sandboxes, failures, agent kills, reboots and time
+//! against what must always hold (RELIABILITY: at most one live sandbox a name; terminal phases never
+//! revert; restart counts never fall; nothing left at rest).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{Node, pod};
+use crate::source::Event;
+
+const NAMES: [&str; 2] = ["a", "b"];
+const POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
+const OPERATIONS: [&str; 6] = [
+    "run_sandbox",
+    "stop_sandbox",
+    "remove_sandbox",
+    "create_container",
+    "start_container",
+    "stop_container",
+];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Create { name: usize, policy: usize, init: bool },
+    Delete { name: usize, grace: i64 },
+    ForceDelete { name: usize },
+    Relist,
+    Exit { name: usize, container: usize, code: i32 },
+    LoseSandbox { name: usize },
+    Fail { operation: usize, times: u32 },
+    ApiFails { times: u32 },
+    KillAgent,
+    Reboot,
+    Pass { millis: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let name = 0..NAMES.len();
+    prop_oneof![
+        4 => (name.clone(), 0..POLICIES.len(), any::<bool>())
+            .prop_map(|(name, policy, init)| Step::Create { name, policy, init }),
+        2 => (name.clone(), 0..40i64).prop_map(|(name, grace)| Step::Delete { name, grace }),
+        1 => name.clone().prop_map(|name| Step::ForceDelete { name }),
+        1 => Just(Step::Relist),
+        4 => (name.clone(), 0..2usize, 0..2i32)
+            .prop_map(|(name, container, code)| Step::Exit { name, container, code }),
+        1 => name.prop_map(|name| Step::LoseSandbox { name }),
+        1 => (0..OPERATIONS.len(), 1..4u32)
+            .prop_map(|(operation, times)| Step::Fail { operation, times }),
+        1 => (1..6u32).prop_map(|times| Step::ApiFails { times }),
+        1 => Just(Step::KillAgent),
+        1 => Just(Step::Reboot),
+        6 => prop_oneof![1..50u64, 100..3_000u64, 10_000..400_000u64]
+            .prop_map(|millis| Step::Pass { millis }),
+    ]
+}
+
+/// The API server's side, and what was seen of each pod.
+struct Model {
+    node: Node,
+    pods: BTreeMap<String, Value>,
+    serial: u32,
+    seen: usize,
+    restarts: BTreeMap<(String, String), i64>,
+    phases: BTreeMap<String, String>,
+}
+
+impl Model {
+    async fn act(&mut self, step: &Step) {
+        match step {
+            Step::Create { name, policy, init } => self.create(*name, *policy, *init).await,
+            Step::Delete { name, grace } => {
+                if let Some(known) = self.pods.get_mut(NAMES[*name]) {
+                    known["metadata"]["deletionTimestamp"] = json!("2023-11-14T22:20:00Z");
+                    let before = known["metadata"]["deletionGracePeriodSeconds"].as_i64();
+                    let grace = before.map_or(*grace, |b| b.min(*grace));
+                    known["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+                    let changed = known.clone();
+                    self.node.apply(changed).await;
+                }
+            }
+            Step::ForceDelete { name } => self.remove(NAMES[*name]).await,
+            Step::Relist => self.relist().await,
+            Step::Exit { name, container, code } => {
+                if let Some(uid) = self.uid(*name) {
+                    self.node.runtime.exit(&uid, ["c", "i"][*container], *code);
+                }
+            }
+            Step::LoseSandbox { name } => {
+                if let Some(uid) = self.uid(*name) {
+                    self.node.runtime.lose_sandbox(&uid);
+                }
+            }
+            Step::Fail { operation, times } => {
+                let failures = &mut self.node.runtime.state().failures;
+                failures.insert(OPERATIONS[*operation], *times);
+            }
+            Step::ApiFails { times } => {
+                self.node.api.state.lock().unwrap().failing = Some((*times, 500));
+            }
+            Step::KillAgent => self.restart().await,
+            Step::Reboot => {
+                self.node.kill_agent().await;
+                self.node.runtime.state().sandboxes.clear();
+                self.node.materials.mounted.lock().unwrap().clear();
+                self.restart().await;
+            }
+            Step::Pass { millis } => self.node.pass(Duration::from_millis(*millis)).await,
+        }
+    }
+
+    fn uid(&self, name: usize) -> Option<String> {
+        let known = self.pods.get(NAMES[name])?;
+        known["metadata"]["uid"].as_str().map(str::to_owned)
+    }
+
+    async fn create(&mut self, name: usize, policy: usize, init: bool) {
+        let name = NAMES[name];
+        if self.pods.contains_key(name) {
+            return;
+        }
+        self.serial += 1;
+        let mut new = pod(name, &format!("uid-{}", self.serial), POLICIES[policy]);
+        if init {
+            new["spec"]["initContainers"] = json!([{"name": "i", "image": "img:1"}]);
+        }
+        self.pods.insert(name.to_owned(), new.clone());
+        self.node.apply(new).await;
+    }
+
+    async fn remove(&mut self, name: &str) {
+        if let Some(known) = self.pods.remove(name) {
+            let last: Pod = serde_json::from_value(known).unwrap();
+            self.node.tell(Event::Deleted(last)).await;
+        }
+    }
+
+    async fn relist(&self) {
+        let pods = self.pods.values().cloned();
+        let pods = pods.map(|p| serde_json::from_value(p).unwrap()).collect();
+        self.node.tell(Event::Synced(pods)).await;
+    }
+
+    /// Kills the agent (what it had under way is lost with it) and starts another.
+    async fn restart(&mut self) {
+        self.node.kill_agent().await;
+        self.node.start_agent();
+        self.relist().await;
+    }
+
+    /// Takes in what the agent wrote, as the API server does, and holds it to the invariants.
+    async fn settle(&mut self) {
+        let new: Vec<_> = {
+            let state = self.node.api.state.lock().unwrap();
+            state.requests[self.seen..].to_vec()
+        };
+        self.seen += new.len();
+        for (method, path, body) in new {
+            let name = path.trim_end_matches("/status").rsplit('/').next().unwrap().to_owned();
+            if method == "DELETE" {
+                let uid = body["preconditions"]["uid"].as_str();
+                let known = self.pods.get(&name).and_then(|p| p["metadata"]["uid"].as_str());
+                if uid.is_some() && uid == known {
+                    self.remove(&name).await;
+                }
+            } else if path.ends_with("/status") {
+                self.check(&body);
+                let known = self.pods.get_mut(&name);
+                if let Some(known) =
+                    known.filter(|p| p["metadata"]["uid"] == body["metadata"]["uid"])
+                {
+                    known["status"] = body["status"].clone();
+                }
+            }
+        }
+        assert!(self.node.runtime.state().most_live <= 1, "two live sandboxes of one name");
+    }
+
+    fn check(&mut self, body: &Value) {
+        let uid = body["metadata"]["uid"].as_str().unwrap().to_owned();
+        let phase = body["status"]["phase"].as_str().unwrap().to_owned();
+        if let Some(before) = self.phases.get(&uid)
+            && matches!(before.as_str(), "Succeeded" | "Failed")
+        {
+            assert_eq!(*before, phase, "{uid}: a terminal phase was left");
+        }
+        self.phases.insert(uid.clone(), phase);
+        for list in ["containerStatuses", "initContainerStatuses"] {
+            for container in body["status"][list].as_array().into_iter().flatten() {
+                let key = (uid.clone(), container["name"].as_str().unwrap().to_owned());
+                let count = container["restartCount"].as_i64().unwrap();
+                let before = self.restarts.insert(key.clone(), count).unwrap_or(0);
+                assert!(before <= count, "{key:?}: restart count fell from {before} to {count}");
+            }
+        }
+    }
+
+    /// Everything is deleted, time passes, and nothing is left.
+    async fn rest(mut self) {
+        self.node.runtime.state().failures.clear();
+        self.node.api.state.lock().unwrap().failing = None;
+        for name in 0..NAMES.len() {
+            self.act(&Step::Delete { name, grace: 1 }).await;
+        }
+        for _ in 0..20 {
+            self.node.pass(Duration::from_secs(30)).await;
+            self.settle().await;
+        }
+        assert!(self.pods.is_empty(), "never deleted: {:?}", self.pods.keys());
+        let sandboxes = self.node.runtime.state().sandboxes.clone();
+        assert!(sandboxes.is_empty(), "left behind: {sandboxes:?}");
+        assert!(self.node.materials.mounted.lock().unwrap().is_empty());
+        assert!(self.node.materials.directories.lock().unwrap().is_empty());
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    let mut model = Model {
+        node: Node::new(),
+        pods: BTreeMap::new(),
+        serial: 0,
+        seen: 0,
+        restarts: BTreeMap::new(),
+        phases: BTreeMap::new(),
+    };
+    model.relist().await;
+    for step in &steps {
+        model.act(step).await;
+        // What the agent began gets a moment, so that kills land in the middle of things as well.
+        model.node.pass(Duration::from_millis(3)).await;
+        model.settle().await;
+    }
+    model.rest().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases / 4,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+    #[test]
+    fn whatever_happens_to_pods_the_invariants_hold(steps in prop::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(run(steps));
+    }
+}
