@@ -90,7 +90,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the announced length or the payload is invalid; the connection is then of no more use.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
         let Some(prefix) = self.bytes.first_chunk::<4>() else {
             return Ok(None);
         };
@@ -127,7 +127,7 @@ mod tests {
         assert!(matches!(read_frame::<Request>(&mut &bytes[..]), Err(Error::TooLong(_))));
         let mut decoder = Decoder::default();
         decoder.push(&bytes);
-        assert!(matches!(decoder.next::<Request>(), Err(Error::TooLong(_))));
+        assert!(matches!(decoder.next_message::<Request>(), Err(Error::TooLong(_))));
     }
 
     #[test]
@@ -138,9 +138,9 @@ mod tests {
         let mut decoder = Decoder::default();
         for byte in torn {
             decoder.push(&[*byte]);
-            assert!(decoder.next::<Request>().unwrap().is_none());
+            assert!(decoder.next_message::<Request>().unwrap().is_none());
         }
         decoder.push(&bytes[bytes.len() - 1..]);
-        assert_eq!(decoder.next().unwrap(), Some(Request::Hello));
+        assert_eq!(decoder.next_message().unwrap(), Some(Request::Hello));
     }
 }

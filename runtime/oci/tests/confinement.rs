@@ -2,6 +2,8 @@
 //! rows of the attack table: CVE-2016-9962, 2019-19921, 2021-30465, 2024-21626, 2025-31133,
 //! 2025-52565 and their kin).
 
+#![allow(clippy::unwrap_used)]
+
 mod fixture;
 
 use std::os::unix::fs::symlink;

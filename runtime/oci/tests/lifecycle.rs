@@ -1,5 +1,7 @@
 //! A container's life over the shim's socket: create, start, signal, exec, exit, delete, shutdown.
 
+#![allow(clippy::unwrap_used)]
+
 mod fixture;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The unpacker as a process: what honest layers become, and that hostile ones stay inside.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

@@ -64,8 +64,8 @@ const ALWAYS: &[&str] = &[
     "setgid setgid32 setgroups setgroups32 setregid setregid32 setresgid setresgid32 setresuid",
     "setresuid32 setreuid setreuid32 setuid setuid32",
     // Network.
-    "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg",
-    "recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall",
+    "accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg",
+    "recvmmsg_time64 recvmsg sendmmsg sendmsg sendto setsockopt shutdown socketcall",
     "socketpair",
     // System V and POSIX communication.
     "ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend",

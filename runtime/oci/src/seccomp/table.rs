@@ -20,9 +20,9 @@ pub enum Abi {
 }
 
 impl Abi {
-    /// Whether arguments are 32 bits wide.
+    /// Whether arguments are 32 bits wide, as libseccomp has it.
     pub(super) fn narrow(self) -> bool {
-        self == Self::I386
+        self != Self::X86_64
     }
 
     fn column(self) -> usize {

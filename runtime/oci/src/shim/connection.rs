@@ -77,7 +77,7 @@ impl Connection {
         if self.mode != Mode::Idle || self.closed {
             return None;
         }
-        match self.decoder.next() {
+        match self.decoder.next_message() {
             Ok(request) => request,
             Err(_) => {
                 self.closed = true;
