@@ -1,5 +1,7 @@
 //! Sandboxes and containers with the real shim, in a cgroup of the test's own. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::{Duration, Instant};

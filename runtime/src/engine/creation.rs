@@ -18,7 +18,7 @@ use super::shim::{self, Shim};
 use super::spec::{self, Input, PreparedMount, SandboxFiles};
 use super::{Failures, Shared, chain, failed, host, random_digits, volumes};
 use crate::disk;
-use crate::images::Prepared;
+use crate::images::config::ImageConfig;
 use crate::interface::{
     ContainerConfig, ContainerId, ImageError, NamespaceMode, RuntimeError, Seccomp,
 };
@@ -39,63 +39,79 @@ pub(super) async fn create(
         _ => return Err(not_ready()),
     };
     let log_path = log_path(&sandbox.config.log_directory, &config.log_path)?;
-    let Prepared { config: image, layers, lower, hold } =
-        shared.images.prepare(&config.image).await.map_err(image_failure)?;
+    let prepared = shared.images.prepare(&config.image).await.map_err(image_failure)?;
     let id = ContainerId::try_from(random_digits(64)).map_err(|e| failed("choose an id", e))?;
-    let dir = sandbox.dir.container(&id);
     let record = record::Container {
         id: id.clone(),
-        config: config.clone(),
+        config,
         phase: Phase::Making,
         created_at: disk::now_nanoseconds(),
-        layers,
+        layers: prepared.layers,
         stop_signal: 0,
         user: None,
         ended: None,
     };
-    let container = Container::of(record, dir.clone(), hold);
+    let container = Container::of(record, sandbox.dir.container(&id), prepared.hold);
     // Known before the shim has it, so that no exit is missed.
     sandbox.add(container.clone());
-    let made = async {
-        let upper = shared.layout.writable_layer(&id);
-        let ground = Ground {
-            dir,
-            upper: upper.clone(),
-            log_path: log_path.clone(),
-            record: container.record_copy(),
-        };
-        let host = prepare_host(&config, ground).await?;
-        let files = sandbox_files(&sandbox);
-        let mut facts = shared.facts.clone();
-        facts.devices = host.devices;
-        let planned = spec::plan(Input {
-            config: &config,
-            sandbox: &sandbox.config,
-            image,
-            mounts: &host.mounts,
-            files: &files,
-            host: &facts,
-            local_seccomp: host.seccomp,
-        })?;
-        let request = CreateContainer {
-            id: id.to_string(),
-            spec: planned.spec,
-            rootfs: Rootfs::Overlay { lower, upper: upper.join("upper"), work: upper.join("work") },
-            user: planned.user,
-            cgroup_path: sandbox.config.cgroup_path.join(id.as_str()),
-            stdio: stdio(&config, log_path),
-        };
-        let made = ask_create(&shim, request).await?;
-        container.accept(made.user, planned.stop_signal).await
-    }
-    .await;
-    match made {
+    let making = Making { shared: &shared, sandbox: &sandbox, shim: &shim, container: &container };
+    match making.run(prepared.config, prepared.lower, log_path).await {
         Ok(()) => Ok(id),
         Err(error) => {
             undo(&shared, &container, &shim).await;
             sandbox.forget(&id);
             Err(error)
         }
+    }
+}
+
+/// A container on its way to the shim.
+struct Making<'a> {
+    shared: &'a Shared,
+    sandbox: &'a Sandbox,
+    shim: &'a Shim,
+    container: &'a Container,
+}
+
+impl Making<'_> {
+    async fn run(
+        &self,
+        image: ImageConfig,
+        lower: Vec<PathBuf>,
+        log_path: PathBuf,
+    ) -> Result<(), RuntimeError> {
+        let record = self.container.record_copy();
+        let config = record.config.clone();
+        let upper = self.shared.layout.writable_layer(&self.container.id);
+        let ground = Ground {
+            dir: self.container.dir.clone(),
+            upper: upper.clone(),
+            log_path: log_path.clone(),
+            record,
+        };
+        let host = prepare_host(&config, ground).await?;
+        let mut facts = self.shared.facts.clone();
+        facts.devices = host.devices;
+        let planned = spec::plan(Input {
+            config: &config,
+            sandbox: &self.sandbox.config,
+            image,
+            mounts: &host.mounts,
+            files: &sandbox_files(self.sandbox),
+            host: &facts,
+            local_seccomp: host.seccomp,
+        })?;
+        let id = self.container.id.to_string();
+        let request = CreateContainer {
+            spec: planned.spec,
+            rootfs: Rootfs::Overlay { lower, upper: upper.join("upper"), work: upper.join("work") },
+            user: planned.user,
+            cgroup_path: self.sandbox.config.cgroup_path.join(&id),
+            stdio: stdio(&config, log_path),
+            id,
+        };
+        let made = ask_create(self.shim, request).await?;
+        self.container.accept(made.user, planned.stop_signal).await
     }
 }
 

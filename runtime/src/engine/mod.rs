@@ -110,6 +110,9 @@ impl Engine {
             events: broadcast::channel(EVENT_BACKLOG).0,
             closing: closing.clone(),
         });
+        for warning in Enforcement::of(&shared.hierarchy).warnings() {
+            tracing::warn!(warning, "not enforced on this host");
+        }
         recover::run(&shared).await?;
         Ok(Arc::new(Self { shared, _closing: closing.drop_guard() }))
     }

@@ -81,6 +81,9 @@ async fn load(shared: &Arc<Shared>, id: SandboxId) -> Option<Loaded> {
 async fn one(shared: &Arc<Shared>, loaded: Loaded) {
     let Loaded { sandbox, same_boot, half_made } = loaded;
     let phase = sandbox.phase();
+    if let Err(error) = shim::await_starting(&sandbox.dir).await {
+        tracing::error!(sandbox = %sandbox.id, %error, "a shim neither listens nor ends");
+    }
     let greeting = match same_boot {
         true => shim::connect(&sandbox.dir.socket()).await.ok(),
         false => None,

@@ -15,6 +15,8 @@ use std::time::Duration;
 use berth_oci::protocol::{
     Answer, ContainerRecord, Event, Failure, MAX_FRAME_BYTES, Reply, Request,
 };
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,6 +73,8 @@ pub(super) async fn start(executable: &Executable, dir: &SandboxDir) -> Result<G
         .mode(0o600)
         .open(dir.shim_log())
         .map_err(failed)?;
+    // Held by the shim, through its standard error, until it listens: see `await_starting`.
+    flock(&log, FlockOperation::NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
     let mut command = executable.command();
     command
         .args(["shim", "--dir"])
@@ -98,6 +102,25 @@ pub(super) async fn start(executable: &Executable, dir: &SandboxDir) -> Result<G
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Waits until no shim is starting in the directory: it listens, or has ended. An agent that was
+/// killed may have left one that does not listen yet, and whose directory must not be taken away.
+pub(super) async fn await_starting(dir: &SandboxDir) -> io::Result<()> {
+    let log = match File::open(dir.shim_log()) {
+        Ok(log) => log,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let deadline = Instant::now() + START_DEADLINE;
+    loop {
+        match flock(&log, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            outcome => return Ok(outcome?),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the tests of this crate share: the real `berth-oci`, images made from busybox, a registry.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod image;
 pub mod node;

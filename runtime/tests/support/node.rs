@@ -47,8 +47,23 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
+/// A node's directory: the test's own, or that of the test that started this agent.
+pub enum Home {
+    Own(tempfile::TempDir),
+    Given(PathBuf),
+}
+
+impl Home {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Given(path) => path,
+        }
+    }
+}
+
 pub struct Node {
-    pub dir: tempfile::TempDir,
+    pub dir: Home,
     pub network: Arc<FakeNetwork>,
     pub hierarchy: Hierarchy,
     pub images: Arc<Store>,
@@ -64,16 +79,29 @@ impl Node {
 
     pub async fn with_image(image: Image) -> Self {
         let dir = super::scratch();
-        let network = Arc::new(FakeNetwork::default());
-        let hierarchy = Hierarchy::detect().expect("cgroup v2 is mounted");
         let images = Self::store(dir.path()).await;
         let mut layout = Layout::new();
         layout.add("test/busybox:1", &image);
         let archive = std::io::Cursor::new(layout.archive());
-        let image = images.import(archive).await.unwrap().remove(0).id;
+        images.import(archive).await.unwrap();
+        drop(images);
+        Self::on(Home::Own(dir)).await
+    }
+
+    /// On directories that have an image already.
+    pub async fn at(dir: PathBuf) -> Self {
+        Self::on(Home::Given(dir)).await
+    }
+
+    async fn on(dir: Home) -> Self {
+        let network = Arc::new(FakeNetwork::default());
+        let hierarchy = Hierarchy::detect().expect("cgroup v2 is mounted");
+        let images = Self::store(dir.path()).await;
+        let image = images.status("test/busybox:1").await.unwrap().expect("an image").id;
         let engine = Self::open(dir.path(), &hierarchy, &images, &network).await;
         let name = dir.path().file_name().unwrap().to_string_lossy().into_owned();
-        Self { dir, network, hierarchy, images, engine, image, group: format!("berth-test-{name}") }
+        let group = format!("berth-test-{name}");
+        Self { dir, network, hierarchy, images, engine, image, group }
     }
 
     async fn store(dir: &Path) -> Arc<Store> {
@@ -207,7 +235,8 @@ impl Node {
         panic!("{text:?} is not logged: {:?}", self.log(id).await);
     }
 
-    /// The processes that name the node's directory on their command line: shims.
+    /// The processes that name the node's directory on their command line: shims, but not their
+    /// children, which have the same one until they execute a command.
     pub fn shims(&self) -> Vec<i32> {
         let needle = self.dir.path().to_string_lossy().into_owned();
         let mut found = Vec::new();
@@ -221,6 +250,8 @@ impl Node {
                 found.push(pid);
             }
         }
+        let all = found.clone();
+        found.retain(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)));
         found
     }
 
@@ -264,4 +295,10 @@ impl Node {
     fn engine_list_is_empty(&self) -> bool {
         super::names(&self.dir.path().join("run/pods")).is_empty()
     }
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(1)?.parse().ok()
 }
