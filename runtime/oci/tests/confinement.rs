@@ -342,3 +342,54 @@ fn what_the_host_cannot_enforce_is_told_and_what_berth_does_not_offer_is_refused
     assert!(Path::new("/sys/fs/cgroup/unified").join(&shim.cgroup).exists());
     shim.shut_down();
 }
+
+#[test]
+fn a_bidirectional_mount_passes_mounts_both_ways_and_nothing_else() {
+    let mut shim = Shim::start(&sandbox());
+    let shared = shim.root.path().join("shared");
+    std::fs::create_dir_all(shared.join("host")).unwrap();
+    std::fs::create_dir_all(shared.join("container")).unwrap();
+    let mount = |args: &[&str]| {
+        assert!(
+            std::process::Command::new("mount").args(args).status().unwrap().success(),
+            "{args:?}"
+        );
+    };
+    let text = shared.to_str().unwrap();
+    mount(&["-t", "tmpfs", "shared", text]);
+    mount(&["--make-shared", text]);
+    for directory in ["host", "container"] {
+        std::fs::create_dir_all(shared.join(directory)).unwrap();
+    }
+    let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let script = "mount -t tmpfs inner /shared/container && echo mounted; \
+                  while ! test -e /shared/host/seen; do sleep 0.05; done; echo saw";
+    let args = ["/bin/sh", "-c", script];
+    let mut request = shim.container("c", &args);
+    request.spec = spec_with(&args, |spec| {
+        let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+        spec["process"]["capabilities"] =
+            json!({"bounding": all, "effective": all, "permitted": all});
+        spec["linux"]["seccomp"] = json!(null);
+        spec["linux"]["rootfsPropagation"] = json!("rshared");
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(
+            json!({"destination": "/shared", "source": text, "options": ["rbind", "rshared"]}),
+        );
+    });
+    shim.launch(request).unwrap();
+    let host = shared.join("host");
+    mount(&["-t", "tmpfs", "outer", host.to_str().unwrap()]);
+    std::fs::write(host.join("seen"), "").unwrap();
+    let exit = shim.wait("c");
+    assert_eq!((exit.exit_code, shim.log_text("c").as_str()), (0, "mounted\nsaw\n"));
+    let after = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let inner = shared.join("container");
+    assert!(after.contains(inner.to_str().unwrap()), "{after}");
+    // Two mounts more, the container's and ours: nothing of its root reached the host.
+    assert_eq!(after.lines().count(), before.lines().count() + 2, "{before}\n{after}");
+    for path in [inner, host, shared.clone()] {
+        assert!(std::process::Command::new("umount").arg(path).status().unwrap().success());
+    }
+    shim.shut_down();
+}

@@ -28,7 +28,7 @@ use crate::protocol::{
 use crate::seccomp::Program;
 use crate::sys;
 
-const RETRY_MS: u64 = 5;
+const RETRY_MS: u64 = 2;
 const REMOVAL_LIMIT_MS: u64 = 10_000;
 const MAX_CONNECTIONS: usize = 64;
 
@@ -403,7 +403,7 @@ impl Server {
         if let Some(container) = key.and_then(|key| self.containers.remove(&key)) {
             let waiting = Some((connection, container.record.id));
             let since_ms = clock::monotonic_ms();
-            self.leftovers.push(Leftover { cgroup: container.cgroup, since_ms, waiting });
+            self.clear(Leftover { cgroup: container.cgroup, since_ms, waiting }, since_ms);
         }
     }
 
