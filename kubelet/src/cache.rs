@@ -5,7 +5,8 @@
 //! its record until it is deleted.
 //!
 //! The API server has the truth: a file that cannot be read is put aside and forgotten. Files are
-//! written under a temporary name, synced and renamed.
+//! written under a temporary name and renamed; only a pod's worker writes them, so none comes back
+//! after it was removed.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,13 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// Whether a file has to survive a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    Synced,
+    Hint,
+}
 
 /// Longer names than UIDs have are not looked at.
 const MAX_UID: usize = 128;
@@ -36,22 +44,30 @@ impl Cache {
     /// Keeps a pod. A failure is logged: the pod runs all the same.
     pub async fn save_pod(&self, pod: &Pod) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        self.save(&uid, "pod.json", pod).await;
+        self.save(&uid, ("pod.json", Durability::Synced), pod).await;
     }
 
-    /// Keeps a status.
+    /// Keeps a status. It is not synced, so that no status waits for a disk: one that a power cut
+    /// takes is had again from the API server.
     pub async fn save_status(&self, uid: &str, status: &PodStatus) {
-        self.save(uid, "status.json", status).await;
+        self.save(uid, ("status.json", Durability::Hint), status).await;
     }
 
-    async fn save<T: Serialize>(&self, uid: &str, name: &'static str, value: &T) {
+    async fn save<T: Serialize>(
+        &self,
+        uid: &str,
+        (name, durability): (&'static str, Durability),
+        value: &T,
+    ) {
         let Some(directory) = self.directory(uid) else {
             return;
         };
         let Ok(bytes) = serde_json::to_vec(value) else {
             return;
         };
-        let written = tokio::task::spawn_blocking(move || write(&directory, name, &bytes)).await;
+        let written =
+            tokio::task::spawn_blocking(move || write(&directory, (name, durability), &bytes))
+                .await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(uid, name, %error, "pod not kept on disk"),
@@ -85,12 +101,18 @@ pub fn is_safe(uid: &str) -> bool {
     !uid.is_empty() && uid.len() <= MAX_UID && !uid.starts_with('.') && uid.bytes().all(allowed)
 }
 
-fn write(directory: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+fn write(
+    directory: &Path,
+    (name, durability): (&str, Durability),
+    bytes: &[u8],
+) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
     let temporary = directory.join(format!(".{name}.new"));
     let mut file = std::fs::File::create(&temporary)?;
     file.write_all(bytes)?;
-    file.sync_data()?;
+    if durability == Durability::Synced {
+        file.sync_data()?;
+    }
     std::fs::rename(&temporary, directory.join(name))
 }
 

@@ -436,6 +436,8 @@ impl Images for FakeImages {
 pub(crate) struct FakeMaterials {
     /// The pods whose volumes are there.
     pub(crate) mounted: Mutex<BTreeSet<String>>,
+    /// How often volumes were made, or filled anew.
+    pub(crate) preparations: Mutex<u32>,
     /// The pods whose directories are there.
     pub(crate) directories: Mutex<BTreeSet<String>>,
     /// The message with which volumes fail, while set.
@@ -452,6 +454,7 @@ fn uid(pod: &Pod) -> String {
 impl Materials for FakeMaterials {
     async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure> {
         lock(&self.directories).insert(uid(pod));
+        *lock(&self.preparations) += 1;
         if let Some(message) = lock(&self.volume_failure).clone() {
             return Err(Failure::new("FailedMount", message));
         }

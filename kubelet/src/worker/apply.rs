@@ -14,6 +14,7 @@ use super::materials::ContainerRequest;
 use super::memory::{Failed, Failure, ImageState, Operation, VolumeState};
 use super::plan::Action;
 use super::{Context, Worker, image, runs, sight};
+use crate::backoff::with_jitter;
 use crate::events::Severity;
 use crate::hooks;
 
@@ -248,7 +249,10 @@ impl Worker {
     fn note_success(&mut self, operation: Operation) {
         self.memory.note_success(&operation);
         match operation {
-            Operation::Volumes => self.memory.volumes = VolumeState::Mounted,
+            Operation::Volumes => {
+                self.memory.volumes = VolumeState::Mounted;
+                self.memory.refresh_at = self.next_refresh();
+            }
             Operation::TearDown => self.memory.volumes = VolumeState::TornDown,
             Operation::StopSandbox(id) => {
                 self.memory.stopped.insert(id);
@@ -267,6 +271,30 @@ impl Worker {
             | Operation::Image(_)
             | Operation::Stop(_)
             | Operation::RemoveContainer(_) => {}
+        }
+    }
+
+    /// When the volumes are looked at again; never where none of them can change.
+    fn next_refresh(&self) -> Option<Instant> {
+        let pod = &self.wishes.borrow().pod;
+        let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
+        let changes = volumes.into_iter().flatten().any(|v| {
+            v.config_map.is_some()
+                || v.secret.is_some()
+                || v.projected.is_some()
+                || v.downward_api.is_some()
+        });
+        changes.then(|| Instant::now() + with_jitter(self.memory.pacing.refresh))
+    }
+
+    /// What of a changed pod its volumes may show is shown at once.
+    pub(super) fn note_changes(&mut self, before: &Pod, after: &Pod) {
+        let shown = |pod: &Pod| {
+            let metadata = &pod.metadata;
+            (metadata.labels.clone(), metadata.annotations.clone())
+        };
+        if self.memory.refresh_at.is_some() && shown(before) != shown(after) {
+            self.memory.refresh_at = Some(Instant::now());
         }
     }
 

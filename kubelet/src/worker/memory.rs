@@ -181,6 +181,8 @@ pub struct Pacing {
     /// How long a fresh failure is shown under its own name (`ErrImagePull`) before the status tells
     /// of the wait (`ImagePullBackOff`).
     pub fresh: Duration,
+    /// How often volumes are filled anew from ConfigMaps, Secrets, tokens and the pod.
+    pub refresh: Duration,
 }
 
 impl Default for Pacing {
@@ -192,6 +194,7 @@ impl Default for Pacing {
             create: Limits::new(seconds(1), seconds(10)),
             operation: Limits::new(Duration::from_millis(500), seconds(30)),
             fresh: seconds(1),
+            refresh: seconds(60),
         }
     }
 }
@@ -207,6 +210,8 @@ pub struct Memory {
     pub retries: BTreeMap<Operation, (Backoff, Instant)>,
     /// The volumes.
     pub volumes: VolumeState,
+    /// When the volumes are filled anew from their sources; absent where they never change.
+    pub refresh_at: Option<Instant>,
     /// The sandboxes whose stop has succeeded.
     pub stopped: BTreeSet<SandboxId>,
     /// How many sandboxes the pod has had.
@@ -233,6 +238,7 @@ impl Memory {
             in_flight: BTreeMap::new(),
             retries: BTreeMap::new(),
             volumes: VolumeState::default(),
+            refresh_at: None,
             stopped: BTreeSet::new(),
             sandbox_attempts: 0,
             containers: containers.map(|name| (name.to_owned(), Container::new(pacing))).collect(),

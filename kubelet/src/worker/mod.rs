@@ -100,6 +100,7 @@ pub(crate) struct Worker {
     operations: JoinSet<(Operation, Outcome)>,
     tasks: HashMap<tokio::task::Id, (Operation, tokio::task::AbortHandle)>,
     announced: BTreeSet<String>,
+    saved: Option<Arc<Pod>>,
     probes: probe::Probers,
 }
 
@@ -132,6 +133,7 @@ impl Worker {
             operations: JoinSet::new(),
             tasks: HashMap::new(),
             announced: BTreeSet::new(),
+            saved: None,
             probes: probe::Probers::new(Arc::clone(&context.runtime)),
             context,
         }
@@ -148,6 +150,7 @@ impl Worker {
                 return End::Shutdown;
             };
             let wish = self.wishes.borrow_and_update().clone();
+            self.save(&wish).await;
             self.digest(&wish.pod, &sandboxes).await;
             let now = Instant::now();
             let deadline = self.judge(&wish, &sandboxes, now);
@@ -175,6 +178,19 @@ impl Worker {
                 return End::Shutdown;
             }
         }
+    }
+
+    /// Keeps the pod on disk before anything is done for it.
+    async fn save(&mut self, wish: &Wish) {
+        let is_saved = self.saved.as_ref().is_some_and(|saved| wants_the_same(saved, &wish.pod));
+        if is_saved || wish.gone.is_some() {
+            return;
+        }
+        if let Some(saved) = self.saved.take() {
+            self.note_changes(&saved, &wish.pod);
+        }
+        self.context.cache.save_pod(&wish.pod).await;
+        self.saved = Some(Arc::clone(&wish.pod));
     }
 
     /// The runtime's records of the pod; asks again until it answers. `None` at shutdown.
@@ -290,9 +306,9 @@ impl Worker {
             self.context.shelf.put(&wish.pod, &status);
             return;
         }
-        self.context.cache.save_status(&self.key.uid, &status).await;
         self.context.shelf.put(&wish.pod, &status);
         self.context.statuses.update(&self.key, status.clone(), &self.published);
+        self.context.cache.save_status(&self.key.uid, &status).await;
         self.published = status;
     }
 
@@ -335,6 +351,17 @@ fn failed(reason: &str, message: &str) -> Verdict {
         reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
     }
+}
+
+/// Whether two states of a pod ask the same of the node; the echo of our own status does not count.
+fn wants_the_same(a: &Pod, b: &Pod) -> bool {
+    let (x, y) = (&a.metadata, &b.metadata);
+    x.deletion_timestamp == y.deletion_timestamp
+        && x.deletion_grace_period_seconds == y.deletion_grace_period_seconds
+        && x.labels == y.labels
+        && x.annotations == y.annotations
+        && x.finalizers == y.finalizers
+        && a.spec == b.spec
 }
 
 /// `terminationGracePeriodSeconds`, 30 s where absent.

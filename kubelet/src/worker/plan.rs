@@ -319,7 +319,15 @@ fn run(input: &Input<'_>) -> Plan {
 }
 
 fn volumes(input: &Input<'_>, plan: &mut Plan) {
-    if input.memory.volumes != VolumeState::Mounted {
+    let is_due = match (&input.memory.volumes, input.memory.refresh_at) {
+        (VolumeState::Mounted, None) => false,
+        (VolumeState::Mounted, Some(at)) if at > input.now => {
+            plan.wake_at(at);
+            false
+        }
+        _ => true,
+    };
+    if is_due {
         begin(input, plan, Operation::Volumes, Action::PrepareVolumes);
     }
 }

@@ -199,7 +199,7 @@ impl Roster {
         }
         let pod = Arc::new(pod);
         if self.entries.contains_key(&key.uid) {
-            self.update(&key.uid, pod).await;
+            self.update(&key.uid, pod);
             return;
         }
         let predecessors: Vec<String> = self.of_the_same_name(&key);
@@ -218,16 +218,11 @@ impl Roster {
     }
 
     /// Takes in the newest state of a pod that has a worker.
-    async fn update(&mut self, uid: &str, pod: Arc<Pod>) {
-        let Some(entry) = self.entries.get_mut(uid) else {
-            return;
-        };
-        // Kept before the worker knows of it: once it has removed the record, none may come back.
-        if entry.pod.spec != pod.spec || entry.pod.metadata != pod.metadata {
-            self.context.cache.save_pod(&pod).await;
+    fn update(&mut self, uid: &str, pod: Arc<Pod>) {
+        if let Some(entry) = self.entries.get_mut(uid) {
+            entry.pod = Arc::clone(&pod);
+            entry.wish.send_modify(|wish| wish.pod = pod);
         }
-        entry.pod = Arc::clone(&pod);
-        entry.wish.send_modify(|wish| wish.pod = pod);
     }
 
     fn of_the_same_name(&self, key: &PodKey) -> Vec<String> {
@@ -240,7 +235,6 @@ impl Roster {
     }
 
     async fn admit(&mut self, pod: Arc<Pod>) {
-        self.context.cache.save_pod(&pod).await;
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         // What has been let in once stays in, whatever the node looks like now.
         let known = pod.status.as_ref().is_some_and(|s| s.start_time.is_some())

@@ -530,3 +530,55 @@ async fn a_leftover_record_of_an_old_owner_does_no_harm_to_the_new_one() {
     assert!(node.runtime.running("old").is_empty());
     assert_eq!(node.runtime.state().most_live, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_post_start_hook_that_fails_ends_its_container() {
+    let mut node = Node::new();
+    let mut pod = pod("p", "u1", "Always");
+    pod["spec"]["containers"][0]["lifecycle"] =
+        json!({"postStart": {"exec": {"command": ["hook"]}}});
+    node.runtime.state().failures.insert("exec_sync", 1);
+    node.apply(pod).await;
+    node.pass(SECOND * 3).await;
+    let status = state(&node.status("p"));
+    assert_eq!(status["restartCount"], 1);
+    assert!(status["ready"].as_bool().unwrap());
+    assert_eq!(status["lastState"]["terminated"]["exitCode"], 143);
+    assert!(node.reasons().contains(&"FailedPostStartHook".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_runs_before_the_signal_and_within_the_grace_period() {
+    for (seconds, grace, least, most) in [(5, 30, 5, 6), (100, 10, 10, 12), (0, 30, 0, 1)] {
+        let node = Node::new();
+        let mut pod = pod("p", "u1", "Always");
+        pod["spec"]["containers"][0]["lifecycle"] =
+            json!({"preStop": {"sleep": {"seconds": seconds}}});
+        node.apply(pod.clone()).await;
+        node.pass(SECOND).await;
+        node.apply(deleted(pod, grace)).await;
+        let begun = tokio::time::Instant::now();
+        while !node.runtime.running("u1").is_empty() {
+            node.pass(Duration::from_millis(100)).await;
+        }
+        let took = begun.elapsed();
+        assert!(took >= SECOND * least && took <= SECOND * most, "{seconds} {grace}: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_that_can_change_are_filled_anew_and_at_once_when_the_pod_changes() {
+    let node = Node::new();
+    let mut pod = pod("p", "u1", "Always");
+    pod["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "x"}}]);
+    node.apply(pod.clone()).await;
+    node.pass(SECOND).await;
+    let prepared = || *node.materials.preparations.lock().unwrap();
+    assert_eq!(prepared(), 1);
+    node.pass(SECOND * 75).await;
+    assert_eq!(prepared(), 2);
+    pod["metadata"]["labels"] = json!({"new": "label"});
+    node.apply(pod).await;
+    node.pass(SECOND).await;
+    assert_eq!(prepared(), 3);
+}
