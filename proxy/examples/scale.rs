@@ -24,7 +24,12 @@ fn vip(index: u32, endpoints: u32) -> Vip {
         address: SocketAddr::new(Ipv4Addr::from(0x0af4_0000 + index * 4 + n).into(), 8080),
         place: Place::Elsewhere,
     });
-    Vip { kind: VipKind::ClusterIp, backends: backends.collect(), absent: Absent::Refuse }
+    Vip {
+        kind: VipKind::ClusterIp,
+        backends: backends.collect(),
+        absent: Absent::Refuse,
+        hold: None,
+    }
 }
 
 fn all(services: u32) -> Vec<(VipKey, Vip)> {

@@ -69,9 +69,11 @@ pub(crate) fn service(
     if cluster_ips.is_empty() {
         return Some((Update::NoService(name), notices));
     }
-    let affinity = affinity(spec);
-    if affinity != Affinity::None {
-        notices.push("sessionAffinity ClientIP: each connection picks an endpoint".into());
+    if let Some(distribution) = &spec.traffic_distribution {
+        notices.push(format!("trafficDistribution {distribution}: any endpoint may be chosen"));
+    }
+    if spec.health_check_node_port.is_some_and(|port| port != 0) {
+        notices.push("healthCheckNodePort: no health checks are answered".into());
     }
     let service = Service {
         cluster_ips,
@@ -79,7 +81,7 @@ pub(crate) fn service(
         ports: ports(spec, &mut notices),
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
-        affinity,
+        affinity: affinity(spec),
         name,
     };
     Some((Update::Service(service), notices))
@@ -279,7 +281,7 @@ mod tests {
     #[test]
     fn what_is_not_honoured_is_said() {
         let (_, notices) = read(
-            r#"{"type":"LoadBalancer","clusterIP":"10.96.0.1","sessionAffinity":"ClientIP",
+            r#"{"type":"LoadBalancer","clusterIP":"10.96.0.1","trafficDistribution":"PreferClose",
                 "externalIPs":["127.0.0.1"],
                 "ports":[{"port":80,"protocol":"QUIC"},{"port":70000},{"port":1,"nodePort":70000}]}"#,
         );

@@ -6,14 +6,16 @@
 //! another version's, replaces it in one transaction. Blocking; belongs to one thread, in the
 //! network namespace of whoever opened it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use berth_nft::{Batch, Element, Error, Family, Socket, Value, Verdict};
 
 use crate::flows::{self, Changed};
+use crate::hold;
 use crate::model::{Facts, Protocol, Vip, VipKey};
+use crate::names::{ChainRole, SMALL, SetKind, fixed_kinds, parse_chain, scope_kinds};
 use crate::plan::{ElementChange, Elements, Gate, Program, SetRef, adopt, diff, fact_elements};
-use crate::ruleset::{ChainRole, Ruleset, SMALL, Scope, SetKind, fixed_kinds, parse_chain};
+use crate::ruleset::{Grown, Ruleset};
 
 /// What a sync did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,13 +26,6 @@ pub struct Report {
     pub rebuilt: usize,
     /// Tracked connections deleted.
     pub stale_flows: usize,
-}
-
-/// The chains that exist besides the fixed ones.
-#[derive(Debug, Clone, Default)]
-struct Grown {
-    slots: HashMap<(Family, Scope), usize>,
-    fans: BTreeSet<(Family, Scope, usize)>,
 }
 
 /// What one family's table holds.
@@ -49,8 +44,13 @@ pub struct Dataplane {
     socket: Socket,
     rules: [Ruleset; 2],
     program: Program,
-    grown: Grown,
+    grown: [Grown; 2],
     generation: Option<u32>,
+}
+
+/// Where a family's things are.
+fn index(family: Family) -> usize {
+    usize::from(family == Family::Ip6)
 }
 
 /// The families that have a table.
@@ -67,7 +67,7 @@ impl Dataplane {
             socket: Socket::open()?,
             rules: [Ruleset::new(Family::Ip)?, Ruleset::new(Family::Ip6)?],
             program: Program::default(),
-            grown: Grown::default(),
+            grown: Default::default(),
             generation: None,
         };
         let mut batch = Batch::new();
@@ -86,7 +86,7 @@ impl Dataplane {
     }
 
     fn rules(&self, family: Family) -> &Ruleset {
-        &self.rules[usize::from(family == Family::Ip6)]
+        &self.rules[index(family)]
     }
 
     /// Makes the kernel hold exactly what is wanted: dumps, and writes what differs.
@@ -101,14 +101,13 @@ impl Dataplane {
         let mut report = Report::default();
         let mut batch = Batch::new();
         let mut observed = Elements::new();
-        let mut grown = Grown::default();
+        let mut grown: [Grown; 2] = Default::default();
         for rules in self.rules.clone() {
             let family = rules.table().family();
             match self.observe(&rules)? {
                 Observed::Ours(elements, more) => {
                     observed.extend(elements);
-                    grown.slots.extend(more.slots);
-                    grown.fans.extend(more.fans);
+                    grown[index(family)] = more;
                 }
                 Observed::Missing | Observed::Foreign => {
                     rules.create(&mut batch)?;
@@ -126,7 +125,9 @@ impl Dataplane {
         let grown = self.write(&mut batch, &changes)?;
         self.socket.commit(batch)?;
         self.grown = grown;
+        let moves = hold::moves_since(&observed, &program);
         self.program = program;
+        self.move_held(&moves);
         self.generation = self.socket.generation().ok();
         let keys: Vec<VipKey> = self.program.vips().map(|(key, _)| *key).collect();
         report.stale_flows = self.forget_flows(&keys, &HashMap::new());
@@ -153,7 +154,11 @@ impl Dataplane {
         self.grown = grown;
         let mut gone = HashMap::new();
         let mut keys = Vec::new();
+        let mut moves = Vec::new();
         for (key, after) in plan.changed() {
+            if let Some(before) = self.program.vip(key) {
+                moves.extend(hold::moves(key, before, after));
+            }
             if flows::may_leave_flows(key, self.program.vip(key), after) {
                 keys.push(*key);
                 if after.is_none() {
@@ -162,8 +167,44 @@ impl Dataplane {
             }
         }
         self.program.applied(plan);
+        self.move_held(&moves);
         report.stale_flows = self.forget_flows(&keys, &gone);
         Ok(report)
+    }
+
+    /// Lets clients with affinity follow their endpoints to other slots, and forgets those of
+    /// endpoints that are gone. A failure is not the sync's: who is sent to an empty slot
+    /// chooses anew.
+    fn move_held(&mut self, moves: &[hold::Move]) {
+        if moves.is_empty() {
+            return;
+        }
+        if let Err(error) = self.try_move_held(moves) {
+            tracing::warn!(%error, "some clients lose their affinity");
+        }
+        // Whatever was written here was ours.
+        self.generation = self.socket.generation().ok();
+    }
+
+    fn try_move_held(&mut self, moves: &[hold::Move]) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        let mut come = Vec::new();
+        for one in moves {
+            let rules = self.rules(one.family()).clone();
+            let from = rules.set(SetKind::Held(one.scope, one.from))?;
+            let held = self.socket.elements(&from)?;
+            let held: Vec<_> = held.into_iter().filter(|element| one.concerns(element)).collect();
+            // One that expires meanwhile would fail the deletion: make sure it is there.
+            batch.add_elements(&from, &held);
+            batch.delete_elements(&from, &held);
+            if let Some(to) = one.to {
+                come.push((rules.set(SetKind::Held(one.scope, to))?, held));
+            }
+        }
+        for (to, held) in come {
+            batch.add_elements(&to, &held);
+        }
+        self.socket.commit(batch)
     }
 
     /// Whether somebody changed nf_tables since our last transaction. Costs one message.
@@ -201,7 +242,7 @@ impl Dataplane {
     }
 
     /// Adds changes to a transaction, with the chains they need. Returns what exists after it.
-    fn write(&self, batch: &mut Batch, changes: &[ElementChange]) -> Result<Grown, Error> {
+    fn write(&self, batch: &mut Batch, changes: &[ElementChange]) -> Result<[Grown; 2], Error> {
         type Sides<'a> = (Vec<&'a Element>, Vec<&'a Element>);
         let mut grown = self.grown.clone();
         let mut sets: BTreeMap<SetRef, Sides<'_>> = BTreeMap::new();
@@ -211,7 +252,8 @@ impl Dataplane {
                     sets.entry(*set).or_default().0.push(element)
                 }
                 ElementChange::Add(set, element) => {
-                    self.grow(batch, &mut grown, (*set, element))?;
+                    let grown = &mut grown[index(set.family)];
+                    self.grow(batch, grown, (*set, element))?;
                     sets.entry(*set).or_default().1.push(element);
                 }
             }
@@ -235,19 +277,19 @@ impl Dataplane {
         grown: &mut Grown,
         (set, element): (SetRef, &Element),
     ) -> Result<(), Error> {
-        let (SetKind::BigFan(scope), Value::Verdict(Verdict::Goto(chain))) =
-            (set.kind, &element.value)
-        else {
-            return Ok(());
-        };
-        let Some((_, ChainRole::Fan(fan))) = parse_chain(chain.as_str()) else { return Ok(()) };
         let rules = self.rules(set.family);
-        let slots = grown.slots.entry((set.family, scope)).or_insert(SMALL);
+        let Some(scope) = set.kind.scope() else { return Ok(()) };
+        if scope.hold.is_some() && grown.holds.insert(scope) {
+            rules.add_scope(batch, scope)?;
+        }
+        let Value::Verdict(Verdict::Goto(chain)) = &element.value else { return Ok(()) };
+        let Some((_, ChainRole::Fan(fan))) = parse_chain(chain.as_str()) else { return Ok(()) };
+        let slots = grown.slots.entry(scope).or_insert(SMALL);
         if *slots < fan {
             rules.add_slots(batch, scope, *slots..fan)?;
             *slots = fan;
         }
-        if grown.fans.insert((set.family, scope, fan)) {
+        if grown.fans.insert((scope, fan)) {
             rules.add_fan(batch, scope, fan)?;
         }
         Ok(())
@@ -265,7 +307,8 @@ impl Dataplane {
             return Ok(Observed::Foreign);
         }
         let mut kinds = fixed_kinds();
-        for ((_, scope), slots) in &grown.slots {
+        kinds.extend(grown.holds.iter().copied().flat_map(scope_kinds));
+        for (scope, slots) in &grown.slots {
             kinds.extend((SMALL..*slots).map(|slot| SetKind::Slot(*scope, slot as u16)));
         }
         let mut elements = Elements::new();
@@ -285,25 +328,24 @@ impl Dataplane {
 
     /// The chains made on demand, `None` when the rules are not the ones we would write.
     fn observe_rules(&mut self, rules: &Ruleset) -> Result<Option<Grown>, Error> {
-        let family = rules.table().family();
         let mut grown = Grown::default();
-        let mut more = 0;
         for chain in self.socket.chains(rules.table())? {
             match parse_chain(&chain.name) {
                 Some((scope, ChainRole::Slot(slot))) if slot >= SMALL => {
-                    let slots = grown.slots.entry((family, scope)).or_insert(SMALL);
+                    let slots = grown.slots.entry(scope).or_insert(SMALL);
                     *slots = (*slots).max(slot + 1);
-                    more += 1;
                 }
                 Some((scope, ChainRole::Fan(fan))) if fan > SMALL => {
-                    grown.fans.insert((family, scope, fan));
-                    more += 1;
+                    grown.fans.insert((scope, fan));
+                }
+                Some((scope, ChainRole::Entry)) if scope.hold.is_some() => {
+                    grown.holds.insert(scope);
                 }
                 _ => {}
             }
         }
         let count = self.socket.rules(rules.table())?.len();
-        Ok((count == rules.rule_count()? + more).then_some(grown))
+        Ok((count == rules.rule_count(&grown)?).then_some(grown))
     }
 }
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use berth_nft::conntrack::Flow;
 
-use crate::model::{Protocol, Vip, VipKey, VipKind};
+use crate::model::{Protocol, Vip, VipKey};
 
 /// What became of the ports that changed.
 pub type Changed<'a> = HashMap<VipKey, Option<&'a Vip>>;
@@ -31,11 +31,7 @@ pub fn is_stale(flow: &Flow, changed: &Changed<'_>) -> bool {
 }
 
 fn serves(vip: &Vip, endpoint: SocketAddr) -> bool {
-    let local = match &vip.kind {
-        VipKind::LocalExternal(local) => local.as_slice(),
-        _ => &[],
-    };
-    vip.backends.iter().chain(local).any(|backend| backend.address == endpoint)
+    vip.lists().flat_map(|(_, list)| list).any(|backend| backend.address == endpoint)
 }
 
 /// Whether a port's change can have left connections behind.
@@ -45,11 +41,7 @@ pub fn may_leave_flows(key: &VipKey, before: Option<&Vip>, after: Option<&Vip>) 
     }
     let empty = |vip: Option<&Vip>| vip.is_none_or(|vip| vip.backends.is_empty());
     let lost = before.is_some_and(|before| {
-        let local = match &before.kind {
-            VipKind::LocalExternal(local) => local.as_slice(),
-            _ => &[],
-        };
-        let mut old = before.backends.iter().chain(local);
+        let mut old = before.lists().flat_map(|(_, list)| list);
         old.any(|backend| after.is_none_or(|after| !serves(after, backend.address)))
     });
     lost || (empty(before) && !empty(after))

@@ -5,8 +5,8 @@
 //! thousand. `ruleset` draws the data plane; `plan` is the pure part; `dataplane` applies.
 //!
 //! Served: ClusterIP, NodePort, external and load balancer addresses, for TCP, UDP and SCTP, in
-//! both families, with internal and external traffic policies. Said, but not yet honoured:
-//! client affinity and load balancer source ranges.
+//! both families, with internal and external traffic policies and client affinity. Said, but not
+//! yet honoured: load balancer source ranges, traffic distribution, health check node ports.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,9 @@ pub mod cluster;
 mod convert;
 pub mod dataplane;
 pub mod flows;
+pub mod hold;
 pub mod model;
+pub mod names;
 pub mod plan;
 pub mod resolve;
 pub mod route;

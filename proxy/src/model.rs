@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::names::{Audience, Scope};
+
 /// A namespaced name of a Service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
@@ -239,6 +241,27 @@ pub struct Vip {
     pub backends: Vec<Backend>,
     /// What happens when the list is empty.
     pub absent: Absent,
+    /// For how many seconds a client keeps its endpoint.
+    pub hold: Option<u32>,
+}
+
+impl Vip {
+    /// The lists of endpoints, and whom they are for.
+    pub fn lists(&self) -> impl Iterator<Item = (Scope, &[Backend])> {
+        let local = match &self.kind {
+            VipKind::LocalExternal(local) => Some((Audience::Outside, local.as_slice())),
+            _ => None,
+        };
+        [(Audience::Any, self.backends.as_slice())]
+            .into_iter()
+            .chain(local)
+            .map(|(audience, list)| (Scope { audience, hold: self.hold }, list))
+    }
+
+    /// The list for an audience; empty when it has none of its own.
+    pub fn list(&self, audience: Audience) -> &[Backend] {
+        self.lists().find(|(scope, _)| scope.audience == audience).map_or(&[], |(_, list)| list)
+    }
 }
 
 /// What the proxy must know about its node and cluster.

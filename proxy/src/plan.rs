@@ -12,7 +12,7 @@ use berth_nft::{Data, Element, Error, Family, Field, Key, Value};
 use ipnet::IpNet;
 
 use crate::model::{Absent, Backend, Facts, MasqueradeScope, Place, Vip, VipKey, VipKind};
-use crate::ruleset::{MAX_BACKENDS, SMALL, Scope, SetKind, fan_verdict};
+use crate::names::{Audience, MAX_BACKENDS, SMALL, Scope, SetKind, fan_verdict};
 
 /// A set of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,13 +154,10 @@ impl Plan {
 
 /// Puts a wanted port's endpoints into slots, moving as few as possible.
 fn arranged(before: Option<&Vip>, mut wanted: Vip) -> Vip {
-    wanted.backends = arrange(before.map_or(&[], |vip| &vip.backends), &wanted.backends);
+    let old = |audience| before.map_or(&[][..], |vip| vip.list(audience));
+    wanted.backends = arrange(old(Audience::Any), &wanted.backends);
     if let VipKind::LocalExternal(local) = &mut wanted.kind {
-        let old = match before.map(|vip| &vip.kind) {
-            Some(VipKind::LocalExternal(old)) => old.as_slice(),
-            _ => &[],
-        };
-        *local = arrange(old, local);
+        *local = arrange(old(Audience::Outside), local);
     }
     wanted
 }
@@ -199,7 +196,7 @@ pub fn arrange(before: &[Backend], wanted: &[Backend]) -> Vec<Backend> {
 }
 
 /// The key of a port in our sets.
-fn dialled(key: &VipKey) -> Data {
+pub(crate) fn dialled(key: &VipKey) -> Data {
     Data::from([
         Field::from(key.address),
         Field::Proto(key.protocol.number()),
@@ -207,14 +204,13 @@ fn dialled(key: &VipKey) -> Data {
     ])
 }
 
-fn family(key: &VipKey) -> Family {
+pub(crate) fn family(key: &VipKey) -> Family {
     if key.address.is_ipv6() { Family::Ip6 } else { Family::Ip }
 }
 
 /// The elements that belong to one port alone.
 fn own_elements(key: &VipKey, vip: &Vip, out: &mut Vec<(SetRef, Element)>) -> Result<(), Error> {
     let set = |kind| SetRef { family: family(key), kind };
-    list_elements(Scope::Any, key, &vip.backends, out)?;
     let mut member = |kind| out.push((set(kind), Element::key(dialled(key))));
     match &vip.kind {
         VipKind::ClusterIp => {}
@@ -228,10 +224,7 @@ fn own_elements(key: &VipKey, vip: &Vip, out: &mut Vec<(SetRef, Element)>) -> Re
         (false, _) if hidden => member(SetKind::Drop),
         (false, _) => {}
     }
-    if let VipKind::LocalExternal(local) = &vip.kind {
-        list_elements(Scope::Outside, key, local, out)?;
-    }
-    Ok(())
+    vip.lists().try_for_each(|(scope, list)| list_elements(scope, key, list, out))
 }
 
 /// The elements of one list of endpoints.
@@ -263,14 +256,9 @@ fn list_elements(
 /// The elements that several ports may need.
 fn shared_elements(key: &VipKey, vip: &Vip) -> BTreeSet<(SetRef, Element)> {
     let set = |kind| SetRef { family: family(key), kind };
-    let local = match &vip.kind {
-        VipKind::LocalExternal(local) => local.as_slice(),
-        _ => &[],
-    };
     let mut out: BTreeSet<_> = vip
-        .backends
-        .iter()
-        .chain(local)
+        .lists()
+        .flat_map(|(_, list)| list)
         .filter(|backend| backend.place == Place::Here)
         .map(|backend| {
             let address = Field::from(backend.address.ip());
@@ -362,9 +350,11 @@ pub fn observed_slots(observed: &Elements, key: &VipKey, scope: Scope) -> Vec<Ba
 pub fn adopt(observed: &Elements, wanted: Vec<(VipKey, Vip)>) -> Program {
     let mut program = Program::default();
     for (key, mut vip) in wanted {
-        vip.backends = arrange(&observed_slots(observed, &key, Scope::Any), &vip.backends);
+        let scope = |audience| Scope { audience, hold: vip.hold };
+        let slots = |audience| observed_slots(observed, &key, scope(audience));
+        vip.backends = arrange(&slots(Audience::Any), &vip.backends);
         if let VipKind::LocalExternal(local) = &mut vip.kind {
-            *local = arrange(&observed_slots(observed, &key, Scope::Outside), local);
+            *local = arrange(&slots(Audience::Outside), local);
         }
         for shared in shared_elements(&key, &vip) {
             *program.shared.entry(shared).or_insert(0) += 1;

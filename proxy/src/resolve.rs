@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::model::{
-    Absent, Backend, Condition, Facts, Place, Protocol, Service, ServicePort, Slice, TrafficPolicy,
-    Vip, VipKey, VipKind,
+    Absent, Affinity, Backend, Condition, Facts, Place, Protocol, Service, ServicePort, Slice,
+    TrafficPolicy, Vip, VipKey, VipKind,
 };
 
 /// A backend and whether it is only a fallback.
@@ -32,9 +32,21 @@ pub fn resolve(service: &Service, slices: &[&Slice], facts: &Facts) -> Vec<(VipK
             }
         }
     }
+    let hold = hold(service.affinity);
+    vips.iter_mut().for_each(|(_, vip)| vip.hold = hold);
     let mut seen = BTreeSet::new();
     vips.retain(|(key, _)| seen.insert(*key));
     vips
+}
+
+/// Whole seconds, at least one.
+fn hold(affinity: Affinity) -> Option<u32> {
+    match affinity {
+        Affinity::None => None,
+        Affinity::ClientIp(time) => {
+            Some(u32::try_from(time.as_secs()).unwrap_or(u32::MAX / 1000).max(1))
+        }
+    }
 }
 
 /// What clients outside may dial for a port.
@@ -94,7 +106,7 @@ fn cluster_vip(policy: TrafficPolicy, candidates: &[Candidate]) -> Vip {
         TrafficPolicy::Cluster => usable(candidates, |_| true),
         TrafficPolicy::Local => usable(candidates, here),
     };
-    Vip { kind: VipKind::ClusterIp, backends, absent: absent(candidates) }
+    Vip { kind: VipKind::ClusterIp, backends, absent: absent(candidates), hold: None }
 }
 
 fn external_vip(policy: TrafficPolicy, candidates: &[Candidate]) -> Vip {
@@ -102,13 +114,14 @@ fn external_vip(policy: TrafficPolicy, candidates: &[Candidate]) -> Vip {
         TrafficPolicy::Cluster => VipKind::External,
         TrafficPolicy::Local => VipKind::LocalExternal(usable(candidates, here)),
     };
-    Vip { kind, backends: usable(candidates, |_| true), absent: absent(candidates) }
+    let backends = usable(candidates, |_| true);
+    Vip { kind, backends, absent: absent(candidates), hold: None }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Affinity, Endpoint, ServiceName, SlicePort};
+    use crate::model::{Endpoint, ServiceName, SlicePort};
 
     fn service(internal: TrafficPolicy, external: TrafficPolicy) -> Service {
         Service {

@@ -15,104 +15,62 @@
 //!            address in @cluster-ips, source not kept mark
 //!            … in @local, from outside                goto local-services
 //!            … in @svc1 goto n1, …, @svc16 goto n16, @svc-big map to nN
+//!            @ep0, when a change came in between
 //! nN:        random 0..N → goto pick0 … pick(N-1)
-//! pickE:     translate to what @epE holds for address.protocol.port
+//! pickE:     translate to what @epE holds for address.protocol.port, or else @ep0
 //! ```
 //! `local-services` has the same inside with a prefix, for clients from outside of a Service
 //! with external traffic policy Local. Fan-outs above 16 get their chains when first needed.
 //!
+//! Client affinity of N seconds has the same again, prefixed `holdN-`, made when first needed.
+//! There, pickE remembers the client and what it dialled in @heldE for N seconds, and held sends
+//! whoever is remembered back to pickE, before another choice is made. If the slot is empty by
+//! then, the choice is made anew.
+//!
 //! Differs: kube-proxy writes a chain for each Service and endpoint; that makes each of its
 //! syncs walk everything.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
 use berth_nft::{
-    Base, Batch, Chain, CtState, DataType, Error, Family, Field, Hook, Load, Name, Rule, Set,
-    Table, Verdict,
+    Base, Batch, Chain, CtState, DataType, Error, Family, Field, Hook, Load, Rule, Set, Table,
+};
+
+use crate::names::{
+    Audience, SMALL, Scope, SetKind, entry_name, fan_name, fixed_kinds, held_name, pick_name,
+    scope_kinds, set_name,
 };
 
 /// Name of our tables.
 pub const TABLE: &str = "berth";
-/// Fan-outs whose sets exist from the start, looked up one after the other.
-pub(crate) const SMALL: usize = 16;
-/// The most endpoints a port is spread over.
-pub const MAX_BACKENDS: usize = 1024;
 /// Mark of packets to be masqueraded. It is the bit kube-proxy uses, so that whoever keeps clear
 /// of that one keeps clear of this.
 pub(crate) const MARK: u32 = 0x4000;
-
-/// Which clients a list of endpoints is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// All without a list of their own.
-    Any,
-    /// Those from outside, where policy keeps them on this node.
-    Outside,
-}
-
-impl Scope {
-    const ALL: [Self; 2] = [Self::Any, Self::Outside];
-
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Any => "",
-            Self::Outside => "local-",
-        }
-    }
-}
-
-/// The sets and maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SetKind {
-    /// Ports spread over this many endpoints, up to [`SMALL`].
-    Fan(Scope, u16),
-    /// Ports spread over more.
-    BigFan(Scope),
-    /// Endpoints in a slot.
-    Slot(Scope, u16),
-    /// Ports without endpoints whose clients are told so.
-    Refuse,
-    /// Ports whose remaining clients get silence.
-    Drop,
-    /// Ports with a list of their own for clients from outside.
-    Local,
-    /// Ports whose clients are masqueraded.
-    Marked,
-    /// Cluster IPs.
-    ClusterIps,
-    /// Pairs of one endpoint's address with itself.
-    Hairpin,
-    /// Pod networks: who is inside.
-    Pods,
-    /// Networks whose clients of cluster IPs keep their source.
-    Kept,
-    /// Networks of cluster IPs.
-    ServiceCidrs,
-    /// What is let out of no one until the first sync.
-    Gate,
-}
-
-/// The sets and maps that exist from the start.
-pub(crate) fn fixed_kinds() -> Vec<SetKind> {
-    use SetKind::{
-        BigFan, ClusterIps, Drop, Fan, Gate, Hairpin, Kept, Local, Marked, Pods, Refuse,
-        ServiceCidrs, Slot,
-    };
-    let mut kinds =
-        vec![Refuse, Drop, Local, Marked, ClusterIps, Hairpin, Pods, Kept, ServiceCidrs, Gate];
-    for scope in Scope::ALL {
-        kinds.push(BigFan(scope));
-        kinds.extend((1..=SMALL as u16).map(|fan| Fan(scope, fan)));
-        kinds.extend((0..SMALL as u16).map(|slot| Slot(scope, slot)));
-    }
-    kinds
-}
+/// Why the first slot is tried last. Each lookup of a packet sees the latest transaction, so one
+/// that commits between two lookups can hide a port from both: it just left the one fan-out, or
+/// the slot that was chosen. Whatever has an endpoint at all has one in the first slot.
+const LATE: &str = "a change came between two lookups";
+/// The most clients remembered in one slot of one affinity; more are not held.
+const HELD_MAX: u32 = 1 << 17;
 
 /// The ruleset of one family.
 #[derive(Debug, Clone)]
 pub struct Ruleset {
     family: Family,
     table: Table,
+}
+
+/// What exists in a table besides the fixed chains.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Grown {
+    /// Slots of scopes that have more than [`SMALL`].
+    pub(crate) slots: BTreeMap<Scope, usize>,
+    /// Fan-outs above [`SMALL`].
+    pub(crate) fans: BTreeSet<(Scope, usize)>,
+    /// Affinities.
+    pub(crate) holds: BTreeSet<Scope>,
 }
 
 /// The type of an address of the family.
@@ -169,6 +127,11 @@ impl Ruleset {
             | SetKind::Marked => Set::of_keys(&table, &name, &key),
             SetKind::BigFan(_) => Set::vmap(&table, &name, &key),
             SetKind::Slot(..) => Set::map(&table, &name, &key, &[address, DataType::Service]),
+            SetKind::Held(scope, _) => {
+                let key = [address, address, DataType::Proto, DataType::Service];
+                let timeout = Duration::from_secs(scope.hold.unwrap_or(1).into());
+                Ok(Set::of_keys(&table, &name, &key)?.dynamic(HELD_MAX).timeout(timeout))
+            }
             SetKind::ClusterIps => Set::of_keys(&table, &name, &[address]),
             SetKind::Hairpin => Set::of_keys(&table, &name, &[address, address]),
             SetKind::Pods | SetKind::Kept | SetKind::ServiceCidrs | SetKind::Gate => {
@@ -199,12 +162,20 @@ impl Ruleset {
     }
 
     fn small_chains(&self) -> Result<Vec<Chain>, Error> {
-        let mut names = vec!["services".to_owned(), "absent".to_owned(), "refuse".to_owned()];
-        names.push("local-services".to_owned());
-        for scope in Scope::ALL {
-            names.extend((1..=SMALL).map(|fan| fan_name(scope, fan)));
-            names.extend((0..SMALL).map(|slot| pick_name(scope, slot)));
+        let mut chains = vec![self.chain("absent")?, self.chain("refuse")?];
+        for scope in Scope::FIXED {
+            chains.extend(self.scope_chains(scope)?);
         }
+        Ok(chains)
+    }
+
+    fn scope_chains(&self, scope: Scope) -> Result<Vec<Chain>, Error> {
+        let mut names = vec![entry_name(scope)];
+        if scope.hold.is_some() {
+            names.push(held_name(scope));
+        }
+        names.extend((1..=SMALL).map(|fan| fan_name(scope, fan)));
+        names.extend((0..SMALL).map(|slot| pick_name(scope, slot)));
         names.iter().map(|name| self.chain(name)).collect()
     }
 
@@ -225,9 +196,18 @@ impl Ruleset {
         Ok(())
     }
 
-    /// How many rules there are without the big fan-outs, for a check of what the kernel holds.
-    pub(crate) fn rule_count(&self) -> Result<usize, Error> {
-        Ok(self.rules()?.len())
+    /// How many rules there are, for a check of what the kernel holds.
+    pub(crate) fn rule_count(&self, grown: &Grown) -> Result<usize, Error> {
+        let mut count = self.rules()?.len() + grown.fans.len();
+        for (scope, slots) in &grown.slots {
+            for slot in SMALL..*slots {
+                count += self.slot_rules(*scope, slot)?.len();
+            }
+        }
+        for scope in &grown.holds {
+            count += self.scope_rules(*scope)?.len();
+        }
+        Ok(count)
     }
 
     /// All rules, in order.
@@ -236,11 +216,24 @@ impl Ruleset {
         rules.extend(self.service_rules()?);
         rules.extend(self.filter_rules()?);
         rules.extend(self.source_rules()?);
-        for scope in Scope::ALL {
-            rules.extend(self.fan_rules(scope)?);
-            for slot in 0..SMALL {
-                rules.push(self.pick_rule(scope, slot)?);
-            }
+        for scope in Scope::FIXED {
+            rules.extend(self.scope_rules(scope)?);
+        }
+        Ok(rules)
+    }
+
+    /// The rules of one scope, with the one that leads there.
+    fn scope_rules(&self, scope: Scope) -> Result<Vec<Rule>, Error> {
+        let mut rules = Vec::new();
+        if scope.hold.is_some() {
+            let (entry, held) = (self.chain(&entry_name(scope))?, self.chain(&held_name(scope))?);
+            let parent = self.chain(&entry_name(Scope::plain(scope.audience)))?;
+            rules.push(Rule::new(&parent).jump(&entry));
+            rules.push(Rule::new(&entry).jump(&held));
+        }
+        rules.extend(self.fan_rules(scope)?);
+        for slot in 0..SMALL {
+            rules.extend(self.slot_rules(scope, slot)?);
         }
         Ok(rules)
     }
@@ -292,7 +285,8 @@ impl Ruleset {
             .in_set(&dialled, &local)
             .saddr_is_not_local()
             .not_in_set(&saddr, &self.set(SetKind::Pods)?);
-        rules.push(rule.goto(&self.chain("local-services")?));
+        let outside = Scope::plain(Audience::Outside);
+        rules.push(rule.goto(&self.chain(&entry_name(outside))?));
         Ok(rules)
     }
 
@@ -330,10 +324,7 @@ impl Ruleset {
     }
 
     fn fan_rules(&self, scope: Scope) -> Result<Vec<Rule>, Error> {
-        let services = self.chain(match scope {
-            Scope::Any => "services",
-            Scope::Outside => "local-services",
-        })?;
+        let services = self.chain(&entry_name(scope))?;
         let mut rules = Vec::new();
         for fan in 1..=SMALL {
             let set = self.set(SetKind::Fan(scope, fan as u16))?;
@@ -342,6 +333,7 @@ impl Ruleset {
         }
         let big = self.set(SetKind::BigFan(scope))?;
         rules.push(Rule::new(&services).vmap(&self.dialled(), &big));
+        rules.push(self.translate(&entry_name(scope), SetKind::Slot(scope, 0))?.comment(LATE));
         for fan in 1..=SMALL {
             rules.push(self.choice_rule(scope, fan)?);
         }
@@ -359,15 +351,50 @@ impl Ruleset {
         })
     }
 
-    fn pick_rule(&self, scope: Scope, slot: usize) -> Result<Rule, Error> {
-        let transport = crate::model::Protocol::ALL.map(|p| Field::Proto(p.number()));
-        let map = self.set(SetKind::Slot(scope, slot as u16))?;
-        Ok(Rule::new(&self.chain(&pick_name(scope, slot))?)
-            .is_one_of(Load::L4Proto, &transport)
-            .dnat_map(&self.dialled(), &map))
+    fn slot_rules(&self, scope: Scope, slot: usize) -> Result<Vec<Rule>, Error> {
+        let name = pick_name(scope, slot);
+        let pick = self.chain(&name)?;
+        let mut rules = Vec::new();
+        if scope.hold.is_some() {
+            let held = self.set(SetKind::Held(scope, slot as u16))?;
+            let client = [[Load::saddr(self.family)].as_slice(), &self.dialled()].concat();
+            rules.push(
+                Rule::new(&self.chain(&held_name(scope))?).in_set(&client, &held).jump(&pick),
+            );
+            rules.push(Rule::new(&pick).remember(&client, &held));
+        }
+        rules.push(self.translate(&name, SetKind::Slot(scope, slot as u16))?);
+        if slot > 0 {
+            rules.push(self.translate(&name, SetKind::Slot(scope, 0))?.comment(LATE));
+        }
+        Ok(rules)
     }
 
-    /// Adds the chains and maps that a fan-out above [`SMALL`] needs. Slots below `have` exist.
+    /// Translates to the endpoint a slot holds for what was dialled; goes on when there is none.
+    fn translate(&self, chain: &str, slot: SetKind) -> Result<Rule, Error> {
+        let transport = crate::model::Protocol::ALL.map(|p| Field::Proto(p.number()));
+        let rule = Rule::new(&self.chain(chain)?).is_one_of(Load::L4Proto, &transport);
+        Ok(rule.dnat_map(&self.dialled(), &self.set(slot)?))
+    }
+
+    /// Adds the chains, maps and rules of an affinity.
+    pub(crate) fn add_scope(&self, batch: &mut Batch, scope: Scope) -> Result<(), Error> {
+        for kind in scope_kinds(scope) {
+            batch.add_set(&self.set(kind)?);
+        }
+        for slot in 0..SMALL {
+            batch.add_set(&self.set(SetKind::Held(scope, slot as u16))?);
+        }
+        for chain in self.scope_chains(scope)? {
+            batch.add_chain(&chain);
+        }
+        for rule in self.scope_rules(scope)? {
+            batch.add_rule(&rule);
+        }
+        Ok(())
+    }
+
+    /// Adds the chains and maps of slots that a fan-out above [`SMALL`] needs.
     pub(crate) fn add_slots(
         &self,
         batch: &mut Batch,
@@ -376,8 +403,13 @@ impl Ruleset {
     ) -> Result<(), Error> {
         for slot in slots {
             batch.add_set(&self.set(SetKind::Slot(scope, slot as u16))?);
+            if scope.hold.is_some() {
+                batch.add_set(&self.set(SetKind::Held(scope, slot as u16))?);
+            }
             batch.add_chain(&self.chain(&pick_name(scope, slot))?);
-            batch.add_rule(&self.pick_rule(scope, slot)?);
+            for rule in self.slot_rules(scope, slot)? {
+                batch.add_rule(&rule);
+            }
         }
         Ok(())
     }
@@ -397,73 +429,9 @@ fn loopback() -> Field {
     Field::Ifname(name)
 }
 
-/// Chain of a fan-out.
-pub(crate) fn fan_name(scope: Scope, fan: usize) -> String {
-    format!("{}n{fan}", scope.prefix())
-}
-
-/// Chain of a slot.
-pub(crate) fn pick_name(scope: Scope, slot: usize) -> String {
-    format!("{}pick{slot}", scope.prefix())
-}
-
-/// The verdict that leads to a fan-out.
-pub(crate) fn fan_verdict(scope: Scope, fan: usize) -> Result<Verdict, Error> {
-    Ok(Verdict::Goto(Name::new(&fan_name(scope, fan))?))
-}
-
-/// Reads a name made by [`fan_name`] or [`pick_name`] back.
-pub(crate) fn parse_chain(name: &str) -> Option<(Scope, ChainRole)> {
-    let (scope, rest) = match name.strip_prefix("local-") {
-        Some(rest) => (Scope::Outside, rest),
-        None => (Scope::Any, name),
-    };
-    if let Some(slot) = rest.strip_prefix("pick") {
-        return Some((scope, ChainRole::Slot(slot.parse().ok()?)));
-    }
-    Some((scope, ChainRole::Fan(rest.strip_prefix('n')?.parse().ok()?)))
-}
-
-/// What a chain made on demand is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ChainRole {
-    /// Chooses among this many slots.
-    Fan(usize),
-    /// Translates to this slot's endpoint.
-    Slot(usize),
-}
-
-fn set_name(kind: SetKind) -> String {
-    match kind {
-        SetKind::Fan(scope, fan) => format!("{}svc{fan}", scope.prefix()),
-        SetKind::BigFan(scope) => format!("{}svc-big", scope.prefix()),
-        SetKind::Slot(scope, slot) => format!("{}ep{slot}", scope.prefix()),
-        SetKind::Refuse => "refused".into(),
-        SetKind::Drop => "dropped".into(),
-        SetKind::Local => "local".into(),
-        SetKind::Marked => "marked".into(),
-        SetKind::ClusterIps => "cluster-ips".into(),
-        SetKind::Hairpin => "hairpin".into(),
-        SetKind::Pods => "pods".into(),
-        SetKind::Kept => "kept".into(),
-        SetKind::ServiceCidrs => "service-cidrs".into(),
-        SetKind::Gate => "gate".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn chain_names_read_back() {
-        for scope in Scope::ALL {
-            assert_eq!(parse_chain(&fan_name(scope, 17)), Some((scope, ChainRole::Fan(17))));
-            assert_eq!(parse_chain(&pick_name(scope, 3)), Some((scope, ChainRole::Slot(3))));
-        }
-        assert_eq!(parse_chain("nat-output"), None);
-        assert_eq!(parse_chain("services"), None);
-    }
 
     #[test]
     fn the_two_families_have_different_fingerprints_that_do_not_change() {

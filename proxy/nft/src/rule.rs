@@ -4,8 +4,8 @@
 //! not kept from one match to the next, which is what `nft list` can decode.
 
 use crate::{
-    Chain, Cmp, Ct, CtState, Data, Expr, Family, FibResult, Field, Inverted, Load, Meta, Name, Nat,
-    NatFlags, Reg, Reject, Set, Verdict,
+    Chain, Cmp, Ct, CtState, Data, DynsetOp, Expr, Family, FibResult, Field, Inverted, Load, Meta,
+    Name, Nat, NatFlags, Reg, Reject, Set, Verdict,
 };
 
 /// Flag of a route lookup: by destination.
@@ -142,6 +142,19 @@ impl Rule {
     pub fn goto_one_of<'a>(self, chains: impl IntoIterator<Item = &'a Chain>) -> Self {
         let verdicts = chains.into_iter().map(|chain| Verdict::Goto(chain.name.clone()));
         self.expr(Expr::Choose(verdicts.collect()))
+    }
+
+    /// Adds the facts to a dynamic set, or refreshes their timeout. Goes on in any case but a
+    /// full set.
+    pub fn remember(self, facts: &[Load], set: &Set) -> Self {
+        let (rule, _) = self.load(facts);
+        rule.expr(Expr::Dynset {
+            op: DynsetOp::Update,
+            set: set.name.clone(),
+            key: Reg::word(0),
+            data: None,
+            timeout: None,
+        })
     }
 
     /// Matches connections in one of the given states.

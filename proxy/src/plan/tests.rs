@@ -63,7 +63,13 @@ fn vip() -> impl Strategy<Value = Vip> {
         backends().prop_map(VipKind::LocalExternal),
     ];
     let absent = prop_oneof![Just(Absent::Refuse), Just(Absent::Drop)];
-    (kind, backends(), absent).prop_map(|(kind, backends, absent)| Vip { kind, backends, absent })
+    let hold = prop::option::weighted(0.3, prop::sample::select(&[60u32, 90][..]));
+    (kind, backends(), absent, hold).prop_map(|(kind, backends, absent, hold)| Vip {
+        kind,
+        backends,
+        absent,
+        hold,
+    })
 }
 
 fn wanted() -> impl Strategy<Value = HashMap<VipKey, Option<Vip>>> {
@@ -168,6 +174,7 @@ fn one_endpoint_more_is_one_slot_and_one_move() {
             })
             .collect(),
         absent: Absent::Refuse,
+        hold: None,
     };
     let mut program = Program::default();
     let plan = program.plan(vec![(key, Some(of(2)))]).unwrap();
