@@ -15,6 +15,7 @@
 //! ```
 
 pub mod accel;
+mod clock;
 mod cpio;
 mod images;
 pub mod kernel;
@@ -23,6 +24,8 @@ mod qemu;
 mod qmp;
 mod run_dir;
 pub mod store;
+#[allow(unsafe_code)]
+mod sys;
 pub mod wire;
 mod writer;
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::accel::Accel;
+use crate::clock;
 use crate::images::{self, Copy};
 use crate::kernel::Kernel;
 use crate::qemu::{CONSOLE_LOG, Forward, Machine, PORT_SOCKET, QMP_SOCKET, Variant};
@@ -327,6 +328,7 @@ fn prepare(store: &Store, config: &Config, accel: Accel, run_dir: &Path) -> Resu
     }
     let machine = Machine {
         accel,
+        counter_khz: clock::counter_khz(),
         variant: config.variant,
         memory_mib: config.memory_mib,
         cpus: config.cpus,

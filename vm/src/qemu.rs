@@ -65,6 +65,8 @@ impl FromStr for Forward {
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
     pub(crate) accel: Accel,
+    /// The rate of the host's time stamp counter, for a guest that would measure it badly.
+    pub(crate) counter_khz: u64,
     pub(crate) variant: Variant,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
@@ -123,10 +125,13 @@ impl Machine<'_> {
     }
 
     fn kernel_line(&self) -> String {
+        let clock = match self.accel {
+            Accel::Kvm => String::new(),
+            Accel::Tcg => format!("tsc=reliable tsc_early_khz={}", self.counter_khz),
+        };
         let network = if self.forwards.is_empty() { "none" } else { "user" };
         format!(
-            "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable no_timer_check \
-             nokaslr mitigations=off audit=0 \
+            "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check {clock} nokaslr mitigations=off audit=0 \
              systemd.show_status=no systemd.unified_cgroup_hierarchy=1 \
              vm.variant={} vm.network={network} {}",
             self.variant,
@@ -179,6 +184,7 @@ mod tests {
         let path = Path::new("/x,y");
         let machine = Machine {
             accel: Accel::Tcg,
+            counter_khz: 2_600_000,
             variant: Variant::Light,
             memory_mib: 512,
             cpus: 2,

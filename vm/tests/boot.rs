@@ -142,6 +142,20 @@ fn files_and_further_disks_are_there_and_survive_a_power_cut() {
 }
 
 #[test]
+fn the_guests_clock_runs_as_fast_as_the_hosts() {
+    let mut vm = boot(Config::default());
+    let mut clock =
+        || text(&mut vm, "cut -d' ' -f1 /proc/uptime").trim().parse::<f64>().expect("a number");
+    let started = std::time::Instant::now();
+    let first = clock();
+    std::thread::sleep(Duration::from_secs(3));
+    let in_the_guest = clock() - first;
+    let here = started.elapsed().as_secs_f64();
+    // It was seen to run three times as fast; one job's start may be slow on a busy host.
+    assert!((0.5..1.1).contains(&(in_the_guest / here)), "{in_the_guest} s there, {here} s here");
+}
+
+#[test]
 fn a_job_that_takes_too_long_is_given_up_and_a_reset_makes_the_machine_usable() {
     let mut vm = boot(Config::default());
     let error = vm.output(&Job::new(["sleep", "1000"]), Duration::from_secs(1)).unwrap_err();

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{chdir, chroot};
 
 use crate::agent;
@@ -121,9 +122,35 @@ fn light() -> Result<()> {
         // One that cannot be enabled here is not in the tests' cgroups either; they say so.
         let _ = fs::write("/sys/fs/cgroup/cgroup.subtree_control", format!("+{controller}"));
     }
+    device_nodes().context("make the device nodes that load modules")?;
     fs::write("/proc/sys/kernel/hostname", "berth-vm").context("set the host name")?;
     run("ip", &["link", "set", "lo", "up"])?;
     agent::serve()
+}
+
+/// Nodes whose opening loads their module: loop-control, net/tun, fuse (modules.devname(5)).
+fn device_nodes() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let names = fs::read_to_string(format!("/lib/modules/{}/modules.devname", release.trim()))?;
+    for line in names.lines().filter(|line| !line.starts_with('#')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_module, node, device] = words[..] else { continue };
+        let Some((major, minor)) = device.get(1..).and_then(|numbers| numbers.split_once(':'))
+        else {
+            continue;
+        };
+        let node = Path::new("/dev").join(node);
+        if !device.starts_with('c') || node.exists() {
+            continue;
+        }
+        if let Some(above) = node.parent() {
+            fs::create_dir_all(above)?;
+        }
+        let number = makedev(major.parse()?, minor.parse()?);
+        mknod(&node, SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), number)
+            .with_context(|| format!("create {}", node.display()))?;
+    }
+    Ok(())
 }
 
 fn load_modules() -> Result<()> {
