@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use berth_proxy::{Config, NodePortAddresses};
+use berth_proxy::{Config, NodePortAddresses, ServiceRoute};
 use futures::StreamExt;
 use net::{Net, Seen, tcp};
 use serde_json::{Value, json};
@@ -128,15 +128,21 @@ async fn a_change_of_an_object_changes_where_packets_go() {
         node_port_addresses: NodePortAddresses::Networks(vec!["192.0.2.0/24".parse().unwrap()]),
         pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        service_route: ServiceRoute::Device("to-ep1".into()),
         netns: Some(netns.clone()),
         synced: Some(synced),
         ..Config::new("node")
     };
+    net.node.exec("ip route del default", "");
     let shutdown = CancellationToken::new();
     let proxy = tokio::spawn(berth_proxy::run(client, config, shutdown.clone()));
     is_synced.wait_for(|synced| *synced).await.unwrap();
 
     assert_eq!(who_answers(&net, "10.96.0.10:80"), "ep1");
+    let routes = net.node.exec("ip route show 10.96.0.0/12", "");
+    assert!(routes.contains("dev to-ep1"), "{routes}");
+    let to: SocketAddr = "10.96.0.10:80".parse().unwrap();
+    assert!(matches!(net.node.run(move || tcp(to)), Seen::Answer { .. }));
     assert_eq!(who_answers(&net, "192.0.2.1:30080"), "ep1");
     eventually("the watch", || api.events.receiver_count() > 0);
     let event = json!({"type": "MODIFIED", "object": slice(&["10.244.0.3"])});
