@@ -48,8 +48,21 @@ pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// Whether a file's content must survive a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    /// Synced before it gets its name.
+    PowerCut,
+    /// Named whole, which a killed process needs; never synced.
+    Crash,
+}
+
 /// Replaces a file's content: temporary name, fsync, rename, fsync of the directory.
 pub(crate) fn write_bytes(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace(path, content, Durability::PowerCut)
+}
+
+fn replace(path: &Path, content: &[u8], durability: Durability) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| io::Error::other("a state file needs a directory"))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = parent.join(format!(".{name}.{}", unique_suffix()));
@@ -57,9 +70,14 @@ pub(crate) fn write_bytes(path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        if durability == Durability::PowerCut {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)?;
-        File::open(parent)?.sync_all()
+        match durability {
+            Durability::PowerCut => File::open(parent)?.sync_all(),
+            Durability::Crash => Ok(()),
+        }
     })();
     written.map_err(|error| {
         let _ = fs::remove_file(&temporary);
@@ -69,7 +87,13 @@ pub(crate) fn write_bytes(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Replaces a state file by `value` as JSON.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    write_bytes(path, &serde_json::to_vec(value)?)
+    replace(path, &serde_json::to_vec(value)?, Durability::PowerCut)
+}
+
+/// The same for the run directory, whose records mean nothing after a reboot: the boot id tells, and
+/// a torn one is set aside. Syncing them would only slow pods down where `/run` is on a disk.
+pub(crate) fn write_run_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    replace(path, &serde_json::to_vec(value)?, Durability::Crash)
 }
 
 /// What reading a state file found.

@@ -149,7 +149,7 @@ impl Container {
 
     async fn write(&self, record: record::Container) -> io::Result<()> {
         let path = self.dir.record();
-        disk::blocking(move || disk::write_json(&path, &record)).await
+        disk::blocking(move || disk::write_run_json(&path, &record)).await
     }
 
     async fn enter(&self, phase: Phase) -> io::Result<()> {

@@ -223,7 +223,7 @@ async fn prepare_host(config: &ContainerConfig, ground: Ground) -> Result<OnHost
 
 fn make_ground(ground: &Ground) -> io::Result<()> {
     disk::make_private_dir(ground.dir.path())?;
-    disk::write_json(&ground.dir.record(), &ground.record)?;
+    disk::write_run_json(&ground.dir.record(), &ground.record)?;
     disk::make_private_dir(&ground.upper.join("work"))?;
     let upper = ground.upper.join("upper");
     disk::make_private_dir(&upper)?;

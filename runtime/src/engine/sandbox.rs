@@ -138,7 +138,7 @@ impl Sandbox {
             ips: lock(&self.inner).ips.clone(),
         };
         let path = self.dir.record();
-        let outcome = disk::blocking(move || disk::write_json(&path, &record)).await;
+        let outcome = disk::blocking(move || disk::write_run_json(&path, &record)).await;
         // A full disk must not keep a sandbox from being stopped or removed.
         if outcome.is_ok() || matches!(phase, Phase::Stopped | Phase::Removing) {
             lock(&self.inner).phase = phase;
@@ -253,7 +253,7 @@ fn prepare(shared: &Shared, sandbox: &Sandbox) -> io::Result<()> {
     public(sandbox.dir.hostname(), format!("{}\n", config.hostname).as_bytes())?;
     let resolv_conf = fs::read(&shared.resolv_conf).unwrap_or_default();
     public(sandbox.dir.resolv_conf(), &resolv_conf)?;
-    disk::write_json(&sandbox.dir.shim_config(), &shim_config(shared, sandbox))
+    disk::write_run_json(&sandbox.dir.shim_config(), &shim_config(shared, sandbox))
 }
 
 fn shim_config(shared: &Shared, sandbox: &Sandbox) -> ShimConfig {
