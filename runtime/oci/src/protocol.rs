@@ -179,7 +179,8 @@ pub struct ExecSync {
     pub args: Vec<String>,
     /// Kill it after this many milliseconds; absent waits for ever.
     pub timeout_ms: Option<u64>,
-    /// Keep at most this many bytes of each stream.
+    /// Keep at most this many bytes of each stream; both together at most what fits into a frame,
+    /// about 12 MiB.
     pub output_limit_bytes: u64,
 }
 

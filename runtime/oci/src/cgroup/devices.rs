@@ -35,12 +35,37 @@ impl Rule {
     }
 }
 
-/// Puts a cgroup under `list`. Returns a warning where the host offers no bpf(2).
+/// Character devices that every container may use whatever its rules say, as under runc: null, zero,
+/// full, random, urandom, tty, console, ptmx, and the slaves of terminals.
+const ALWAYS: [(i32, Option<i32>); 9] = [
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(0)),
+    (5, Some(1)),
+    (5, Some(2)),
+    (136, None),
+];
+
+/// The rules that follow those of the specification; nodes of any device may be made, but not opened.
+fn defaults() -> impl Iterator<Item = Rule> {
+    let allow =
+        |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
+    let nodes = [TYPE_CHARACTER, TYPE_BLOCK].map(|kind| allow(kind, None, None, ACCESS_MKNOD));
+    let known = move |(major, minor)| allow(TYPE_CHARACTER, Some(major), minor, ACCESS_ALL);
+    nodes.into_iter().chain(ALWAYS.into_iter().map(known))
+}
+
+/// Puts a cgroup under `list` and the customary devices; what neither allows is denied. Returns a
+/// warning where the host offers no bpf(2).
 pub(super) fn restrict(
     cgroup: BorrowedFd<'_>,
     list: &[LinuxDeviceCgroup],
 ) -> Result<Option<String>> {
-    let rules = list.iter().map(rule).collect::<Result<Vec<_>>>()?;
+    let mut rules = list.iter().map(rule).collect::<Result<Vec<_>>>()?;
+    rules.extend(defaults());
     let program = match sys::load_device_program(&program(&rules)) {
         Ok(program) => program,
         Err(error) => {
@@ -103,6 +128,7 @@ const MOVE_32: u8 = 0xbc;
 const AND_32: u8 = 0x54;
 const SHIFT_RIGHT_32: u8 = 0x74;
 const LOAD_WORD: u8 = 0x61;
+const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
@@ -155,7 +181,6 @@ fn check(rule: &Rule) -> Vec<DeviceInstruction> {
                 tests.push(instruction(JUMP_NOT_EQUAL, 0x01, 0, 0));
             }
             false => {
-                const JUMP_EQUAL: u8 = 0x15;
                 tests.push(instruction(AND_32, 0x01, 0, rule.access));
                 tests.push(instruction(JUMP_EQUAL, 0x01, 0, 0));
             }
@@ -164,10 +189,70 @@ fn check(rule: &Rule) -> Vec<DeviceInstruction> {
     tests.extend(verdict(i32::from(rule.allow)));
     let end = tests.len();
     for (index, test) in tests.iter_mut().enumerate() {
-        if test.code == JUMP_NOT_EQUAL || test.code == 0x15 {
+        if test.code == JUMP_NOT_EQUAL || test.code == JUMP_EQUAL {
             // A rule has at most a dozen instructions.
             test.offset = (end - index - 1) as i16;
         }
     }
     tests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a program for one access, as the kernel would.
+    fn allows(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
+        let program = program(rules);
+        let context = [access << 16 | kind, major, minor];
+        let mut registers = [0i64; 16];
+        let mut at = 0usize;
+        loop {
+            let i = program[at];
+            at += 1;
+            let to = usize::from(i.registers & 15);
+            let from = registers[usize::from(i.registers >> 4)];
+            match i.code {
+                LOAD_WORD => registers[to] = i64::from(context[i.offset as usize / 4]),
+                MOVE_32 => registers[to] = from,
+                AND_32 => registers[to] &= i64::from(i.immediate),
+                SHIFT_RIGHT_32 => registers[to] >>= i.immediate,
+                MOVE_IMMEDIATE => registers[to] = i64::from(i.immediate),
+                JUMP_NOT_EQUAL if registers[to] != i64::from(i.immediate) => {
+                    at += i.offset as usize
+                }
+                JUMP_EQUAL if registers[to] == i64::from(i.immediate) => at += i.offset as usize,
+                JUMP_NOT_EQUAL | JUMP_EQUAL => {}
+                EXIT => return registers[0] != 0,
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    fn rules(json: &str) -> Vec<Rule> {
+        let list: Vec<LinuxDeviceCgroup> = serde_json::from_str(json).unwrap();
+        list.iter().map(|device| rule(device).unwrap()).chain(defaults()).collect()
+    }
+
+    #[test]
+    fn without_rules_only_the_customary_devices_open() {
+        let rules = rules("[]");
+        assert!(allows(&rules, TYPE_CHARACTER, 1, 3, ACCESS_READ | ACCESS_WRITE));
+        assert!(allows(&rules, TYPE_CHARACTER, 136, 7, ACCESS_WRITE));
+        assert!(allows(&rules, TYPE_BLOCK, 8, 0, ACCESS_MKNOD));
+        assert!(!allows(&rules, TYPE_BLOCK, 8, 0, ACCESS_READ));
+        assert!(!allows(&rules, TYPE_BLOCK, 1, 3, ACCESS_READ));
+        assert!(!allows(&rules, TYPE_CHARACTER, 1, 1, ACCESS_READ | ACCESS_MKNOD));
+    }
+
+    #[test]
+    fn later_rules_override_earlier_ones() {
+        let rules = rules(
+            r#"[{"allow":true,"access":"rwm"},{"allow":false,"type":"b","major":8,"access":"w"}]"#,
+        );
+        assert!(allows(&rules, TYPE_CHARACTER, 10, 200, ACCESS_WRITE));
+        assert!(allows(&rules, TYPE_BLOCK, 8, 1, ACCESS_READ));
+        assert!(!allows(&rules, TYPE_BLOCK, 8, 1, ACCESS_READ | ACCESS_WRITE));
+        assert!(allows(&rules, TYPE_BLOCK, 9, 1, ACCESS_WRITE));
+    }
 }

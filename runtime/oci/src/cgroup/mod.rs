@@ -66,13 +66,11 @@ impl Cgroup {
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<Vec<String>> {
-        let Some(resources) = resources else {
-            return Ok(Vec::new());
-        };
+        let mut warnings = Vec::new();
+        let settings = resources.map(limits::plan).transpose()?.unwrap_or_default();
         let controllers = self.read("cgroup.controllers").unwrap_or_default();
         let available = |name: &str| controllers.split_whitespace().any(|one| one == name);
-        let mut warnings = Vec::new();
-        for setting in limits::plan(resources)? {
+        for setting in settings {
             let controller = setting.file.split('.').next().unwrap_or_default();
             match self.write(&setting.file, &setting.value) {
                 Err(Errno::NOENT | Errno::ACCESS)
@@ -89,11 +87,8 @@ impl Cgroup {
                 })?,
             }
         }
-        if let Some(list) = resources.devices().as_ref().filter(|list| !list.is_empty())
-            && let Some(warning) = devices::restrict(self.as_fd(), list)?
-        {
-            warnings.push(warning);
-        }
+        let devices = resources.and_then(|resources| resources.devices().as_deref());
+        warnings.extend(devices::restrict(self.as_fd(), devices.unwrap_or_default())?);
         Ok(warnings)
     }
 

@@ -9,7 +9,7 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
 use super::mount_options::{self, Options, Source};
-use super::sysctl::{self, Sysctl};
+use super::sysctl::{self, OwnNamespaces, Sysctl};
 use super::{Error, Result, credentials};
 use crate::protocol::{CreateContainer, PidNamespace, Rootfs, ShimConfig, UserSelector};
 use crate::sys::MountAttributes;
@@ -123,7 +123,13 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         .any(|mount| mount.destination == Path::new("dev") && mount.options.source != Source::New);
     let devices = if dev_is_bound { None } else { Some(devices(linux)?) };
     let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
-    let own_uts = namespaces.clone & libc::CLONE_NEWUTS as u64 != 0;
+    let cloned = |flag: i32| namespaces.clone & flag as u64 != 0;
+    let own_uts = cloned(libc::CLONE_NEWUTS);
+    let own = OwnNamespaces {
+        network: sandbox.new_network || cloned(libc::CLONE_NEWNET),
+        ipc: sandbox.new_ipc || cloned(libc::CLONE_NEWIPC),
+        uts: sandbox.hostname.is_some() || own_uts,
+    };
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Error::invalid("process", "is missing"))?;
     Ok(Plan {
@@ -137,7 +143,7 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         devices,
         masked: paths(linux.masked_paths()),
         read_only: paths(linux.readonly_paths()),
-        sysctls: sysctls(linux)?,
+        sysctls: sysctls(linux, &own)?,
         hostname: spec.hostname().clone().filter(|name| own_uts && !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| own_uts && !name.is_empty()),
         user: request.user.clone(),
@@ -337,12 +343,15 @@ fn devices(linux: &Linux) -> Result<Vec<Device>> {
     Ok(devices)
 }
 
-fn sysctls(linux: &Linux) -> Result<Vec<Sysctl>> {
+fn sysctls(linux: &Linux, own: &OwnNamespaces) -> Result<Vec<Sysctl>> {
     let mut sysctls = linux
         .sysctl()
         .iter()
         .flatten()
-        .map(|(name, value)| sysctl::parse(name, value))
+        .map(|(name, value)| {
+            let one = sysctl::parse(name, value)?;
+            sysctl::require_own(&one, own).map(|()| one)
+        })
         .collect::<Result<Vec<_>>>()?;
     sysctls.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(sysctls)

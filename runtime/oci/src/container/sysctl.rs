@@ -49,6 +49,31 @@ pub(crate) fn parse(name: &str, value: &str) -> Result<Sysctl> {
     Ok(Sysctl { path, value: value.to_owned() })
 }
 
+/// Which namespaces a process does not share with the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnNamespaces {
+    pub(crate) network: bool,
+    pub(crate) ipc: bool,
+    pub(crate) uts: bool,
+}
+
+/// Refuses a sysctl of no namespace of one's own: the host's value must never change.
+pub(crate) fn require_own(sysctl: &Sysctl, own: &OwnNamespaces) -> Result<()> {
+    let name = sysctl.path.strip_prefix("sys").unwrap_or(&sysctl.path).display().to_string();
+    let ipc = ["kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/"];
+    let belongs = match name.as_str() {
+        name if name.starts_with("net/") => own.network,
+        name if ipc.iter().any(|prefix| name.starts_with(prefix)) => own.ipc,
+        "kernel/domainname" | "kernel/hostname" => own.uts,
+        _ => false,
+    };
+    if belongs {
+        return Ok(());
+    }
+    let field = format!("sysctl {}", name.replace('/', "."));
+    Err(Error::invalid(field, "belongs to no namespace of the pod's own"))
+}
+
 /// Writes one, in the namespaces of the caller, through the root of a procfs.
 pub(crate) fn write(procfs: BorrowedFd<'_>, sysctl: &Sysctl) -> Result<()> {
     let operation = || format!("write sysctl {}", sysctl.path.display());
@@ -94,6 +119,16 @@ mod tests {
         assert_eq!(path("net/ipv4/ip_forward"), "sys/net/ipv4/ip_forward");
         assert_eq!(path("net.ipv4.conf.eth0/1.forwarding"), "sys/net/ipv4/conf/eth0.1/forwarding");
         assert_eq!(path("net/ipv4/conf/eth0.1/forwarding"), "sys/net/ipv4/conf/eth0.1/forwarding");
+    }
+
+    #[test]
+    fn only_sysctls_of_own_namespaces_are_let_through() {
+        let own = OwnNamespaces { network: true, ipc: false, uts: false };
+        let check = |name| require_own(&parse(name, "1").unwrap(), &own);
+        assert!(check("net.core.somaxconn").is_ok());
+        for name in ["kernel.shmmax", "kernel.core_pattern", "vm.swappiness", "kernel.hostname"] {
+            assert!(check(name).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod connection;
 mod container;
 mod execution;
+mod progress;
 mod requests;
 pub(crate) mod sandbox;
 mod server;

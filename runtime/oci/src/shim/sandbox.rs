@@ -12,7 +12,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::{ThreadNameSpaceType, move_into_link_name_space};
 
 use crate::container::sysctl;
-use crate::container::{Doing, Error, Result, empty_root};
+use crate::container::{Doing, Result, empty_root};
 use crate::protocol::{PidNamespace, ShimConfig};
 use crate::sys::{self, CloneFlags, Cloned, MountAttributes};
 
@@ -128,9 +128,15 @@ fn make_namespaces(
     if let Some(name) = &config.hostname {
         rustix::system::sethostname(name.as_bytes()).doing(|| "set the host name")?;
     }
+    let own = sysctl::OwnNamespaces {
+        network: config.new_network,
+        ipc: config.new_ipc,
+        uts: config.hostname.is_some(),
+    };
     for (name, value) in &config.sysctls {
-        check_namespaced(name, config)?;
-        sysctl::write(procfs.as_fd(), &sysctl::parse(name, value)?)?;
+        let one = sysctl::parse(name, value)?;
+        sysctl::require_own(&one, &own)?;
+        sysctl::write(procfs.as_fd(), &one)?;
     }
     let made = open()?;
     for namespace in &host {
@@ -138,22 +144,6 @@ fn make_namespaces(
             .doing(|| "return to the host's namespaces")?;
     }
     Ok(made)
-}
-
-/// A sysctl must belong to a namespace of the pod's own: the host's value must never change.
-fn check_namespaced(name: &str, config: &ShimConfig) -> Result<()> {
-    let dotted = name.replace('/', ".");
-    let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
-    let own = match dotted.as_str() {
-        name if name.starts_with("net.") => config.new_network,
-        name if ipc.iter().any(|prefix| name.starts_with(prefix)) => config.new_ipc,
-        "kernel.domainname" | "kernel.hostname" => config.hostname.is_some(),
-        _ => false,
-    };
-    if own {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("sysctl {name}"), "belongs to no namespace of the pod's own"))
 }
 
 fn pin(directory: &Path, kinds: &[(&str, i32)], namespaces: &[OwnedFd]) -> Result<()> {
