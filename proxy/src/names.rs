@@ -67,7 +67,7 @@ impl Scope {
 /// The sets and maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetKind {
-    /// Ports spread over this many endpoints, up to [`SMALL`].
+    /// Ports spread over this many endpoints, up to 16.
     Fan(Scope, u16),
     /// Ports spread over more.
     BigFan(Scope),
