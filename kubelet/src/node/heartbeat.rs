@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::facts::{self, Facts, Places};
+use super::facts::{self, Places};
 use super::object::{self, Pressure};
 use super::{Shared, patch_status};
 use crate::api_retry::Retry;
@@ -137,12 +137,12 @@ pub async fn keep_status(
     let api: Api<Node> = Api::all(client);
     let places = Places::host(&config.root_dir);
     let mut reported: Option<(NodeStatus, Instant)> = None;
-    let mut last_facts: Option<Facts> = None;
     loop {
-        let previous = {
+        let known = {
             let node = node.read().unwrap_or_else(PoisonError::into_inner);
             node.status.clone()
         };
+        let previous = reported.as_ref().map(|(status, _)| status.clone()).or(known);
         let facts = facts::read(&places);
         let pressure = pressure(&config);
         let wanted =
@@ -173,7 +173,6 @@ pub async fn keep_status(
                 Err(_) => tracing::warn!("node status not reported in time"),
             }
         }
-        last_facts.replace(facts);
         tokio::select! {
             () = tokio::time::sleep(config.heartbeat.status_check) => {}
             () = shutdown.cancelled() => return,
@@ -231,3 +230,6 @@ fn tell_changes(
         events.node(&config.node_name, Severity::Normal, reason, message);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,9 @@ struct Entry {
     refused: bool,
 }
 
+/// How long a worker that failed stays away, so that one that always fails does not spin.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// Who speaks of a pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ToldBy {
@@ -272,6 +275,10 @@ impl Roster {
     }
 
     fn start(&mut self, pod: Arc<Pod>, refused: Option<Failure>) {
+        self.start_after(Duration::ZERO, pod, refused);
+    }
+
+    fn start_after(&mut self, pause: Duration, pod: Arc<Pod>, refused: Option<Failure>) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let wake = Arc::new(Notify::new());
         let entry_refused = refused.is_some();
@@ -283,7 +290,10 @@ impl Roster {
             self.shutdown.clone(),
         );
         let owner = uid.clone();
-        self.workers.spawn(async move { (owner, worker.run().await) });
+        self.workers.spawn(async move {
+            tokio::time::sleep(pause).await;
+            (owner, worker.run().await)
+        });
         let entry = Entry { pod, wish, wake, refused: entry_refused };
         self.entries.insert(uid, entry);
     }
@@ -313,7 +323,7 @@ impl Roster {
             Err(error) => {
                 // Which worker it was is told by its closed channel.
                 tracing::error!(%error, "pod worker failed");
-                self.restart_failed().await;
+                self.restart_failed();
                 return;
             }
         };
@@ -344,18 +354,17 @@ impl Roster {
     }
 
     /// A worker that panicked is started again from what is there; one pod harms no other.
-    async fn restart_failed(&mut self) {
+    fn restart_failed(&mut self) {
         let failed: Vec<String> = self
             .entries
             .iter()
             .filter(|(_, e)| e.wish.is_closed())
             .map(|(uid, _)| uid.clone())
             .collect();
-        tokio::time::sleep(Duration::from_secs(1)).await;
         for uid in failed {
             if let Some(entry) = self.entries.remove(&uid) {
                 let wish = entry.wish.borrow().clone();
-                self.start(wish.pod, wish.refused);
+                self.start_after(AFTER_FAILURE, wish.pod, wish.refused);
                 if let Some(grace) = wish.gone {
                     self.mark_gone(&uid, Some(grace));
                 }

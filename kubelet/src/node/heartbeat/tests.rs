@@ -1,0 +1,91 @@
+//! Lease and status against an API server that remembers what it was asked, on a paused clock.
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use super::*;
+use crate::fake::{FakeApi, FakeClock};
+
+struct Scene {
+    api: FakeApi,
+    config: Config,
+    node: Shared,
+    shutdown: CancellationToken,
+    _root: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let mut config = Config::new("n", vec!["192.0.2.1".parse().unwrap()]);
+        config.root_dir = root.path().to_owned();
+        config.clock = Arc::new(FakeClock::new());
+        Self {
+            api: FakeApi::default(),
+            config,
+            node: Arc::new(RwLock::new(Node::default())),
+            shutdown: CancellationToken::new(),
+            _root: root,
+        }
+    }
+
+    /// How often something was asked for whose path ends so.
+    fn count(&self, methods: &[&str], suffix: &str) -> usize {
+        let state = self.api.state.lock().unwrap();
+        let requests = state.requests.iter();
+        requests
+            .filter(|(method, path, _)| {
+                methods.contains(&method.as_str()) && path.ends_with(suffix)
+            })
+            .count()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_is_renewed_four_times_in_its_life() {
+    let scene = Scene::new();
+    let client = scene.api.client();
+    let (node, shutdown) = (Arc::clone(&scene.node), scene.shutdown.clone());
+    let keeping = tokio::spawn(keep_lease(scene.config.clone(), client, node, shutdown));
+    tokio::time::sleep(Duration::from_secs(81)).await;
+    assert_eq!(scene.count(&["PUT"], "/leases/n"), 9);
+    scene.shutdown.cancel();
+    keeping.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_cannot_be_renewed_is_tried_again_well_before_it_ends() {
+    let scene = Scene::new();
+    scene.api.state.lock().unwrap().failing = Some((6, 503));
+    let client = scene.api.client();
+    let (node, shutdown) = (Arc::clone(&scene.node), scene.shutdown.clone());
+    tokio::spawn(keep_lease(scene.config.clone(), client, node, shutdown));
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert!(scene.count(&["PUT"], "/leases/n") >= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
+    let mut scene = Scene::new();
+    // What the machine under the test does with its memory is not the matter here.
+    scene.config.memory_reserved_bytes = 0;
+    let client = scene.api.client();
+    let (events, _occurrences) = Recorder::new();
+    let (node, shutdown) = (Arc::clone(&scene.node), scene.shutdown.clone());
+    let keeping = keep_status(scene.config.clone(), client, node, events, shutdown);
+    tokio::spawn(keeping);
+    tokio::time::sleep(Duration::from_secs(299)).await;
+    let early = scene.count(&["PATCH"], "/nodes/n/status");
+    assert!((1..=2).contains(&early), "{early} reports in five minutes");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(scene.count(&["PATCH"], "/nodes/n/status") > early);
+}
+
+#[test]
+fn a_reported_status_replaces_the_addresses() {
+    let status: NodeStatus =
+        serde_json::from_value(json!({"addresses": [{"type": "InternalIP", "address": "a"}]}))
+            .unwrap();
+    let addresses = wire(&status)["addresses"].clone();
+    assert_eq!(addresses, json!([{"$patch": "replace"}, {"type": "InternalIP", "address": "a"}]));
+}
