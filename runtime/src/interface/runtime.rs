@@ -1,0 +1,218 @@
+//! What sandboxes and containers are, what can be done with them, and how that fails.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::{ContainerConfig, ContainerId, PodIdentity, SandboxConfig, SandboxId};
+
+/// A sandbox as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxStatus {
+    /// Its identifier.
+    pub id: SandboxId,
+    /// The pod and the settings it was made from.
+    pub config: SandboxConfig,
+    /// Ready until stopped, or until its shim or network is lost.
+    pub state: SandboxState,
+    /// When it was made, in nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The pod's addresses, primary first; empty with `hostNetwork`.
+    pub ips: Vec<IpAddr>,
+    /// Its containers, oldest first.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// Whether a sandbox can hold running containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxState {
+    /// Namespaces and network are up.
+    Ready,
+    /// Stopped, or lost.
+    NotReady,
+}
+
+/// A container as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Its identifier.
+    pub id: ContainerId,
+    /// Its sandbox.
+    pub sandbox: SandboxId,
+    /// What it was made from.
+    pub config: ContainerConfig,
+    /// Its state.
+    pub state: ContainerState,
+    /// When it was made, in nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The user it runs as, once resolved.
+    pub user: Option<ResolvedUser>,
+}
+
+/// The numeric identity a container's first process got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedUser {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub supplemental_groups: Vec<u32>,
+}
+
+/// The life of a container: Created → Running → Exited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Made, not started.
+    Created,
+    /// Its first process runs.
+    Running {
+        /// When it started, in nanoseconds since the epoch.
+        started_at: i64,
+    },
+    /// Its first process ended.
+    Exited {
+        /// When it started; 0 when it never did.
+        started_at: i64,
+        /// When it ended, in nanoseconds since the epoch.
+        finished_at: i64,
+        /// The exit code, or 128 + signal.
+        exit_code: i32,
+        /// Whether the kernel killed a process of it for want of memory.
+        oom_killed: bool,
+        /// Why it ended where the exit code does not say (start failure, shim lost); else empty.
+        message: String,
+    },
+}
+
+/// Something happened that the pod's owner must look at. The event says where; [`Runtime::pod`] says
+/// what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// A container ended.
+    Exited {
+        /// The pod.
+        pod: PodIdentity,
+        /// The container.
+        container: ContainerId,
+    },
+    /// A sandbox was lost (its shim ended).
+    SandboxLost {
+        /// The pod.
+        pod: PodIdentity,
+        /// The sandbox.
+        sandbox: SandboxId,
+    },
+}
+
+/// Why a runtime operation failed, in the classes that decide a pod's reason strings.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The named sandbox or container does not exist.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The request is at fault: it will fail again unchanged (CRI `InvalidArgument`).
+    #[error("{0}")]
+    Invalid(String),
+    /// The network could not be attached; the text is the network's own.
+    #[error("failed to setup network for sandbox: {0}")]
+    Network(String),
+    /// Making the container failed (upstream's `CreateContainerError`).
+    #[error("{0}")]
+    Create(String),
+    /// Starting the command failed (upstream's `RunContainerError`, `StartError`), with the exit
+    /// code that runc gives: 127 not found, 126 not executable, else 128.
+    #[error("{message}")]
+    Start {
+        /// The exit code a shell would give.
+        exit_code: i32,
+        /// What failed.
+        message: String,
+    },
+    /// Anything else of the host: disk, kernel, shim.
+    #[error("{operation}")]
+    Host {
+        /// What was being done, with its facts.
+        operation: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The outcome of a command run in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// The exit code, or 128 + signal.
+    pub exit_code: i32,
+    /// Standard output, at most 16 MiB.
+    pub stdout: Vec<u8>,
+    /// Standard error, at most 16 MiB.
+    pub stderr: Vec<u8>,
+}
+
+/// Runs sandboxes and containers. All methods are idempotent where the CRI asks for it: stopping or
+/// removing what is gone succeeds.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Makes a sandbox: cgroup, shim, namespaces, network. On failure nothing is left.
+    async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError>;
+
+    /// Kills what runs in a sandbox and gives its network back. It stays listed as `NotReady`.
+    async fn stop_sandbox(&self, sandbox: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// Removes a sandbox with its containers, cgroup and records; stops it first where needed.
+    async fn remove_sandbox(&self, sandbox: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// Makes a container ready to start. On failure nothing is left.
+    async fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError>;
+
+    /// Runs the container's command. A failure to execute it is [`RuntimeError::Start`], and the
+    /// container is then `Exited`.
+    async fn start_container(&self, container: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// Sends `signal` to the first process; after `grace`, kills the container's whole cgroup.
+    /// Returns once it has exited. A later call with a shorter grace shortens a running one.
+    async fn stop_container(
+        &self,
+        container: &ContainerId,
+        signal: StopSignal,
+        grace: Duration,
+    ) -> Result<(), RuntimeError>;
+
+    /// Removes an exited container, its writable layer and its record; not its log.
+    async fn remove_container(&self, container: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// Runs a command in a running container and collects what it prints; at `timeout` it is killed
+    /// and the call fails with [`RuntimeError::Host`].
+    async fn exec_sync(
+        &self,
+        container: &ContainerId,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, RuntimeError>;
+
+    /// All sandboxes with their containers, oldest first.
+    async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
+
+    /// The sandboxes of one pod, oldest first.
+    async fn pod(&self, uid: &str) -> Result<Vec<SandboxStatus>, RuntimeError>;
+
+    /// Exits and losses from now on. A slow reader sees `Lagged` and must list again.
+    fn events(&self) -> tokio::sync::broadcast::Receiver<RuntimeEvent>;
+}
+
+/// The signal that asks a container to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopSignal {
+    /// The image's `STOPSIGNAL`, or `SIGTERM`.
+    ImageDefault,
+    /// This signal number.
+    Signal(i32),
+}
