@@ -29,8 +29,9 @@ declare -A programs=(
 # and libraries written into it: not a wrapper script, since runtimes execute themselves again
 # through /proc/self/exe.
 expose() { # root program-file link
-    local root=$1 file=$2 link=$3 lib
-    if ldd "$file" 2>&1 | grep -q 'not found'; then
+    local root=$1 file=$2 link=$3 lib needs
+    needs=$(ldd "$file" 2>&1) || true
+    if [[ $needs == *'not found'* ]]; then
         command -v patchelf > /dev/null || { echo "peers: patchelf is missing: run tests/setup/packages.sh" >&2; exit 1; }
         lib=$(dirname "$(find "$root/usr/lib" -name libc.so.6 -print -quit)")
         patchelf --set-interpreter "$lib/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$lib" "$file"
