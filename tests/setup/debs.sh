@@ -20,7 +20,7 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 # sources have. Works before any `apt-get update`.
 own_release=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
 archive=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-    awk -v r="$own_release" '$2 == r { print $1; exit }')
+    awk -v r="$own_release" '$2 == r && !seen++ { print $1 }')
 [ -n "$archive" ] || { echo "debs: apt has no source for $own_release, so no archive to ask" >&2; exit 1; }
 if [ "${1:-}" = --archive ]; then
     echo "$archive $keyring"

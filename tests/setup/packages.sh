@@ -61,7 +61,7 @@ fi
 # The compiler is the one thing Debian 12 cannot give: its own is years too old.
 need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml")
 if ! command -v cargo > /dev/null || ! have=$(rustc --version 2> /dev/null | awk '{ print $2 }') ||
-    [ "$(printf '%s\n' "$need" "$have" | sort -V | head -1)" != "$need" ]; then
+    [ "$(printf '%s\n' "$need" "$have" | sort -V | sed -n 1p)" != "$need" ]; then
     echo "packages: berth needs Rust $need or newer (found ${have:-none}): install it with rustup" >&2
     exit 1
 fi
