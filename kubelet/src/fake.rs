@@ -440,6 +440,8 @@ pub(crate) struct FakeMaterials {
     pub(crate) preparations: Mutex<u32>,
     /// The pods whose directories are there.
     pub(crate) directories: Mutex<BTreeSet<String>>,
+    /// The records on disk, which go with the directories.
+    pub(crate) cache: Mutex<Option<crate::cache::Cache>>,
     /// The message with which volumes fail, while set.
     pub(crate) volume_failure: Mutex<Option<String>>,
     /// The message with which container configurations fail, while set.
@@ -533,6 +535,10 @@ impl Materials for FakeMaterials {
 
     async fn remove_directories(&self, pod: &Pod) -> Result<(), Failure> {
         lock(&self.directories).remove(&uid(pod));
+        let cache = lock(&self.cache).clone();
+        if let Some(cache) = cache {
+            cache.remove(&uid(pod)).await.unwrap();
+        }
         Ok(())
     }
 }

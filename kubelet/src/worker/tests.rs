@@ -71,6 +71,7 @@ impl Node {
 
     pub(super) fn start_agent(&mut self) {
         let (events, occurrences) = Recorder::new();
+        *self.materials.cache.lock().unwrap() = Some(Cache::new(self.root.path()));
         let shutdown = CancellationToken::new();
         self.shelf = Shelf::default();
         let context = Arc::new(Context {
@@ -101,6 +102,10 @@ impl Node {
             agent.task.abort();
             let _ = agent.task.await;
             agent.shutdown.cancel();
+            // Its workers, and their operations, are dropped one after the other.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -120,6 +125,13 @@ impl Node {
     pub(super) fn status(&self, name: &str) -> PodStatus {
         let pod = self.shelf.find("ns", name).unwrap();
         pod.status.unwrap()
+    }
+
+    /// The UIDs that the disk remembers.
+    pub(super) fn records(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.root.path().join("records"));
+        let entries = entries.into_iter().flatten().flatten();
+        entries.map(|e| e.file_name().into_string().unwrap()).collect()
     }
 
     fn reasons(&mut self) -> Vec<String> {

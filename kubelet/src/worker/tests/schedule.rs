@@ -215,6 +215,7 @@ impl Model {
         assert!(sandboxes.is_empty(), "left behind: {sandboxes:?}");
         assert!(self.node.materials.mounted.lock().unwrap().is_empty());
         assert!(self.node.materials.directories.lock().unwrap().is_empty());
+        assert!(self.node.records().is_empty(), "remembered: {:?}", self.node.records());
     }
 }
 
