@@ -49,14 +49,52 @@ impl PodNetwork for FakeNetwork {
 
 /// A node's directory: the test's own, or that of the test that started this agent.
 pub enum Home {
-    Own(tempfile::TempDir),
+    Own(Scene),
     Given(PathBuf),
+}
+
+/// A directory and what belongs to it on the host, cleared away even when the test fails.
+pub struct Scene {
+    dir: tempfile::TempDir,
+    group: PathBuf,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.group.join("cgroup.kill"), "1");
+        for pid in shims_below(self.dir.path()) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let places = table.lines().rev().filter_map(|line| line.split(' ').nth(4));
+        for place in places.filter(|place| Path::new(place).starts_with(self.dir.path())) {
+            let _ = rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH);
+        }
+        for _ in 0..100 {
+            remove_groups(&self.group);
+            if !self.group.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn remove_groups(group: &Path) {
+    for name in super::names(group) {
+        if group.join(&name).is_dir() {
+            remove_groups(&group.join(&name));
+        }
+    }
+    let _ = std::fs::remove_dir(group);
 }
 
 impl Home {
     pub fn path(&self) -> &Path {
         match self {
-            Self::Own(dir) => dir.path(),
+            Self::Own(scene) => scene.dir.path(),
             Self::Given(path) => path,
         }
     }
@@ -85,7 +123,9 @@ impl Node {
         let archive = std::io::Cursor::new(layout.archive());
         images.import(archive).await.unwrap();
         drop(images);
-        Self::on(Home::Own(dir)).await
+        let hierarchy = Hierarchy::detect().expect("cgroup v2 is mounted");
+        let group = hierarchy.root().join(group_name(dir.path()));
+        Self::on(Home::Own(Scene { dir, group })).await
     }
 
     /// On directories that have an image already.
@@ -99,8 +139,7 @@ impl Node {
         let images = Self::store(dir.path()).await;
         let image = images.status("test/busybox:1").await.unwrap().expect("an image").id;
         let engine = Self::open(dir.path(), &hierarchy, &images, &network).await;
-        let name = dir.path().file_name().unwrap().to_string_lossy().into_owned();
-        let group = format!("berth-test-{name}");
+        let group = group_name(dir.path());
         Self { dir, network, hierarchy, images, engine, image, group }
     }
 
@@ -238,21 +277,7 @@ impl Node {
     /// The processes that name the node's directory on their command line: shims, but not their
     /// children, which have the same one until they execute a command.
     pub fn shims(&self) -> Vec<i32> {
-        let needle = self.dir.path().to_string_lossy().into_owned();
-        let mut found = Vec::new();
-        for name in super::names(Path::new("/proc")) {
-            let Ok(pid) = name.parse::<i32>() else { continue };
-            if pid == std::process::id() as i32 {
-                continue;
-            }
-            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&command).contains(&needle) {
-                found.push(pid);
-            }
-        }
-        let all = found.clone();
-        found.retain(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)));
-        found
+        shims_below(self.dir.path())
     }
 
     pub fn group_dir(&self) -> PathBuf {
@@ -301,4 +326,27 @@ fn parent(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn group_name(dir: &Path) -> String {
+    let name = dir.file_name().unwrap().to_string_lossy();
+    format!("berth-test-{name}")
+}
+
+fn shims_below(dir: &Path) -> Vec<i32> {
+    let needle = dir.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for name in super::names(Path::new("/proc")) {
+        let Ok(pid) = name.parse::<i32>() else { continue };
+        if pid == std::process::id() as i32 {
+            continue;
+        }
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&command).contains(&needle) {
+            found.push(pid);
+        }
+    }
+    let all = found.clone();
+    found.retain(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)));
+    found
 }
