@@ -318,3 +318,17 @@ fn a_patch_names_the_pod_and_drops_what_is_gone() {
     assert_eq!(patch["status"]["podIPs"], ips);
     assert_eq!(patch["status"]["reason"], Value::Null);
 }
+
+/// A strategic merge keeps what a condition does not name: a pod that was ready said
+/// `ContainersNotReady` all the same.
+#[test]
+fn a_patch_takes_back_the_reasons_of_conditions() {
+    let done = record("i", 0, exited(0, false));
+    let scene = Scene::new(vec![done, record("c", 0, running()), record("d", 0, running())]);
+    let key = PodKey::of(&scene.pod);
+    let patch = writer::patch(&key, &compute(&scene.input(&[])), &[]);
+    let ready = condition(&patch["status"], "Ready").as_object().unwrap();
+    assert_eq!(ready["status"], "True");
+    assert_eq!(ready.get("reason"), Some(&Value::Null));
+    assert_eq!(ready.get("message"), Some(&Value::Null));
+}

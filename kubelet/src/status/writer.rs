@@ -213,6 +213,13 @@ pub fn patch(key: &PodKey, status: &PodStatus, dropped_ips: &[String]) -> Value 
         for field in ["reason", "message"] {
             fields.entry(field).or_insert(Value::Null);
         }
+        // Conditions are merged one by one, each with what the server has of it.
+        let conditions = fields.get_mut("conditions").and_then(Value::as_array_mut);
+        for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+            for field in ["reason", "message"] {
+                condition.entry(field).or_insert(Value::Null);
+            }
+        }
         if !dropped_ips.is_empty() {
             let kept = fields.entry("podIPs").or_insert_with(|| json!([]));
             if let Value::Array(kept) = kept {

@@ -24,7 +24,11 @@ pub(super) async fn ensure(
     if let Err(failure) = &result {
         let message = match failure.reason.as_str() {
             "ErrImageNeverPull" => failure.message.clone(),
-            _ => format!("Failed to pull image \"{reference}\": {}", failure.message),
+            // The store's own text begins like that already.
+            _ => match failure.message.strip_prefix("failed") {
+                Some(rest) => format!("Failed{rest}"),
+                None => format!("Failed to pull image \"{reference}\": {}", failure.message),
+            },
         };
         let reason = match failure.reason.as_str() {
             "ErrImageNeverPull" => "ErrImageNeverPull",
