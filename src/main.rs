@@ -1,1 +1,85 @@
-fn main() {}
+//! The `berth` executable: reads the command line and hands over.
+//!
+//! `cli` is what the user typed, `settings` what it resolves to; `up` and `node` wire the crates
+//! together; the rest are the commands that look at a node from outside.
+
+mod check;
+mod cli;
+mod control;
+mod demo;
+mod embedded;
+mod host;
+mod images;
+mod logs;
+mod network;
+mod node;
+mod pods;
+mod reset;
+mod settings;
+mod signals;
+mod up;
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berth: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<()> {
+    let usual =
+        if matches!(cli.command, Command::Up(_) | Command::Agent(_)) { "info" } else { "error" };
+    let filter = EnvFilter::try_new(cli.log.log.as_deref().unwrap_or(usual)).context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    // More than one crate brings a provider, so the choice must be said once.
+    let provider = rustls::crypto::ring::default_provider();
+    if provider.install_default().is_err() {
+        anyhow::bail!("a TLS provider is installed already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(run(cli.command));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    outcome
+}
+
+async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Up(flags) => up::run(flags).await,
+        Command::Agent(flags) => node::agent(flags).await,
+        Command::Check(flags) => check::run(&flags),
+        Command::Reset(flags) => reset::run(flags).await,
+        Command::Pods(flags) => pods::run(flags).await,
+        Command::Logs(flags) => logs::run(flags).await,
+        Command::Images(flags) => images::images(flags).await,
+        Command::Pull(flags) => images::pull(flags).await,
+        Command::DemoImage(flags) => demo_image(&flags.file),
+        Command::DemoServer(flags) => demo::serve(flags.port).await,
+    }
+}
+
+fn demo_image(file: &Path) -> Result<()> {
+    if file == Path::new("-") {
+        return demo::write_image(io::stdout().lock());
+    }
+    let name = || format!("writing {}", file.display());
+    demo::write_image(File::create(file).with_context(name)?).with_context(name)
+}

@@ -281,7 +281,7 @@ impl Keys {
         let node_user = format!("{NODE_PREFIX}{}", config.node_name);
         let agent = authority.pair(&client("agent", &node_user, NODES))?;
         let write = |name: &str, user: &str, pair: &Pair| -> Result<PathBuf, Error> {
-            let path = config.pki_dir.join(name);
+            let path = config.data_dir.join(name);
             pki::write_private(&path, &kubeconfig::render(&url, &ca_pem, (user, pair)))?;
             Ok(path)
         };

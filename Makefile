@@ -1,0 +1,55 @@
+# Everything here does its own set-up on a fresh Debian 12 machine, as root.
+
+SHELL := /bin/bash
+export CARGO_TERM_COLOR ?= never
+BERTH := $(CURDIR)/target/release/berth
+CENSUS := $(CURDIR)/target/release/census
+PEERS := $(CURDIR)/.cache/peers/bin
+HOST_TESTS := architecture cli nodes pods readme restart services
+VM_TESTS := limits pods restart services
+AREA ?= pods
+
+.PHONY: build setup demo demo-vm test lint deny unit e2e e2e-vm bench clean
+
+build: ## the two executables, the small one inside the other
+	@tests/setup/packages.sh build
+	cargo build --release --locked --bin berth
+
+setup:
+	@tests/setup/packages.sh test
+	@tests/setup/peers.sh kubectl
+
+$(BERTH) $(CENSUS): build-tools
+build-tools: setup
+	cargo build --release --locked --bin berth --package berth --package berth-testkit --package berth-vm --bins
+
+demo: build-tools ## two replicas behind a Service, on this machine
+	BERTH=$(BERTH) CENSUS=$(CENSUS) KUBECTL=$(PEERS)/kubectl tests/demo/run.sh
+
+demo-vm: build-tools ## the same in a VM, where limits are enforced
+	tests/setup/vm.sh demo
+
+test: setup lint deny unit e2e e2e-vm ## everything
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+deny: setup
+	tests/setup/deny.sh
+
+unit: setup
+	cargo nextest run --workspace --locked --lib --bins
+
+e2e: build-tools
+	cargo nextest run --workspace --locked --test '*'
+
+e2e-vm: build-tools
+	tests/setup/vm.sh test $(VM_TESTS)
+
+bench: build-tools ## berth beside its peers: make bench AREA=pods
+	tests/bench/run.sh $(AREA)
+
+clean:
+	cargo clean
+	rm -rf .cache

@@ -1,0 +1,210 @@
+//! What the user typed, and nothing else: the command line as clap reads it.
+//!
+//! Resolving it against the system and the configuration files is [`crate::settings`]'s job.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A Kubernetes node in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, about, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogFlags,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How much to say, and where.
+#[derive(Debug, Args)]
+pub(crate) struct LogFlags {
+    /// Which log lines to print, as `level` or `target=level,…` [default: info for a node, else error]
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a node with an embedded API server on this machine
+    Up(UpFlags),
+    /// Run a node against an API server
+    Agent(AgentFlags),
+    /// Say what this host lacks, what will then not be enforced, and how to mend it
+    Check(HostFlags),
+    /// Stop every pod and remove everything that berth made on this host
+    Reset(ResetFlags),
+    /// List the pods on this node, also when the API server is down
+    Pods(PodsFlags),
+    /// Print a container's log, also when the API server is down
+    Logs(LogsFlags),
+    /// List, import or remove images
+    Images(ImagesFlags),
+    /// Pull an image into this node's store
+    Pull(PullFlags),
+    /// Write the demo image, made from this executable, as an OCI layout tar
+    DemoImage(DemoImageFlags),
+    /// Answer HTTP requests with this pod's name (the demo image's command)
+    #[command(hide = true)]
+    DemoServer(DemoServerFlags),
+}
+
+/// Where a node keeps its things. Each has its place on a host with one node; several nodes on one
+/// host need their own.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct HostFlags {
+    /// Configuration: KubeletConfiguration, KubeProxyConfiguration and NodeConfiguration documents
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Images, volumes, keys and the embedded database [default: /var/lib/berth]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Sockets, namespaces and records of running pods; on a tmpfs [default: /run/berth]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Container logs [default: /var/log/pods]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) log_dir: Option<PathBuf>,
+}
+
+/// What `agent` and `up` share.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// The node's name [default: the host name, in lower case]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// The node's address, once a family [default: the source address of the default route]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node_ip: Vec<IpAddr>,
+    /// A label for the node
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) node_label: Vec<String>,
+}
+
+/// `berth agent`.
+#[derive(Debug, Args)]
+pub(crate) struct AgentFlags {
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+    /// How to reach the API server and as whom
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
+}
+
+/// `berth up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpFlags {
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+    /// Apply these manifests once the node is ready
+    #[arg(short = 'f', long = "filename", value_name = "FILE")]
+    pub(crate) manifests: Vec<PathBuf>,
+    /// Where the embedded API server listens
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6443")]
+    pub(crate) api: SocketAddr,
+    /// Import this OCI layout tar before anything starts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) import: Vec<PathBuf>,
+}
+
+/// `berth reset`.
+#[derive(Debug, Args)]
+pub(crate) struct ResetFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// Keep images, keys and the embedded database
+    #[arg(long)]
+    pub(crate) keep_state: bool,
+}
+
+/// `berth pods`.
+#[derive(Debug, Args)]
+pub(crate) struct PodsFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `berth logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// The pod: its name, or namespace/name
+    pub(crate) pod: String,
+    /// The container; needed where the pod has several
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) container: Option<String>,
+    /// Print what is written from now on, too
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// The container before the last restart
+    #[arg(short, long)]
+    pub(crate) previous: bool,
+    /// Only this many lines from the end
+    #[arg(long, value_name = "LINES")]
+    pub(crate) tail: Option<u64>,
+    /// Start each line with its time
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+}
+
+/// `berth images`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagesFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) action: Option<ImagesAction>,
+}
+
+/// What to do to the image store.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImagesAction {
+    /// Import an OCI layout tar
+    Import {
+        /// The tar, or - for standard input
+        file: PathBuf,
+    },
+    /// Remove an image
+    Remove {
+        /// The image
+        image: String,
+    },
+}
+
+/// `berth pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// The image
+    pub(crate) image: String,
+    /// The user, and where to read the password is standard input
+    #[arg(long, value_name = "USER")]
+    pub(crate) username: Option<String>,
+}
+
+/// `berth demo-image`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoImageFlags {
+    /// Where to write it, or - for standard output
+    pub(crate) file: PathBuf,
+}
+
+/// `berth demo-server`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoServerFlags {
+    /// The port to listen on
+    #[arg(long, default_value_t = 8080)]
+    pub(crate) port: u16,
+}

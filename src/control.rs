@@ -1,0 +1,248 @@
+//! The agent's local socket, by which other `berth` processes of this host use its images and see its
+//! pods.
+//!
+//! `<run dir>/agent.sock`, mode 0600 in a directory of mode 0700. A connection carries one
+//! [`Request`] as a line of JSON, and is answered with lines of [`Answer`]. Where no agent runs, the same conversation is held in memory
+//! with a [`Host`] opened for it, under the lock that an agent would hold.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use berth_runtime::interface::{Credentials, Image, Images, ProgressSink, Runtime, SandboxStatus};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::host::{Host, make_private};
+use crate::settings::Places;
+
+/// The longest request line.
+const MAX_REQUEST_BYTES: u64 = 64 << 10;
+
+/// What may be asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) enum Request {
+    /// All images.
+    List,
+    /// Pull an image.
+    Pull { image: String, login: Option<Login> },
+    /// Import the archive at this absolute path.
+    Import { archive: PathBuf },
+    /// Remove an image.
+    Remove { image: String },
+    /// All sandboxes.
+    Pods,
+}
+
+/// A user at a registry.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Login {
+    pub(crate) username: String,
+    pub(crate) password: String,
+}
+
+/// What is answered: any number of `Progress`, then one of the others.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Answer {
+    Progress { received_bytes: u64, total_bytes: u64 },
+    Images(Vec<Image>),
+    Pods(Vec<SandboxStatus>),
+    Failed(String),
+}
+
+/// Held by the one process that owns a state directory.
+#[derive(Debug)]
+pub(crate) struct Lock(#[allow(dead_code, reason = "closing the file unlocks it")] File);
+
+impl Lock {
+    /// Takes the lock, making the state directory where it is missing.
+    pub(crate) fn take(places: &Places) -> Result<Self> {
+        let directory = &places.state_dir;
+        make_private(directory)?;
+        let path = directory.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.with_context(|| format!("opening {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another berth owns {} (it holds {})", directory.display(), path.display())
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("locking {}", path.display()))
+            }
+        }
+    }
+}
+
+/// Serves the socket until `shutdown`.
+pub(crate) async fn serve(
+    run_dir: PathBuf,
+    host: Arc<Host>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let path = run_dir.join("agent.sock");
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("binding {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    loop {
+        let stream = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted?.0,
+        };
+        if stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
+            tokio::spawn(converse(host.clone(), stream));
+        }
+    }
+    fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+}
+
+/// Answers one request. A client that goes away ends it.
+async fn converse<S>(host: Arc<Host>, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = BufReader::new(reader);
+    let (answers, mut outgoing) = mpsc::unbounded_channel();
+    let work = async move {
+        let answer = match answer(&host, &mut reader, &answers).await {
+            Ok(answer) => answer,
+            Err(error) => Answer::Failed(format!("{error:#}")),
+        };
+        // The client may be gone; then nobody wants the answer.
+        let _ = answers.send(answer);
+    };
+    let write = async {
+        while let Some(answer) = outgoing.recv().await {
+            let mut line = serde_json::to_vec(&answer)?;
+            line.push(b'\n');
+            writer.write_all(&line).await?;
+            if !matches!(answer, Answer::Progress { .. }) {
+                break;
+            }
+        }
+        writer.shutdown().await
+    };
+    let ((), written) = tokio::join!(work, write);
+    if let Err(error) = written {
+        debug!(%error, "a local client went away");
+    }
+}
+
+async fn answer<R: AsyncRead + Unpin>(
+    host: &Host,
+    reader: &mut BufReader<R>,
+    answers: &mpsc::UnboundedSender<Answer>,
+) -> Result<Answer> {
+    let store = &host.images;
+    let images = match read_request(reader).await? {
+        Request::Pods => return Ok(Answer::Pods(host.engine.list().await?)),
+        Request::List => store.list().await?,
+        Request::Pull { image, login } => {
+            let answers = answers.clone();
+            let progress: ProgressSink = Arc::new(move |progress| {
+                let (received_bytes, total_bytes) = (progress.received_bytes, progress.total_bytes);
+                // The client may be gone; the pull goes on for whoever asks next.
+                let _ = answers.send(Answer::Progress { received_bytes, total_bytes });
+            });
+            let basic = |Login { username, password }| Credentials::Basic { username, password };
+            let credentials = login.map(basic).into_iter().collect();
+            vec![store.pull(&image, credentials, Some(progress)).await?]
+        }
+        Request::Import { archive } => {
+            let file = File::open(&archive);
+            store.import(file.with_context(|| format!("opening {}", archive.display()))?).await?
+        }
+        Request::Remove { image } => {
+            store.remove(&image).await?;
+            Vec::new()
+        }
+    };
+    Ok(Answer::Images(images))
+}
+
+/// Reads a line of a bounded length.
+async fn read_request<R: AsyncRead + Unpin>(reader: &mut BufReader<R>) -> Result<Request> {
+    let mut line = Vec::new();
+    reader.take(MAX_REQUEST_BYTES).read_until(b'\n', &mut line).await?;
+    serde_json::from_slice(&line).context("not a request")
+}
+
+/// Asks for images; `progress` sees bytes received and bytes in all.
+pub(crate) async fn images(
+    places: &Places,
+    request: &Request,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Vec<Image>> {
+    match ask(places, request, &mut progress).await? {
+        Answer::Images(images) => Ok(images),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks for all sandboxes.
+pub(crate) async fn pods(places: &Places) -> Result<Vec<SandboxStatus>> {
+    match ask(places, &Request::Pods, &mut |_, _| ()).await? {
+        Answer::Pods(pods) => Ok(pods),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(answer: &Answer) -> anyhow::Error {
+    match answer {
+        Answer::Failed(message) => anyhow!(message.clone()),
+        _ => anyhow!("the agent is of another version: it answered something else"),
+    }
+}
+
+/// Asks the agent of these places, or, where none runs, a host opened for this one request.
+async fn ask(
+    places: &Places,
+    request: &Request,
+    progress: &mut impl FnMut(u64, u64),
+) -> Result<Answer> {
+    match UnixStream::connect(places.run_dir.join("agent.sock")).await {
+        Ok(stream) => exchange(stream, request, progress).await,
+        Err(_) => {
+            let host = Arc::new(Host::open(places, Path::new("/etc/resolv.conf")).await?);
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            tokio::join!(exchange(ours, request, progress), converse(host, theirs)).0
+        }
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite,
+    request: &Request,
+    progress: &mut impl FnMut(u64, u64),
+) -> Result<Answer> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    writer.write_all(&line).await?;
+    let mut lines = BufReader::new(reader).lines();
+    while let Some(line) = lines.next_line().await? {
+        match serde_json::from_str(&line)? {
+            Answer::Progress { received_bytes, total_bytes } => {
+                progress(received_bytes, total_bytes);
+            }
+            answer => return Ok(answer),
+        }
+    }
+    bail!("the agent ended before it answered")
+}

@@ -1,0 +1,57 @@
+//! The part of a node that needs no API server: lock, image store, runtime, network seam.
+//!
+//! The agent holds one for its life; commands that find no agent open one for a moment. Opening it
+//! harms no running container.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use berth_runtime::cgroup::Hierarchy;
+use berth_runtime::engine::{self, Engine};
+use berth_runtime::images::{self, Store};
+
+use crate::control::Lock;
+use crate::embedded;
+use crate::network::LateNetwork;
+use crate::settings::Places;
+
+/// A host's images and sandboxes, owned by this process.
+pub(crate) struct Host {
+    pub(crate) images: Arc<Store>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) network: Arc<LateNetwork>,
+    _lock: Lock,
+}
+
+impl Host {
+    /// Takes the lock and opens store and runtime; sandboxes of an earlier run are found again.
+    pub(crate) async fn open(places: &Places, resolv_conf: &Path) -> Result<Self> {
+        let lock = Lock::take(places)?;
+        make_private(&places.run_dir)?;
+        let executable = Arc::new(embedded::executable()?);
+        let images = images::Config::new(places.state_dir.join("images"), executable.clone());
+        let images = Store::open(images).await?;
+        let network = LateNetwork::new();
+        let config = engine::Config {
+            run_dir: places.run_dir.clone(),
+            state_dir: places.state_dir.clone(),
+            executable,
+            hierarchy: Hierarchy::detect()?,
+            resolv_conf: resolv_conf.to_owned(),
+        };
+        let engine = Engine::open(config, images.clone(), network.clone()).await?;
+        Ok(Self { images, engine, network, _lock: lock })
+    }
+}
+
+/// Makes a directory that only root can enter, with its parents.
+pub(crate) fn make_private(directory: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("making {}", directory.display()))
+}

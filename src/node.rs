@@ -1,0 +1,329 @@
+//! `berth agent`, and the node half of `berth up`: opens the host, learns the node's pod range,
+//! builds the pod network, and runs proxy and kubelet until a signal.
+//!
+//! ```text
+//! lock, images, runtime ─► pod range: API, or what the disk remembers ─► pod network
+//!                                        └─► routes to peers, proxy, kubelet, local socket
+//! ```
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use berth_cni::Network;
+use berth_kubelet::Parts;
+use berth_kubelet::config::{CertificateFiles, Server};
+use berth_kubelet::node::peers::{self, Nodes};
+use berth_proxy::{NodePortAddresses, ServiceRoute};
+use berth_runtime::interface::{LogLimits, Runtime};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Taint;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cli::AgentFlags;
+use crate::host::{Host, make_private};
+use crate::settings::Settings;
+use crate::{check, control, signals};
+
+/// What an agent needs beyond its settings.
+pub(crate) struct Identity {
+    /// How to reach the API server, and as whom.
+    pub(crate) kubeconfig: PathBuf,
+    /// What the node's API shows; a self-signed one is made where absent.
+    pub(crate) serving: Option<CertificateFiles>,
+    /// Whose client certificates the node's API believes; the cluster's authority where absent.
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+/// `berth agent`.
+pub(crate) async fn agent(flags: AgentFlags) -> Result<()> {
+    let settings = Settings::resolve(&flags.node)?;
+    let identity = Identity {
+        kubeconfig: flags.kubeconfig,
+        serving: settings
+            .tls_files
+            .clone()
+            .map(|(certificate, key)| CertificateFiles { certificate, key }),
+        client_ca: settings.client_ca_file.clone(),
+    };
+    let shutdown = signals::shutdown()?;
+    let host = Arc::new(Host::open(&settings.places, &settings.resolv_conf).await?);
+    run(settings, identity, host, shutdown).await
+}
+
+/// Runs a node until `shutdown`. Pods go on without it.
+pub(crate) async fn run(
+    settings: Settings,
+    identity: Identity,
+    host: Arc<Host>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let node_ips = node_ips(&settings)?;
+    let (client, authority) = client(&identity.kubeconfig).await?;
+    let client_ca = match identity.client_ca.clone() {
+        Some(file) => Some(file),
+        None => authority.map(|pem| keep_authority(&settings, &pem)).transpose()?,
+    };
+    let config = kubelet_config(&settings, &node_ips, identity.serving, client_ca)?;
+    let mut tasks = JoinSet::new();
+    let control = control::serve(settings.places.run_dir.clone(), host.clone(), shutdown.clone());
+    tasks.spawn(async move { control.await.context("serving the local socket") });
+
+    let (nodes, mut known) = watch::channel(Nodes::default());
+    let name = settings.node_name.clone();
+    let follow = peers::follow(client.clone(), name, nodes, shutdown.clone());
+    tasks.spawn(async move {
+        follow.await;
+        Ok(())
+    });
+    let Some(pod_cidrs) = pod_range(&settings, &config, &client, &mut known, &shutdown).await?
+    else {
+        return finish(tasks, &host).await;
+    };
+    open_network(&settings, &host, pod_cidrs.clone()).await?;
+    tasks.spawn(keep_peers(host.clone(), known, shutdown.clone()));
+    let proxy = berth_proxy::run(
+        client.clone(),
+        proxy_config(&settings, node_ips, pod_cidrs),
+        shutdown.clone(),
+    );
+    tasks.spawn(async move { proxy.await.context("running the service proxy") });
+    let parts =
+        Parts { client, runtime: host.engine.clone(), images: host.images.clone(), services: None };
+    let kubelet = berth_kubelet::run(config, parts, shutdown.clone());
+    tasks.spawn(async move { kubelet.await.context("running the kubelet") });
+
+    // The first part to end ends the others: a node is whole, or it is not there.
+    let first = tasks.join_next().await;
+    shutdown.cancel();
+    let outcome = first.transpose().context("a part of the node panicked")?.transpose();
+    finish(tasks, &host).await?;
+    outcome.map(drop)
+}
+
+async fn finish(mut tasks: JoinSet<Result<()>>, host: &Host) -> Result<()> {
+    let mut outcome = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        outcome = outcome.and(ended.context("a part of the node panicked").flatten());
+    }
+    host.network.flush().await;
+    outcome
+}
+
+/// The node's pod range: what the disk remembers, else what the API gives once the node is
+/// registered. `None` when the agent ends before.
+async fn pod_range(
+    settings: &Settings,
+    config: &berth_kubelet::Config,
+    client: &kube::Client,
+    known: &mut watch::Receiver<Nodes>,
+    shutdown: &CancellationToken,
+) -> Result<Option<Vec<IpNet>>> {
+    let file = settings.places.state_dir.join("pod-cidrs.json");
+    if let Some(remembered) = remembered(&file) {
+        info!(?remembered, "pod range as remembered");
+        return Ok(Some(remembered));
+    }
+    berth_kubelet::register_node(config, client, shutdown).await?;
+    let Some(cidrs) = peers::wait_for_pod_cidrs(known, shutdown).await else {
+        return Ok(None);
+    };
+    let temporary = file.with_extension("tmp");
+    fs::write(&temporary, serde_json::to_vec(&cidrs)?)
+        .and_then(|()| fs::File::open(&temporary)?.sync_all())
+        .and_then(|()| fs::rename(&temporary, &file))
+        .with_context(|| format!("writing {}", file.display()))?;
+    Ok(Some(cidrs))
+}
+
+/// A torn or missing file is no memory.
+fn remembered(file: &Path) -> Option<Vec<IpNet>> {
+    let cidrs: Vec<IpNet> = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    (!cidrs.is_empty()).then_some(cidrs)
+}
+
+async fn open_network(settings: &Settings, host: &Host, pod_cidrs: Vec<IpNet>) -> Result<()> {
+    let network = Network::open(network_config(settings, pod_cidrs)).await;
+    host.network.set(network.context("building the pod network")?);
+    let sandboxes = host.engine.list().await?;
+    let live: Vec<_> = sandboxes.into_iter().map(|sandbox| sandbox.id).collect();
+    host.network.free_all_but(&live).await;
+    Ok(())
+}
+
+/// How the pod network of these settings is built; also used to remove it.
+pub(crate) fn network_config(settings: &Settings, pod_cidrs: Vec<IpNet>) -> berth_cni::Config {
+    let state_dir = settings.places.state_dir.join("ipam");
+    let mut config = berth_cni::Config::new(pod_cidrs, state_dir);
+    config.bridge = settings.bridge.clone();
+    config.mtu = settings.mtu;
+    if !settings.cluster_cidrs.is_empty() {
+        config.cluster_cidrs = settings.cluster_cidrs.clone();
+    }
+    config
+}
+
+/// Keeps the routes to other nodes' pods.
+async fn keep_peers(
+    host: Arc<Host>,
+    mut nodes: watch::Receiver<Nodes>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    loop {
+        let peers = routes(&nodes.borrow_and_update());
+        if let Err(error) = host.network.set_peers(peers).await {
+            warn!(error = &error as &dyn std::error::Error, "routes to other nodes' pods");
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            changed = nodes.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}
+
+/// One peer a node and family.
+fn routes(nodes: &Nodes) -> Vec<berth_cni::Peer> {
+    let mut peers = Vec::new();
+    for node in &nodes.peers {
+        for is_ipv4 in [true, false] {
+            let via = node.addresses.iter().copied().find(|address| address.is_ipv4() == is_ipv4);
+            let of_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == is_ipv4;
+            let pod_cidrs: Vec<_> = node.pod_cidrs.iter().filter(of_family).copied().collect();
+            if let (Some(via), false) = (via, pod_cidrs.is_empty()) {
+                peers.push(berth_cni::Peer { pod_cidrs, via });
+            }
+        }
+    }
+    peers
+}
+
+fn proxy_config(
+    settings: &Settings,
+    node_ips: Vec<IpAddr>,
+    pod_cidrs: Vec<IpNet>,
+) -> berth_proxy::Config {
+    let mut config = berth_proxy::Config::new(settings.node_name.clone());
+    config.pod_cidrs =
+        if settings.cluster_cidrs.is_empty() { pod_cidrs } else { settings.cluster_cidrs.clone() };
+    config.service_cidrs = vec![settings.service_cidr];
+    config.node_port_addresses = if settings.node_port_addresses.is_empty() {
+        NodePortAddresses::Primary(node_ips)
+    } else {
+        NodePortAddresses::Networks(settings.node_port_addresses.clone())
+    };
+    config.service_route = ServiceRoute::Device(settings.bridge.clone());
+    config
+}
+
+fn kubelet_config(
+    settings: &Settings,
+    node_ips: &[IpAddr],
+    serving: Option<CertificateFiles>,
+    client_ca: Option<PathBuf>,
+) -> Result<berth_kubelet::Config> {
+    let places = &settings.places;
+    let mut config = berth_kubelet::Config::new(settings.node_name.clone(), node_ips.to_vec());
+    config.root_dir = places.state_dir.clone();
+    config.log_root = places.log_dir.clone();
+    config.container_log_links = places.log_links_dir.clone();
+    config.hostname = fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
+    config.pod_cidrs = settings.pod_cidr.into_iter().collect();
+    config.max_pods = settings.max_pods;
+    config.cluster_dns = settings.cluster_dns.clone();
+    config.cluster_domain = settings.cluster_domain.clone();
+    config.resolv_conf = settings.resolv_conf.clone();
+    let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let address = settings.bind_address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    config.server = Server {
+        address: Some(SocketAddr::new(address, settings.port)),
+        healthz: match settings.healthz_port {
+            0 => None,
+            port => Some(SocketAddr::new(loopback, port)),
+        },
+        certificate: serving,
+        client_ca,
+    };
+    config.labels = settings.node_labels.iter().cloned().collect();
+    config.taints = settings.taints.iter().map(taint).collect();
+    config.not_enforced = check::limits(&places.run_dir)?;
+    config.cgroups.pod_pids_limit = settings.pod_pids_limit;
+    let (max_bytes, max_files) = (settings.log_max_bytes, settings.log_max_files);
+    config.log_limits = LogLimits { max_bytes, max_files };
+    config.seccomp_root = places.state_dir.join("seccomp");
+    config.seccomp_default = true;
+    Ok(config)
+}
+
+fn taint(taint: &crate::settings::documents::Taint) -> Taint {
+    Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone(),
+        effect: taint.effect.clone(),
+        time_added: None,
+    }
+}
+
+/// A client for the kubeconfig's current context, and the authority it trusts, PEM.
+async fn client(file: &Path) -> Result<(kube::Client, Option<Vec<u8>>)> {
+    let name = || format!("kubeconfig {}", file.display());
+    let kubeconfig = Kubeconfig::read_from(file).with_context(name)?;
+    let options = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options);
+    let config = config.await.with_context(name)?;
+    let authority = config.root_cert.as_ref().map(|certificates| {
+        certificates.iter().flat_map(|der| pem(der).into_bytes()).collect::<Vec<u8>>()
+    });
+    Ok((kube::Client::try_from(config).with_context(name)?, authority))
+}
+
+/// A certificate in PEM (RFC 7468).
+fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}
+
+/// Keeps the cluster's authority where the node's API reads it.
+fn keep_authority(settings: &Settings, pem: &[u8]) -> Result<PathBuf> {
+    let directory = settings.places.state_dir.join("pki");
+    make_private(&directory)?;
+    let file = directory.join("cluster-ca.crt");
+    let temporary = directory.join("cluster-ca.crt.tmp");
+    fs::write(&temporary, pem)
+        .and_then(|()| fs::rename(&temporary, &file))
+        .with_context(|| format!("writing {}", file.display()))?;
+    Ok(file)
+}
+
+/// The configured addresses, or those that the default routes lead out with.
+pub(crate) fn node_ips(settings: &Settings) -> Result<Vec<IpAddr>> {
+    if !settings.node_ips.is_empty() {
+        return Ok(settings.node_ips.clone());
+    }
+    let outside: [IpAddr; 2] =
+        [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
+    let found: Vec<_> = outside.into_iter().filter_map(|to| source_address(to).ok()).collect();
+    if found.is_empty() {
+        bail!("this host has no default route to tell the node's address: set --node-ip");
+    }
+    Ok(found)
+}
+
+/// The address that packets to `destination` would leave with; nothing is sent.
+fn source_address(destination: IpAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match destination {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect((destination, 9))?;
+    Ok(socket.local_addr()?.ip())
+}

@@ -1,0 +1,301 @@
+//! What a node's configuration resolves to: flags over documents over defaults over the host.
+//!
+//! The crates receive finished values from here and never read the environment or a flag.
+
+pub(crate) mod documents;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+
+use crate::cli::{HostFlags, NodeFlags};
+use documents::{Documents, Taint};
+
+/// Where a node keeps its things.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Places {
+    /// `/var/lib/berth`.
+    pub(crate) state_dir: PathBuf,
+    /// `/run/berth`.
+    pub(crate) run_dir: PathBuf,
+    /// `/var/log/pods`.
+    pub(crate) log_dir: PathBuf,
+    /// `/var/log/containers`: beside the log directory.
+    pub(crate) log_links_dir: PathBuf,
+}
+
+/// A node's settings, resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) places: Places,
+    pub(crate) node_name: String,
+    /// Primary first; empty lets the default route decide.
+    pub(crate) node_ips: Vec<IpAddr>,
+    pub(crate) node_labels: Vec<(String, String)>,
+    pub(crate) taints: Vec<Taint>,
+    pub(crate) bind_address: Option<IpAddr>,
+    pub(crate) port: u16,
+    pub(crate) healthz_port: u16,
+    pub(crate) client_ca_file: Option<PathBuf>,
+    pub(crate) tls_files: Option<(PathBuf, PathBuf)>,
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    pub(crate) cluster_domain: String,
+    pub(crate) resolv_conf: PathBuf,
+    pub(crate) max_pods: u32,
+    pub(crate) pod_pids_limit: Option<u64>,
+    pub(crate) pod_cidr: Option<IpNet>,
+    pub(crate) log_max_bytes: u64,
+    pub(crate) log_max_files: u32,
+    pub(crate) bridge: String,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) cluster_cidrs: Vec<IpNet>,
+    pub(crate) service_cidr: IpNet,
+    pub(crate) node_port_addresses: Vec<IpNet>,
+}
+
+impl Places {
+    /// Resolves the directories alone: all that the commands need which look at a node from outside.
+    pub(crate) fn resolve(flags: &HostFlags) -> Result<Self> {
+        Ok(Self::from_documents(flags, &read(flags.config.as_deref())?))
+    }
+
+    fn from_documents(flags: &HostFlags, documents: &Documents) -> Self {
+        let node = &documents.node;
+        let pick = |flag: &Option<PathBuf>, document: &Option<PathBuf>, default: &str| {
+            flag.clone().or_else(|| document.clone()).unwrap_or_else(|| PathBuf::from(default))
+        };
+        let log_dir = pick(&flags.log_dir, &node.log_dir, "/var/log/pods");
+        Self {
+            state_dir: pick(&flags.state_dir, &node.state_dir, "/var/lib/berth"),
+            run_dir: pick(&flags.run_dir, &node.run_dir, "/run/berth"),
+            log_links_dir: log_dir.with_file_name("containers"),
+            log_dir,
+        }
+    }
+}
+
+impl Settings {
+    /// Resolves what a command needs that looks at a node from outside.
+    pub(crate) fn of_host(flags: &HostFlags) -> Result<Self> {
+        Self::resolve(&NodeFlags {
+            host: flags.clone(),
+            node_name: None,
+            node_ip: Vec::new(),
+            node_label: Vec::new(),
+        })
+    }
+
+    /// Resolves everything. Every fault found is in the error.
+    pub(crate) fn resolve(flags: &NodeFlags) -> Result<Self> {
+        let documents = read(flags.host.config.as_deref())?;
+        let host_name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        resolve(flags, &documents, host_name.trim()).map_err(|faults| {
+            let source = flags.host.config.as_deref().unwrap_or(Path::new("the command line"));
+            anyhow::anyhow!("{}: {}", source.display(), faults.join("; "))
+        })
+    }
+}
+
+fn read(file: Option<&Path>) -> Result<Documents> {
+    let Some(file) = file else { return Ok(Documents::default()) };
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    match documents::parse(&text) {
+        Ok(documents) => Ok(documents),
+        Err(errors) => {
+            let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            bail!("{}: {}", file.display(), all.join("; "))
+        }
+    }
+}
+
+fn resolve(
+    flags: &NodeFlags,
+    documents: &Documents,
+    host_name: &str,
+) -> Result<Settings, Vec<String>> {
+    let Documents { kubelet, proxy, node } = documents;
+    let mut faults = Vec::new();
+    if let Some(mode) = proxy.mode.as_deref().filter(|mode| !matches!(*mode, "" | "nftables")) {
+        faults
+            .push(format!("mode: {mode:?} is not supported: services are programmed as nftables"));
+    }
+    let name = node_name(flags.node_name.as_deref().unwrap_or(host_name));
+    let node_name = keep(&mut faults, name);
+    let log_max_bytes = keep(
+        &mut faults,
+        match &kubelet.container_log_max_size {
+            None => Ok(10 << 20),
+            Some(text) => bytes(text).ok_or(format!("containerLogMaxSize: {text:?} is not a size")),
+        },
+    );
+    let mut networks = |field: &str, texts: &[String]| -> Vec<IpNet> {
+        let parsed = texts.iter().map(|text| {
+            let network = text.trim().parse();
+            keep(&mut faults, network.map_err(|_| format!("{field}: {text:?} is not a CIDR")))
+        });
+        parsed.flatten().collect()
+    };
+    let node_port_addresses = match &proxy.node_port_addresses[..] {
+        [primary] if primary == "primary" => Vec::new(),
+        texts => networks("nodePortAddresses", texts),
+    };
+    let cluster_texts: Vec<String> =
+        proxy.cluster_cidr.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect();
+    let cluster_cidr = networks("clusterCIDR", &cluster_texts);
+    let node_labels: Vec<_> = flags
+        .node_label
+        .iter()
+        .filter_map(|label| {
+            let pair = label.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+            keep(&mut faults, pair.ok_or(format!("--node-label: {label:?} is not key=value")))
+        })
+        .collect();
+    let tls_files = keep(
+        &mut faults,
+        match (&kubelet.tls_cert_file, &kubelet.tls_private_key_file) {
+            (Some(certificate), Some(key)) => Ok(Some((certificate.clone(), key.clone()))),
+            (None, None) => Ok(None),
+            _ => Err("tlsCertFile and tlsPrivateKeyFile go together".to_owned()),
+        },
+    );
+    if kubelet.container_log_max_files.is_some_and(|files| files < 2) {
+        faults.push("containerLogMaxFiles: must be at least 2".to_owned());
+    }
+    let (Some(node_name), Some(log_max_bytes), Some(tls_files), true) =
+        (node_name, log_max_bytes, tls_files, faults.is_empty())
+    else {
+        return Err(faults);
+    };
+    Ok(Settings {
+        places: Places::from_documents(&flags.host, documents),
+        node_name,
+        node_ips: flags.node_ip.clone(),
+        node_labels,
+        taints: kubelet.register_with_taints.clone(),
+        bind_address: kubelet.address,
+        port: kubelet.port.unwrap_or(10250),
+        healthz_port: kubelet.healthz_port.unwrap_or(10248),
+        client_ca_file: kubelet.authentication.x509.client_ca_file.clone(),
+        tls_files,
+        cluster_dns: kubelet.cluster_dns.clone(),
+        cluster_domain: kubelet.cluster_domain.clone().unwrap_or("cluster.local".to_owned()),
+        resolv_conf: kubelet.resolv_conf.clone().unwrap_or("/etc/resolv.conf".into()),
+        max_pods: kubelet.max_pods.unwrap_or(110),
+        pod_pids_limit: match kubelet.pod_pids_limit {
+            None => Some(4096),
+            Some(limit) => u64::try_from(limit).ok(),
+        },
+        pod_cidr: kubelet.pod_cidr,
+        log_max_bytes,
+        log_max_files: kubelet.container_log_max_files.unwrap_or(5),
+        bridge: node.bridge.clone().unwrap_or("berth0".to_owned()),
+        mtu: node.mtu,
+        cluster_cidrs: if node.cluster_cidrs.is_empty() {
+            cluster_cidr
+        } else {
+            node.cluster_cidrs.clone()
+        },
+        service_cidr: node.service_cidr.unwrap_or(DEFAULT_SERVICE_CIDR),
+        node_port_addresses,
+    })
+}
+
+/// The value, or its fault kept.
+fn keep<T>(faults: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
+    result.map_err(|fault| faults.push(fault)).ok()
+}
+
+/// kubeadm's default for Services.
+const DEFAULT_SERVICE_CIDR: IpNet =
+    IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 12));
+
+/// A node's name is a DNS-1123 subdomain; upstream lowers the host name's case.
+fn node_name(text: &str) -> Result<String, String> {
+    let name = text.to_lowercase();
+    let label = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    if name.len() <= 253 && name.split('.').all(label) {
+        Ok(name)
+    } else {
+        Err(format!("node name: {text:?} is not a DNS-1123 subdomain (set --node-name)"))
+    }
+}
+
+/// A whole number of bytes with Kubernetes' binary or decimal suffix.
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1000_u64.pow(2),
+        "G" => 1000_u64.pow(3),
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> NodeFlags {
+        NodeFlags {
+            host: HostFlags { config: None, state_dir: None, run_dir: None, log_dir: None },
+            node_name: None,
+            node_ip: Vec::new(),
+            node_label: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn defaults_are_upstreams() {
+        let settings = resolve(&flags(), &Documents::default(), "Host-1").unwrap();
+        assert_eq!(settings.node_name, "host-1");
+        assert_eq!((settings.port, settings.healthz_port, settings.max_pods), (10250, 10248, 110));
+        assert_eq!((settings.log_max_bytes, settings.log_max_files), (10 << 20, 5));
+        assert_eq!(settings.service_cidr.to_string(), "10.96.0.0/12");
+        assert_eq!(settings.places.log_links_dir, Path::new("/var/log/containers"));
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let mut flags = flags();
+        flags.node_label = vec!["novalue".to_owned()];
+        let mut documents = Documents::default();
+        documents.proxy.mode = Some("ipvs".to_owned());
+        documents.proxy.node_port_addresses = vec!["10.0.0.0".to_owned()];
+        documents.kubelet.container_log_max_size = Some("10 pebbles".to_owned());
+        documents.kubelet.tls_cert_file = Some("/x".into());
+        let faults = resolve(&flags, &documents, "bad_name").unwrap_err();
+        assert_eq!(faults.len(), 6, "{faults:?}");
+    }
+
+    #[test]
+    fn a_flag_wins_over_a_document() {
+        let mut flags = flags();
+        flags.host.state_dir = Some("/a".into());
+        let mut documents = Documents::default();
+        documents.node.state_dir = Some("/b".into());
+        documents.node.run_dir = Some("/c".into());
+        let places = resolve(&flags, &documents, "n").unwrap().places;
+        assert_eq!((places.state_dir, places.run_dir), ("/a".into(), "/c".into()));
+    }
+
+    #[test]
+    fn sizes_take_kubernetes_suffixes() {
+        assert_eq!(bytes("10Mi"), Some(10 << 20));
+        assert_eq!(bytes("5M"), Some(5_000_000));
+        assert_eq!(bytes("Mi"), None);
+        assert_eq!(bytes("1.5Mi"), None);
+    }
+}

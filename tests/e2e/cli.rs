@@ -1,0 +1,111 @@
+//! The command line: what it prints, how it exits, and what it says of bad input.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use crate::node::{Node, berth, told};
+
+/// Runs `berth` with a node's directories and expects it to fail within ten seconds.
+fn refused(node: &Node, args: &[&str]) -> String {
+    let began = Instant::now();
+    let output: Output = node
+        .namespace()
+        .command("timeout")
+        .arg("30")
+        .arg(berth())
+        .args(args)
+        .args(node.dir_flags())
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{args:?} was accepted");
+    assert!(began.elapsed() < Duration::from_secs(20), "{args:?} took {:?}", began.elapsed());
+    told(&output)
+}
+
+#[test]
+fn a_configuration_with_an_unknown_field_is_refused_with_its_line() {
+    let node = Node::prepare("node-1");
+    let file = node.path("node.yaml");
+    std::fs::write(
+        &file,
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPodz: 3\n",
+    )
+    .unwrap();
+    let text = refused(&node, &["up", "--config", file.to_str().unwrap()]);
+    assert!(text.contains("line 3") && text.contains("maxPodz"), "{text}");
+    node.finish();
+}
+
+#[test]
+fn a_kubeconfig_that_points_nowhere_is_named() {
+    let node = Node::prepare("node-1");
+    node.uplink();
+    let missing = refused(&node, &["agent", "--kubeconfig", "/nonexistent/kubeconfig"]);
+    assert!(missing.contains("/nonexistent/kubeconfig"), "{missing}");
+    let file = node.path("kubeconfig");
+    std::fs::write(&file, "apiVersion: v1\nkind: Config\ncurrent-context: gone\n").unwrap();
+    let broken = refused(&node, &["agent", "--kubeconfig", file.to_str().unwrap()]);
+    assert!(broken.contains("gone"), "{broken}");
+    node.finish();
+}
+
+#[test]
+fn a_taken_port_is_named_and_nothing_is_left() {
+    let mut node = Node::prepare("node-1");
+    node.uplink();
+    let listen = || TcpListener::bind(("127.0.0.1", 6443)).unwrap();
+    let listener = node.namespace().within(listen);
+    node.up(&[]);
+    node.wait_for("the agent to refuse", || node.agent_log().contains("6443").then_some(()));
+    drop(listener);
+    node.finish();
+}
+
+#[test]
+fn check_says_what_is_not_enforced_and_how_to_mend_it() {
+    let node = Node::prepare("node-1");
+    let text = node.berth(&["check"]);
+    assert!(text.starts_with("kernel "), "{text}");
+    assert!(text.contains("this host can run a node"), "{text}");
+    for finding in text.split("\nlimited: ").skip(1) {
+        assert!(finding.contains("\n  then: ") && finding.contains("\n  mend: "), "{finding}");
+    }
+    node.finish();
+}
+
+#[test]
+fn reset_leaves_nothing_of_a_running_pod() {
+    let mut node = Node::start();
+    node.apply(include_str!("../demo/demo.yaml"));
+    node.wait_ready("demo-1");
+    node.kill_agent();
+    // finish() resets and takes the census.
+    node.finish();
+}
+
+#[test]
+fn pods_and_logs_work_while_the_api_server_is_down() {
+    let mut node = Node::start();
+    node.apply(include_str!("../demo/demo.yaml"));
+    node.wait_ready("demo-1");
+    node.stop_agent();
+    let pods = node.berth(&["pods"]);
+    let row = pods.lines().find(|line| line.contains("demo-1")).unwrap_or_else(|| panic!("{pods}"));
+    assert!(row.contains("Running"), "{row}");
+    assert!(node.berth(&["logs", "demo-1"]).contains("demo-1 listens on port 8080"));
+    assert!(node.berth(&["images"]).contains("berth.local/demo"));
+    node.finish();
+}
+
+#[test]
+fn help_names_every_command() {
+    let output = Command::new(berth()).arg("--help").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for command in ["up", "agent", "check", "reset", "pods", "logs", "images", "pull"] {
+        assert!(
+            text.lines().any(|line| line.trim_start().starts_with(command)),
+            "{command}: {text}"
+        );
+    }
+}

@@ -1,0 +1,134 @@
+//! Images from a real registry, Debian's docker-registry on loopback: pulled, verified, refused.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use crate::image;
+use crate::node::{Node, told};
+
+/// A registry inside a node's namespace, on 127.0.0.1:5000.
+struct Registry {
+    process: Child,
+    storage: PathBuf,
+}
+
+impl Registry {
+    fn start(node: &Node) -> Self {
+        let storage = node.path("registry");
+        let configuration = node.path("registry.yaml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: \"127.0.0.1:5000\"}}\n",
+            storage.display()
+        );
+        fs::write(&configuration, text).unwrap();
+        let mut command = node.namespace().command("docker-registry");
+        command.arg("serve").arg(&configuration).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let registry = Self { process: command.spawn().expect("docker-registry starts"), storage };
+        node.wait_for("the registry to answer", || {
+            let ask = ["-sf", "http://127.0.0.1:5000/v2/"];
+            node.namespace().command("curl").args(ask).output().ok()?.status.success().then_some(())
+        });
+        registry
+    }
+
+    /// Pushes the busybox image as this name.
+    fn push(&self, node: &Node, name: &str) {
+        let source = format!("oci-archive:{}", image::busybox().display());
+        let target = format!("docker://127.0.0.1:5000/{name}");
+        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target];
+        node.namespace().run("skopeo", &flags);
+    }
+
+    /// The largest blob: the layer.
+    fn layer(&self) -> PathBuf {
+        let blobs = self.storage.join("docker/registry/v2/blobs/sha256");
+        let mut found: Vec<(u64, PathBuf)> = Vec::new();
+        for prefix in fs::read_dir(blobs).unwrap() {
+            for blob in fs::read_dir(prefix.unwrap().path()).unwrap() {
+                let data = blob.unwrap().path().join("data");
+                found.push((fs::metadata(&data).unwrap().len(), data));
+            }
+        }
+        found.into_iter().max().expect("a blob").1
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn running(name: &str, image: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+         restartPolicy: Never\n  containers:\n  \
+         - {{name: main, image: '{image}', imagePullPolicy: Always, command: [echo, pulled]}}\n"
+    )
+}
+
+#[test]
+fn an_image_is_pulled_from_a_registry_and_run() {
+    let node = Node::start();
+    let registry = Registry::start(&node);
+    registry.push(&node, "tools/busybox:2");
+    node.apply(&running("puller", "127.0.0.1:5000/tools/busybox:2"));
+    node.wait_phase("puller", "Succeeded");
+    assert_eq!(node.kubectl(&["logs", "puller"]), "pulled\n");
+    let message = node.wait_event("puller", "Pulled");
+    assert!(message.contains("Successfully pulled image"), "{message}");
+    let pod = node.get("pod", "puller");
+    let id = pod["status"]["containerStatuses"][0]["imageID"].as_str().unwrap();
+    assert!(id.contains("@sha256:"), "{id}");
+
+    let said = node.berth(&["pull", "127.0.0.1:5000/tools/busybox:2"]);
+    assert!(said.contains("127.0.0.1:5000/tools/busybox"), "{said}");
+    assert!(node.berth(&["images"]).contains("127.0.0.1:5000/tools/busybox"));
+    node.kubectl(&["delete", "pod", "puller"]);
+    drop(registry);
+    node.finish();
+}
+
+#[test]
+fn a_layer_that_is_not_what_its_digest_says_is_refused() {
+    let node = Node::start();
+    let registry = Registry::start(&node);
+    registry.push(&node, "tools/bitten:1");
+    let layer = registry.layer();
+    let mut bytes = fs::read(&layer).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    fs::File::create(&layer).unwrap().write_all(&bytes).unwrap();
+    let stored = layer_count(&node.path("state"));
+
+    node.apply(&running("bitten", "127.0.0.1:5000/tools/bitten:1"));
+    let message = node.wait_event("bitten", "Failed");
+    assert!(message.contains("127.0.0.1:5000/tools/bitten:1"), "{message}");
+    let waiting = node.wait_pod("bitten", "backing off", |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff"
+    });
+    assert_eq!(waiting["status"]["phase"], "Pending");
+    assert_eq!(layer_count(&node.path("state")), stored, "nothing of the layer is kept");
+
+    let absent = node.namespace().command(crate::node::berth());
+    let mut absent = absent;
+    let output = absent
+        .args(["pull", "127.0.0.1:5000/tools/absent:1"])
+        .args(node.dir_flags())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(told(&output).contains("127.0.0.1:5000/tools/absent:1"), "{}", told(&output));
+    node.kubectl(&["delete", "pod", "bitten"]);
+    drop(registry);
+    node.finish();
+}
+
+fn layer_count(state: &Path) -> usize {
+    fs::read_dir(state.join("images/layers")).map_or(0, |entries| entries.count())
+}

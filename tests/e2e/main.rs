@@ -1,0 +1,17 @@
+//! End-to-end tests: the built `berth` on a real kernel, driven by an unmodified kubectl.
+//!
+//! Every test has a node of its own, in a network namespace of its own, and ends with an empty leak
+//! census. The same executable runs on the host and in the VM; what `limits` asserts, only the VM can
+//! show.
+
+mod cli;
+mod image;
+mod images;
+mod limits;
+mod node;
+mod nodes;
+mod pods;
+mod readme;
+mod refusals;
+mod restart;
+mod services;

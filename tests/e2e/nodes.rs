@@ -1,0 +1,69 @@
+//! Two nodes, in two network namespaces of one machine: one with the API server, one that joined it.
+
+use std::fs;
+
+use crate::node::Node;
+
+#[test]
+fn pods_on_two_nodes_reach_each_other_by_routes() {
+    let mut first = Node::prepare("node-1");
+    let mut second = Node::prepare("node-2");
+    let link = ["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns"];
+    let peer = second.namespace().pid().to_string();
+    first.namespace().run("ip", &[&link[..], &[&peer]].concat());
+    for (node, address, other) in
+        [(&first, "192.0.2.1", "192.0.2.2"), (&second, "192.0.2.2", "192.0.2.1")]
+    {
+        let ip = |line: &str| {
+            node.namespace().run("ip", &line.split(' ').collect::<Vec<_>>());
+        };
+        ip("link set wire up");
+        ip(&format!("address add {address}/24 dev wire"));
+        ip(&format!("route add default via {other}"));
+    }
+    first.up(&["--node-ip", "192.0.2.1", "--api", "192.0.2.1:6443"]);
+    first.await_ready();
+    let kubeconfig = second.path("kubeconfig");
+    fs::copy(first.path("state/standalone/admin.kubeconfig"), &kubeconfig).unwrap();
+    second.join(&kubeconfig, &["--node-ip", "192.0.2.2"]);
+    first.wait_for("the second node to be Ready", || {
+        let nodes = first.kubectl(&["get", "nodes", "--no-headers"]);
+        nodes
+            .lines()
+            .any(|line| line.starts_with("node-2") && line.contains(" Ready "))
+            .then_some(())
+    });
+
+    let pod = |name: &str, node: &str, script: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+             nodeName: {node}\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+             - {{name: main, image: \"berth.local/busybox:1\", imagePullPolicy: IfNotPresent, command: [sh, -c, {script:?}]}}\n"
+        )
+    };
+    second.berth(&["images", "import", crate::image::busybox().to_str().unwrap()]);
+    let serve = "mkdir /www; hostname > /www/index.html; httpd -f -p 8080 -h /www";
+    first.apply(&[pod("here", "node-1", serve), pod("there", "node-2", serve)].concat());
+    let address =
+        |name: &str| first.wait_ready(name)["status"]["podIP"].as_str().unwrap().to_owned();
+    let (here, there) = (address("here"), address("there"));
+    assert_ne!(here.rsplit_once('.').unwrap().0, there.rsplit_once('.').unwrap().0, "own ranges");
+
+    let ask = |from: &str, node: &str, target: &str| {
+        let script = format!(
+            "until wget -q -T 2 -O - http://{target}:8080/; do usleep 200000; done; echo asked"
+        );
+        first.apply(&pod(from, node, &(script + "; sleep 1000")));
+        first.wait_for("an answer over the wire", || {
+            first.kubectl(&["logs", from]).contains("asked").then_some(())
+        });
+        first.kubectl(&["logs", from])
+    };
+    first.wait_ready("here");
+    assert_eq!(ask("asker-1", "node-1", &there), "there\nasked\n");
+    assert_eq!(ask("asker-2", "node-2", &here), "here\nasked\n");
+
+    first.kubectl(&["delete", "pod", "--all"]);
+    second.finish();
+    first.finish();
+}
