@@ -7,10 +7,10 @@
 mod fixture;
 
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use berth_oci::protocol::*;
-use fixture::{Shim, sandbox, spec_with};
+use fixture::{Shim, cgroup_root, sandbox, spec_with};
 use serde_json::json;
 
 /// A directory that must not change.
@@ -313,7 +313,7 @@ fn what_the_host_cannot_enforce_is_told_and_what_berth_does_not_offer_is_refused
     });
     let record = shim.create(request).unwrap();
     let has = |text: &str| record.warnings.iter().any(|warning| warning.contains(text));
-    let controllers = std::fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers").unwrap();
+    let controllers = std::fs::read_to_string(cgroup_root().join("cgroup.controllers")).unwrap();
     assert_eq!(has("memory.max"), !controllers.contains("memory"), "{:?}", record.warnings);
     assert_eq!(has("pids.max"), !controllers.contains("pids"), "{:?}", record.warnings);
     shim.ask(&Request::Start { id: "c".to_owned() }).unwrap();
@@ -334,7 +334,7 @@ fn what_the_host_cannot_enforce_is_told_and_what_berth_does_not_offer_is_refused
         assert_eq!(failure.kind, FailureKind::Invalid);
         assert!(failure.message.starts_with(field), "{failure:?}");
     }
-    assert!(Path::new("/sys/fs/cgroup/unified").join(&shim.cgroup).exists());
+    assert!(cgroup_root().join(&shim.cgroup).exists());
     shim.shut_down();
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use berth_oci::protocol::*;
-use fixture::{CGROUP_ROOT, Shim, sandbox, spec_with};
+use fixture::{Shim, cgroup_root, sandbox, spec_with};
 use serde_json::json;
 
 #[test]
@@ -29,7 +29,7 @@ fn a_container_runs_and_its_output_and_exit_code_are_kept() {
     assert_eq!(shim.ask(&delete), Ok(Reply::Done));
     assert_eq!(shim.ask(&delete), Ok(Reply::Done));
     assert!(!shim.directory().join("containers/one").exists());
-    assert!(!Path::new(CGROUP_ROOT).join(&shim.cgroup).join("one").exists());
+    assert!(!cgroup_root().join(&shim.cgroup).join("one").exists());
     shim.shut_down();
 }
 
@@ -113,7 +113,7 @@ fn a_failed_create_leaves_nothing() {
     let mut request = shim.container("bad", &["/bin/true"]);
     request.user.user = "nobody-here".to_owned();
     assert_eq!(shim.create(request).unwrap_err().kind, FailureKind::Invalid);
-    assert!(!Path::new(CGROUP_ROOT).join(&shim.cgroup).join("bad").exists());
+    assert!(!cgroup_root().join(&shim.cgroup).join("bad").exists());
     let (exit, _) = shim.run("bad", "true");
     assert_eq!(exit.exit_code, 0);
     shim.shut_down();

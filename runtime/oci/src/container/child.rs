@@ -54,7 +54,7 @@ fn set_up(
     rootfs::cut_off(plan.root_propagation)?;
     let null = masks::open_null()?;
     let sources = mounts::open_sources(&plan.mounts)?;
-    let root = rootfs::attach(rootfs::make(&plan.rootfs)?)?;
+    let root = rootfs::attach(rootfs::make(&plan.rootfs, environment.procfs)?)?;
     let identity = process::resolve_user(&root, &plan.user)?;
     for (mount, source) in plan.mounts.iter().zip(sources) {
         mounts::attach(&root, mount, source)?;

@@ -18,6 +18,7 @@ pub(crate) mod launch;
 mod masks;
 mod mount_options;
 mod mounts;
+mod overlay;
 pub(crate) mod plan;
 mod process;
 pub(crate) mod rootfd;

@@ -1,16 +1,13 @@
 //! The root file system: made detached, attached over the child's own `/`, pivoted to.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::overlay::{self, Layers};
 use super::rootfd::RootFd;
-use super::{Doing, Error, Result};
+use super::{Doing, Result};
 use crate::protocol::Rootfs;
 use crate::sys::{self, MountAttributes};
 
@@ -34,26 +31,11 @@ pub(super) fn cut_off(wanted: Option<MountAttributes>) -> Result<()> {
     sys::set_mount_attributes(root.as_fd(), attributes).doing(|| "detach mounts from the host's")
 }
 
-/// Makes the root file system, attached nowhere.
-pub(super) fn make(rootfs: &Rootfs) -> Result<OwnedFd> {
+/// Makes the root file system, attached nowhere. `procfs` is one of the child's own.
+pub(super) fn make(rootfs: &Rootfs, procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
     match rootfs {
         Rootfs::Overlay { lower, upper, work } => {
-            let options =
-                |name: &str, path: &Path| format!("set overlay {name} {}", path.display());
-            let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
-                .doing(|| "open an overlay")?;
-            set_lower(context.as_fd(), lower)?;
-            for (name, path) in [("upperdir", upper), ("workdir", work)] {
-                rustix::mount::fsconfig_set_string(&context, name, path.as_path())
-                    .doing(|| options(name, path))?;
-            }
-            rustix::mount::fsconfig_set_string(&context, "source", "overlay")
-                .doing(|| "name an overlay")?;
-            rustix::mount::fsconfig_create(&context).doing(|| {
-                format!("make an overlay of {} layers below {}", lower.len(), upper.display())
-            })?;
-            rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-                .doing(|| "mount the overlay")
+            overlay::make(&Layers { lower, upper, work }, procfs)
         }
         Rootfs::Directory(path) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -65,41 +47,23 @@ pub(super) fn make(rootfs: &Rootfs) -> Result<OwnedFd> {
     }
 }
 
-fn set_lower(context: std::os::fd::BorrowedFd<'_>, lower: &[std::path::PathBuf]) -> Result<()> {
-    for (index, path) in lower.iter().enumerate() {
-        match rustix::mount::fsconfig_set_string(context, "lowerdir+", path.as_path()) {
-            // Linux before 6.8 takes them as one string of at most 255 bytes.
-            Err(Errno::INVAL) if index == 0 => return set_joined_lower(context, lower),
-            result => result.doing(|| format!("add overlay layer {}", path.display()))?,
-        }
-    }
-    Ok(())
-}
-
-fn set_joined_lower(
-    context: std::os::fd::BorrowedFd<'_>,
-    lower: &[std::path::PathBuf],
-) -> Result<()> {
-    let escaped: Vec<String> = lower
-        .iter()
-        .map(|path| path.display().to_string().replace('\\', "\\\\").replace(':', "\\:"))
-        .collect();
-    let joined = escaped.join(":");
-    if joined.len() > 255 {
-        let reason = "this kernel takes lower directories of at most 255 bytes together";
-        return Err(Error::invalid("rootfs.overlay.lower", reason));
-    }
-    rustix::mount::fsconfig_set_string(context, "lowerdir", joined.as_str())
-        .doing(|| format!("set overlay layers {joined}"))
+/// Makes the host's root mount private, so that what is attached over it stays with the child.
+pub(super) fn hide_root() -> Result<OwnedFd> {
+    let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
+    let host = open_root()?;
+    sys::set_mount_attributes(host.as_fd(), private).doing(|| "make the root mount private")?;
+    Ok(host)
 }
 
 /// Attaches the root file system over the child's `/`, where lookups of the host's paths pass below
 /// it. Sources of binds must have been opened: the host's root mount stops being shared here.
 pub(super) fn attach(rootfs: OwnedFd) -> Result<RootFd> {
-    let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
-    let host = open_root()?;
-    sys::set_mount_attributes(host.as_fd(), private).doing(|| "make the root mount private")?;
-    let tree = MountAttributes { recursive: true, ..private };
+    let host = hide_root()?;
+    let tree = MountAttributes {
+        propagation: libc::MS_PRIVATE,
+        recursive: true,
+        ..MountAttributes::default()
+    };
     sys::set_mount_attributes(rootfs.as_fd(), tree)
         .doing(|| "make the root file system private")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

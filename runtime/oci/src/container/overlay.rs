@@ -1,0 +1,122 @@
+//! An overlay of image layers, attached nowhere, of up to the kernel's own limit of 500.
+//!
+//! Linux 6.8 takes lower directories one by one (`lowerdir+`). Before, fsconfig(2) takes them only
+//! as one string of at most 255 bytes, so there mount(2) with its page of options is used, and the
+//! options name descriptors: with `/proc/<pid>/fd` as the working directory a layer is a few digits,
+//! and no character of a path needs escaping.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags,
+};
+
+use super::{Doing, Result, rootfs};
+
+const PATH_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// What is attached over `/`: a lookup of `/` itself passes below it.
+const OVER_ROOT: &str = "/..";
+const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+
+/// The directories of an overlay.
+pub(super) struct Layers<'a> {
+    /// Topmost first.
+    pub(super) lower: &'a [PathBuf],
+    pub(super) upper: &'a Path,
+    pub(super) work: &'a Path,
+}
+
+impl Layers<'_> {
+    fn make_operation(&self) -> String {
+        format!("make an overlay of {} layers below {}", self.lower.len(), self.upper.display())
+    }
+}
+
+/// Makes an overlay. `procfs` shows the caller as `self`; bind sources must have been opened.
+pub(super) fn make(layers: &Layers<'_>, procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .doing(|| "open an overlay")?;
+    for (index, path) in layers.lower.iter().enumerate() {
+        match rustix::mount::fsconfig_set_string(&context, "lowerdir+", path.as_path()) {
+            Err(Errno::INVAL) if index == 0 => return make_by_descriptors(layers, procfs),
+            result => result.doing(|| format!("add overlay layer {}", path.display()))?,
+        }
+    }
+    for (name, path) in [("upperdir", layers.upper), ("workdir", layers.work)] {
+        // Unlike `lowerdir+` these two are unescaped.
+        rustix::mount::fsconfig_set_string(&context, name, escape(path))
+            .doing(|| format!("set overlay {name} {}", path.display()))?;
+    }
+    rustix::mount::fsconfig_set_string(&context, "source", "overlay")
+        .doing(|| "name an overlay")?;
+    rustix::mount::fsconfig_create(&context).doing(|| layers.make_operation())?;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .doing(|| "mount the overlay")
+}
+
+/// The same for Linux before 6.8: mounted over the child's `/` for a moment, then taken off again.
+fn make_by_descriptors(layers: &Layers<'_>, procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let open = |path: &Path| {
+        rustix::fs::open(path, PATH_DIRECTORY, Mode::empty())
+            .doing(|| format!("open overlay layer {}", path.display()))
+    };
+    let lower = layers.lower.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+    let (upper, work) = (open(layers.upper)?, open(layers.work)?);
+    let options = options(&numbers(&lower), upper.as_raw_fd(), work.as_raw_fd());
+    let host = rootfs::hide_root()?;
+    let descriptors = rustix::fs::openat(procfs, "self/fd", PATH_DIRECTORY, Mode::empty())
+        .doing(|| "open the directory of descriptors")?;
+    rustix::process::fchdir(&descriptors).doing(|| "enter the directory of descriptors")?;
+    let mounted =
+        rustix::mount::mount("overlay", "/", "overlay", MountFlags::empty(), options.as_c_str());
+    rustix::process::fchdir(&host).doing(|| "leave the directory of descriptors")?;
+    mounted.doing(|| layers.make_operation())?;
+    take_off_root().doing(|| "detach the overlay")
+}
+
+/// A detached copy of the overlay over `/`, which is unmounted.
+fn take_off_root() -> Result<OwnedFd, Errno> {
+    let top = rustix::fs::open(OVER_ROOT, PATH_DIRECTORY, Mode::empty())?;
+    if rustix::fs::fstatfs(&top)?.f_type as u64 != OVERLAYFS_MAGIC {
+        return Err(Errno::STALE);
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let copy = rustix::mount::open_tree(&top, "", flags)?;
+    rustix::mount::unmount(OVER_ROOT, UnmountFlags::DETACH)?;
+    Ok(copy)
+}
+
+fn numbers(descriptors: &[OwnedFd]) -> Vec<i32> {
+    descriptors.iter().map(|descriptor| descriptor.as_fd().as_raw_fd()).collect()
+}
+
+fn escape(path: &Path) -> Vec<u8> {
+    let bytes = path.as_os_str().as_bytes().iter();
+    bytes.flat_map(|byte| std::iter::repeat_n(*byte, 1 + usize::from(*byte == b'\\'))).collect()
+}
+
+/// The options of mount(2): names relative to the directory of descriptors.
+fn options(lower: &[i32], upper: i32, work: i32) -> CString {
+    let lower: Vec<String> = lower.iter().map(i32::to_string).collect();
+    let text = format!("lowerdir={},upperdir={upper},workdir={work}", lower.join(":"));
+    CString::new(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_layers_as_the_kernel_stacks_fit_into_its_page_of_options() {
+        let lower: Vec<i32> = (1000..1500).collect();
+        assert!(options(&lower, 1500, 1501).as_bytes_with_nul().len() < 4096);
+        assert_eq!(options(&[7, 8], 9, 10).to_str(), Ok("lowerdir=7:8,upperdir=9,workdir=10"));
+    }
+}
