@@ -29,6 +29,8 @@ const USAGE: &str = "usage: berth-oci shim --dir <sandbox directory>
 
 /// Runs the executable with its arguments, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Executed from a memfd it would be shown as a number. Only a name: failing does no harm.
+    let _ = rustix::thread::set_name(c"berth-oci");
     let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
     let texts: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
     match texts.as_slice() {

@@ -56,6 +56,14 @@ fn a_created_container_waits_with_no_descriptor_of_the_host() {
 }
 
 #[test]
+fn the_shim_goes_by_its_own_name() {
+    let mut shim = Shim::start(&sandbox());
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", shim.pid())).unwrap();
+    assert_eq!(name, "berth-oci\n");
+    shim.shut_down();
+}
+
+#[test]
 fn signals_reach_the_first_process_or_all() {
     let mut shim = Shim::start(&sandbox());
     let trap = "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done";
