@@ -325,3 +325,21 @@ fn entries_replace_what_is_there_and_raw_whiteouts_are_refused() {
     });
     place.refuse(&raw, &[]);
 }
+
+#[test]
+fn an_entry_may_leave_its_owner_and_time_empty() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    place.unpack_all(&layer(|b| {
+        let mut header = Header::new_ustar();
+        header.set_path("blank").unwrap();
+        header.set_size(0);
+        header.set_mode(0o644);
+        let fields = header.as_old_mut();
+        (fields.uid, fields.gid, fields.mtime) = ([0; 8], [b' '; 8], [0; 12]);
+        header.set_cksum();
+        b.append(&header, std::io::empty()).unwrap();
+    }));
+    let metadata = place.root().join("blank").metadata().unwrap();
+    assert_eq!((metadata.uid(), metadata.gid(), metadata.mtime()), (0, 0, 0));
+}

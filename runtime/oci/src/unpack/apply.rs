@@ -278,7 +278,9 @@ fn device_number<R: Read>(entry: &tar::Entry<'_, R>, name: &[u8]) -> Result<u64,
 }
 
 fn metadata<R: Read>(entry: &mut tar::Entry<'_, R>, name: &[u8]) -> Result<Metadata, Error> {
-    let mut seconds = entry.header().mtime().map_err(Error::Read)? as i64;
+    let header = entry.header();
+    let mtime = unless_blank(&header.as_old().mtime, header.mtime());
+    let mut seconds = mtime.map_err(Error::Read)? as i64;
     let mut nanoseconds = 0;
     let mut attributes = Vec::new();
     let extensions = entry.pax_extensions().map_err(Error::Read)?;
@@ -307,12 +309,18 @@ fn metadata<R: Read>(entry: &mut tar::Entry<'_, R>, name: &[u8]) -> Result<Metad
     };
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     Ok(Metadata {
-        uid: Uid::from_raw(id(header.uid())?),
-        gid: Gid::from_raw(id(header.gid())?),
+        uid: Uid::from_raw(id(unless_blank(&header.as_old().uid, header.uid()))?),
+        gid: Gid::from_raw(id(unless_blank(&header.as_old().gid, header.gid()))?),
         mode: Mode::from_raw_mode(header.mode().map_err(Error::Read)? & 0o7777),
         times: Timestamps { last_access: time, last_modification: time },
         attributes,
     })
+}
+
+/// A number of the header, or 0 where its field was left empty, as some writers do.
+fn unless_blank(field: &[u8], number: std::io::Result<u64>) -> std::io::Result<u64> {
+    let blank = field.iter().all(|byte| matches!(byte, 0 | b' '));
+    if blank { Ok(0) } else { number }
 }
 
 /// `seconds[.fraction]`, which may be negative.
@@ -358,6 +366,21 @@ fn finish_place(place: &Place, metadata: &Metadata) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn owner(field: &[u8; 8]) -> std::io::Result<u64> {
+        let mut header = tar::Header::new_ustar();
+        header.as_old_mut().uid = *field;
+        unless_blank(&header.as_old().uid, header.uid())
+    }
+
+    #[test]
+    fn an_empty_number_is_zero_and_a_malformed_one_an_error() {
+        assert_eq!(owner(&[0; 8]).unwrap(), 0);
+        assert_eq!(owner(b"        ").unwrap(), 0);
+        assert_eq!(owner(b"      \0 ").unwrap(), 0);
+        assert_eq!(owner(b"0000017\0").unwrap(), 15);
+        assert!(owner(b"zzzzzzz\0").is_err());
+    }
 
     #[test]
     fn times_keep_their_fraction_and_their_sign() {
