@@ -11,6 +11,7 @@ mod log;
 pub mod protocol;
 pub mod seccomp;
 mod shim;
+mod spec;
 #[allow(unsafe_code)]
 mod sys;
 mod unpack;

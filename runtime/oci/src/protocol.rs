@@ -99,6 +99,7 @@ pub struct CreateContainer {
     /// Process, mounts, capabilities, seccomp, resources and so on. `root.path` is ignored in favour
     /// of `rootfs`; namespaces named without a path are new, and the sandbox's own net, ipc, uts (and
     /// pid) namespaces are joined in any case.
+    #[serde(deserialize_with = "crate::spec::read")]
     pub spec: Spec,
     /// The root file system.
     pub rootfs: Rootfs,

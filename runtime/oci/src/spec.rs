@@ -1,0 +1,149 @@
+//! Reading the part of a runtime specification that concerns Linux.
+//!
+//! The sections of other systems are passed over, and so is the content of what the plan refuses by
+//! name anyway: its mere presence is kept. Reading all of it would link a regular expression engine,
+//! a quarter of the executable. OCI runtime spec, `config.md`.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{
+    Box as ConsoleSize, ExecCPUAffinity, Hooks, Linux, LinuxCapabilities, LinuxIOPriority, Mount,
+    PosixRlimit, Process, Root, Scheduler, Spec, User,
+};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
+
+/// Deserializes a specification.
+pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D::Error> {
+    SpecFields::deserialize(deserializer).map(Spec::from)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SpecFields {
+    #[serde(default, rename = "ociVersion")]
+    version: String,
+    root: Option<Root>,
+    mounts: Option<Vec<Mount>>,
+    process: Option<ProcessFields>,
+    hostname: Option<String>,
+    domainname: Option<String>,
+    hooks: Option<IgnoredAny>,
+    annotations: Option<HashMap<String, String>>,
+    linux: Option<Linux>,
+}
+
+impl From<SpecFields> for Spec {
+    fn from(fields: SpecFields) -> Self {
+        let mut spec = Self::default();
+        spec.set_version(fields.version);
+        spec.set_root(fields.root);
+        spec.set_mounts(fields.mounts);
+        spec.set_process(fields.process.map(Process::from));
+        spec.set_hostname(fields.hostname);
+        spec.set_domainname(fields.domainname);
+        spec.set_hooks(fields.hooks.map(|_| Hooks::default()));
+        spec.set_annotations(fields.annotations);
+        spec.set_linux(fields.linux);
+        spec
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProcessFields {
+    terminal: Option<bool>,
+    console_size: Option<ConsoleSize>,
+    user: User,
+    args: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    cwd: PathBuf,
+    capabilities: Option<LinuxCapabilities>,
+    rlimits: Option<Vec<PosixRlimit>>,
+    no_new_privileges: Option<bool>,
+    apparmor_profile: Option<String>,
+    oom_score_adj: Option<i32>,
+    selinux_label: Option<String>,
+    io_priority: Option<IgnoredAny>,
+    scheduler: Option<IgnoredAny>,
+    #[serde(rename = "execCPUAffinity")]
+    exec_cpu_affinity: Option<IgnoredAny>,
+}
+
+impl From<ProcessFields> for Process {
+    fn from(fields: ProcessFields) -> Self {
+        let mut process = Self::default();
+        process.set_terminal(fields.terminal);
+        process.set_console_size(fields.console_size);
+        process.set_user(fields.user);
+        process.set_args(fields.args);
+        process.set_command_line(None);
+        process.set_env(fields.env);
+        process.set_cwd(fields.cwd);
+        process.set_capabilities(fields.capabilities);
+        process.set_rlimits(fields.rlimits);
+        process.set_no_new_privileges(fields.no_new_privileges);
+        process.set_apparmor_profile(fields.apparmor_profile);
+        process.set_oom_score_adj(fields.oom_score_adj);
+        process.set_selinux_label(fields.selinux_label);
+        process.set_io_priority(fields.io_priority.map(|_| LinuxIOPriority::default()));
+        process.set_scheduler(fields.scheduler.map(|_| Scheduler::default()));
+        process.set_exec_cpu_affinity(fields.exec_cpu_affinity.map(|_| ExecCPUAffinity::default()));
+        process
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn whole() -> Value {
+        json!({
+            "ociVersion": "1.2.0",
+            "root": {"path": "rootfs", "readonly": true},
+            "mounts": [{"destination": "/proc", "type": "proc", "options": ["nosuid"]}],
+            "hostname": "h",
+            "domainname": "d",
+            "annotations": {"a": "b"},
+            "linux": {"maskedPaths": ["/proc/kcore"], "resources": {"pids": {"limit": 5}}},
+            "process": {
+                "terminal": true,
+                "consoleSize": {"height": 1, "width": 2},
+                "user": {"uid": 1, "gid": 2, "umask": 18, "additionalGids": [3]},
+                "args": ["a"],
+                "env": ["A=b"],
+                "cwd": "/x",
+                "capabilities": {"bounding": ["CAP_KILL"]},
+                "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 2, "soft": 1}],
+                "noNewPrivileges": true,
+                "apparmorProfile": "p",
+                "oomScoreAdj": -5,
+                "selinuxLabel": "l"
+            }
+        })
+    }
+
+    #[test]
+    fn nothing_that_concerns_linux_is_lost() {
+        let minimal = json!({"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/"}});
+        for value in [whole(), minimal, json!({})] {
+            let expected: Spec = serde_json::from_value(value.clone()).unwrap();
+            assert_eq!(read(value).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_by_name_is_still_there() {
+        let mut value = whole();
+        value["hooks"] = json!({"prestart": [{"path": "/x"}]});
+        value["process"]["scheduler"] = json!({"policy": "SCHED_OTHER"});
+        value["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 1});
+        value["process"]["execCPUAffinity"] = json!({"initial": "0-3"});
+        let spec = read(value).unwrap();
+        let process = spec.process().as_ref().unwrap();
+        assert!(spec.hooks().is_some() && process.scheduler().is_some());
+        assert!(process.io_priority().is_some() && process.exec_cpu_affinity().is_some());
+    }
+}
