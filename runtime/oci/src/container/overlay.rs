@@ -41,6 +41,9 @@ impl Layers<'_> {
 pub(super) fn make(layers: &Layers<'_>, procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .doing(|| "open an overlay")?;
+    if collects_options(context.as_fd()) {
+        return make_by_descriptors(layers, procfs);
+    }
     for (index, path) in layers.lower.iter().enumerate() {
         match rustix::mount::fsconfig_set_string(&context, "lowerdir+", path.as_path()) {
             Err(Errno::INVAL) if index == 0 => return make_by_descriptors(layers, procfs),
@@ -57,6 +60,12 @@ pub(super) fn make(layers: &Layers<'_>, procfs: BorrowedFd<'_>) -> Result<OwnedF
     rustix::mount::fsconfig_create(&context).doing(|| layers.make_operation())?;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .doing(|| "mount the overlay")
+}
+
+/// Whether options are only collected until the overlay is made, as before Linux 6.5: then one that
+/// does not exist is accepted. Asking for `lowerdir+` itself would fail late, with a kernel warning.
+fn collects_options(context: BorrowedFd<'_>) -> bool {
+    rustix::mount::fsconfig_set_flag(context, "no-such-option").is_ok()
 }
 
 /// The same for Linux before 6.8: mounted over the child's `/` for a moment, then taken off again.
