@@ -257,13 +257,14 @@ fn mounts_have_their_options_and_binds_their_source() {
     let (_, text) = shim.run_request(request);
     assert!(text.starts_with("canarycanary"), "{text}");
     assert!(text.contains("Read-only file system"), "{text}");
+    // What binds keep of their source's mount follows.
     for line in [
-        "/data ro,relatime",
-        "/one ro,nosuid,relatime",
+        "/data ro,",
+        "/one ro,nosuid,",
         "/scratch rw,nosuid,noexec,noatime",
         "/proc/sys ro,nosuid,nodev,noexec,relatime",
     ] {
-        assert!(text.lines().any(|got| got == line), "{line}: {text}");
+        assert!(text.lines().any(|got| got.starts_with(line)), "{line}: {text}");
     }
     shim.shut_down();
 }
@@ -382,7 +383,9 @@ fn a_bidirectional_mount_passes_mounts_both_ways_and_nothing_else() {
     let inner = shared.join("container");
     assert!(after.contains(inner.to_str().unwrap()), "{after}");
     // Two mounts more, the container's and ours: nothing of its root reached the host.
-    assert_eq!(after.lines().count(), before.lines().count() + 2, "{before}\n{after}");
+    // Namespaces that shims of other tests pin meanwhile do not count.
+    let count = |mounts: &str| mounts.lines().filter(|line| !line.contains("/sandbox/ns/")).count();
+    assert_eq!(count(&after), count(&before) + 2, "{before}\n{after}");
     for path in [inner, host, shared.clone()] {
         assert!(std::process::Command::new("umount").arg(path).status().unwrap().success());
     }
