@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::FsOpenFlags;
 use rustix::process::{Pid, PidfdFlags};
 
@@ -34,7 +35,7 @@ pub(crate) struct Facts {
     openat2: bool,
     mount_api: bool,
     pidfd: bool,
-    filesystems: BTreeSet<String>,
+    overlay: bool,
     /// The controllers of the cgroup v2 hierarchy; absent where none is mounted.
     controllers: Option<BTreeSet<String>>,
     nf_tables: bool,
@@ -103,7 +104,6 @@ pub(crate) fn limits(run_dir: &Path) -> Result<Vec<String>> {
 fn observe(run_dir: &Path) -> Result<Facts> {
     let status = fs::read_to_string("/proc/self/status")?;
     let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let filesystems = fs::read_to_string("/proc/filesystems")?;
     let beneath = ResolveFlags::BENEATH;
     let root = rustix::fs::openat(CWD, "/proc", OFlags::PATH, Mode::empty())?;
     Ok(Facts {
@@ -122,10 +122,9 @@ fn observe(run_dir: &Path) -> Result<Facts> {
         mount_api: rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).is_ok(),
         pidfd: Pid::from_raw(std::process::id().cast_signed())
             .is_some_and(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).is_ok()),
-        filesystems: filesystems
-            .lines()
-            .filter_map(|line| line.split_whitespace().last().map(str::to_owned))
-            .collect(),
+        // Asking for it loads its module; /proc/filesystems lists only what is loaded by now.
+        overlay: rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).err()
+            != Some(Errno::NODEV),
         controllers: controllers(),
         nf_tables: berth_proxy::supported(),
         landlock: fs::read_to_string("/sys/kernel/security/lsm")
@@ -160,7 +159,6 @@ pub(crate) fn assess(facts: &Facts) -> Vec<Finding> {
 
 fn required(facts: &Facts) -> Vec<Finding> {
     let holds = |capability: u32| facts.effective_capabilities >> capability & 1 == 1;
-    let file_system = |name: &str| facts.filesystems.contains(name);
     let checks = [
         (
             version(&facts.kernel) >= Some(KERNEL_FLOOR),
@@ -184,7 +182,7 @@ fn required(facts: &Facts) -> Vec<Finding> {
             "take away the seccomp filter that this process runs under, or boot a newer kernel",
         ),
         (
-            file_system("overlay"),
+            facts.overlay,
             "the overlay file system".to_owned(),
             "no image can be run",
             "modprobe overlay",
@@ -275,7 +273,7 @@ mod tests {
             openat2: true,
             mount_api: true,
             pidfd: true,
-            filesystems: ["overlay".to_owned()].into(),
+            overlay: true,
             controllers: Some(CONTROLLERS.map(str::to_owned).into()),
             nf_tables: true,
             landlock: true,
