@@ -6,7 +6,7 @@ BERTH := $(CURDIR)/target/release/berth
 CENSUS := $(CURDIR)/target/release/census
 PEERS := $(CURDIR)/.cache/peers/bin
 HOST_TESTS := architecture cli nodes pods readme restart services
-VM_TESTS := limits pods restart services
+VM_TESTS := limits:: oldest=services::every_replica oldest=restart::containers_outlive systemd=limits::requests
 AREA ?= pods
 
 .PHONY: build setup demo demo-vm test lint deny unit e2e e2e-vm bench clean

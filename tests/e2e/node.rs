@@ -19,8 +19,13 @@ use crate::image;
 /// The node's address on its uplink.
 pub(crate) const NODE_IP: &str = "192.0.2.10";
 
-/// How long a test waits for something that happens at once on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a test waits for something that happens at once on an idle machine: 90 s, or the seconds
+/// in `BERTH_TEST_PATIENCE`, which a slow machine sets.
+pub(crate) fn patience() -> Duration {
+    let seconds = std::env::var("BERTH_TEST_PATIENCE")
+        .map_or(90, |text| text.parse().expect("BERTH_TEST_PATIENCE is a number of seconds"));
+    Duration::from_secs(seconds)
+}
 
 /// A node of one test's own.
 pub(crate) struct Node {
@@ -301,7 +306,7 @@ impl Node {
         what: &str,
         condition: impl Fn(&Value) -> bool,
     ) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             let pod = self.get("pod", name);
             if condition(&pod) {
@@ -338,7 +343,7 @@ impl Node {
 
     /// Polls until `probe` gives something; panics with the agent's log when it never does.
     pub(crate) fn wait_for<T>(&self, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             if let Some(value) = probe() {
                 return value;
@@ -442,7 +447,7 @@ pub(crate) fn told(output: &Output) -> String {
 
 /// Polls until `probe` gives something.
 pub(crate) fn wait<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(value) = probe() {
             return value;
