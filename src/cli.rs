@@ -56,16 +56,16 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct HostFlags {
     /// Configuration: KubeletConfiguration, KubeProxyConfiguration and NodeConfiguration documents
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Images, volumes, keys and the embedded database [default: /var/lib/berth]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     /// Sockets, namespaces and records of running pods; on a tmpfs [default: /run/berth]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
     /// Container logs [default: /var/log/pods]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) log_dir: Option<PathBuf>,
 }
 

@@ -20,7 +20,8 @@ use sha2::{Digest, Sha256};
 /// The reference under which the demo image is known.
 pub(crate) const REFERENCE: &str = "berth.local/demo:1";
 
-/// Serves `GET /` with the host name (a pod's name) and a count, until SIGTERM.
+/// Serves `GET /` with the host name (a pod's name) and a count, and datagrams on the same port with
+/// the host name and what they said, until SIGTERM.
 pub(crate) async fn serve(port: u16) -> Result<()> {
     let host = fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
     let served = Arc::new(AtomicU64::new(0));
@@ -35,6 +36,8 @@ pub(crate) async fn serve(port: u16) -> Result<()> {
         Ok(listener) => listener,
         Err(_) => tokio::net::TcpListener::bind(("0.0.0.0", port)).await?,
     };
+    let datagrams = tokio::net::UdpSocket::bind(listener.local_addr()?).await?;
+    tokio::spawn(echo(datagrams, host.clone()));
     println!("{host} listens on port {port}");
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     axum::serve(listener, router)
@@ -44,6 +47,16 @@ pub(crate) async fn serve(port: u16) -> Result<()> {
         .await?;
     println!("{host} ends");
     Ok(())
+}
+
+/// Answers each datagram with the host name and what it said.
+async fn echo(socket: tokio::net::UdpSocket, host: String) {
+    let mut buffer = [0; 512];
+    while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+        let answer = [host.as_bytes(), b" heard ", &buffer[..length]].concat();
+        // Who asks over UDP asks again.
+        let _ = socket.send_to(&answer, from).await;
+    }
 }
 
 /// Writes the demo image to `out` as an OCI layout tar.

@@ -4,6 +4,7 @@
 //! asked for earlier are told why they must wait.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -13,7 +14,11 @@ use tracing::warn;
 
 /// The pod network, from before it exists.
 #[derive(Default)]
-pub(crate) struct LateNetwork(OnceLock<Network>);
+pub(crate) struct LateNetwork {
+    network: OnceLock<Network>,
+    /// The whole network is about to be removed, so that no sandbox need be taken from it.
+    goes: AtomicBool,
+}
 
 impl LateNetwork {
     /// A network that is not there yet.
@@ -23,14 +28,19 @@ impl LateNetwork {
 
     /// It is there now.
     pub(crate) fn set(&self, network: Network) {
-        if self.0.set(network).is_err() {
+        if self.network.set(network).is_err() {
             warn!("the pod network was opened twice; the first stays");
         }
     }
 
+    /// The whole network will be removed once the sandboxes are: they need not be detached.
+    pub(crate) fn remove_later(&self) {
+        self.goes.store(true, Ordering::Relaxed);
+    }
+
     /// Routes to other nodes' pods.
     pub(crate) async fn set_peers(&self, peers: Vec<Peer>) -> Result<(), berth_cni::Error> {
-        match self.0.get() {
+        match self.network.get() {
             Some(network) => network.set_peers(peers).await,
             None => Ok(()),
         }
@@ -38,7 +48,7 @@ impl LateNetwork {
 
     /// Waits for links that are being deleted behind the scenes.
     pub(crate) async fn flush(&self) {
-        if let Some(network) = self.0.get()
+        if let Some(network) = self.network.get()
             && let Err(error) = network.flush().await
         {
             warn!(error = &error as &dyn std::error::Error, "links were not all deleted");
@@ -53,7 +63,7 @@ impl LateNetwork {
     }
 
     fn get(&self) -> Result<&Network, String> {
-        self.0.get().ok_or_else(|| "the node has no pod CIDR yet".to_owned())
+        self.network.get().ok_or_else(|| "the node has no pod CIDR yet".to_owned())
     }
 }
 
@@ -69,12 +79,19 @@ impl PodNetwork for LateNetwork {
     }
 
     async fn detach(&self, sandbox: &SandboxId) -> Result<(), String> {
+        if self.goes.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.get()?.detach(&attachment(sandbox)?).await.map_err(chain)
     }
 
     async fn collect(&self, live: &[SandboxId]) -> Result<(), String> {
         let live: Vec<_> = live.iter().map(attachment).collect::<Result<_, _>>()?;
-        self.get()?.collect(&live).await.map_err(chain)
+        match self.network.get() {
+            Some(network) => network.collect(&live).await.map_err(chain),
+            // What is there is looked at once the network is open.
+            None => Ok(()),
+        }
     }
 }
 

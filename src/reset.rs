@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use berth_cni::Network;
+use berth_kubelet::cache::Cache;
 use berth_kubelet::volumes::{self, PodDirectory};
 use berth_runtime::cgroup::{GroupPath, Hierarchy};
 use berth_runtime::interface::Runtime;
@@ -32,6 +33,7 @@ pub(crate) async fn run(flags: ResetFlags) -> Result<()> {
     }
     let mut failures = Vec::new();
     let host = Host::open(places, &settings.resolv_conf).await?;
+    host.network.remove_later();
     let sandboxes = host.engine.list().await?;
     for sandbox in &sandboxes {
         let pod = &sandbox.config.pod;
@@ -45,6 +47,7 @@ pub(crate) async fn run(flags: ResetFlags) -> Result<()> {
     println!("ended {} pods", sandboxes.len());
     let mut pods: BTreeSet<_> = sandboxes.into_iter().map(|s| s.config.pod.uid).collect();
     pods.extend(PodDirectory::list(&places.state_dir)?);
+    pods.extend(Cache::new(&places.state_dir).uids()?);
     keep(&mut failures, network(&settings).await);
     keep(&mut failures, berth_proxy::teardown(None).context("removing the rules of Services"));
     println!("removed the pod network and the rules of Services");

@@ -93,6 +93,20 @@ impl Cache {
         let loaded = tokio::task::spawn_blocking(move || load(&records)).await;
         loaded.unwrap_or_default()
     }
+
+    /// The UIDs of all pods that have a record, readable or not. Blocks.
+    ///
+    /// # Errors
+    /// When the records cannot be listed; that there are none is no error.
+    pub fn uids(&self) -> std::io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(&self.records) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+        let names = names.collect::<std::io::Result<Vec<_>>>()?;
+        Ok(names.into_iter().filter(|name| is_safe(name)).collect())
+    }
 }
 
 /// A UID names a directory: letters, digits, dashes and dots only, and no dot in front.

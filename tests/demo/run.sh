@@ -21,7 +21,7 @@ run() { printf '$ %s\n' "$*"; "$@"; }
 
 work=$(mktemp -d /tmp/berth-demo.XXXXXX)
 dirs=(--state-dir "$work/state" --run-dir "$work/run" --log-dir "$work/log/pods")
-scope=(--root "$work/state" --root "$work/run" --root "$work/log")
+scope=(--root "$work/state" --root "$work/run" --root "$work/log/pods" --root "$work/log/containers")
 agent=
 finish() {
     local status=$?
@@ -51,8 +51,11 @@ trap finish EXIT
 # A network of one machine: an address and a default route, as any host has.
 ip link set lo up
 ip link add uplink type veth peer name outside
-ip link set uplink up
-ip link set outside up
+for end in uplink outside; do
+    # Link-local addresses would come late, into the middle of the census.
+    ip link set $end addrgenmode none
+    ip link set $end up
+done
 ip address add 192.0.2.10/24 dev uplink
 ip route add default via 192.0.2.1
 "$census" take "${scope[@]}" > "$work/before.json"

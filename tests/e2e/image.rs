@@ -52,6 +52,25 @@ pub(crate) fn busybox_layout() -> Vec<u8> {
     layout(BUSYBOX, &configuration, &layer)
 }
 
+/// A layout of an image that no other has a layer of: one file of numbers.
+pub(crate) fn numbers() -> PathBuf {
+    made("numbers.tar", |path| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let numbers: String = (0..20_000).map(|number| format!("{number}\n")).collect();
+        append(&mut tar, "numbers", numbers.as_bytes(), 0o644);
+        let layer = tar.into_inner().expect("a layer");
+        let configuration = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": { "Cmd": ["/none"] },
+            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+        });
+        let reference = "berth.local/numbers:1";
+        fs::write(path, layout(reference, &configuration, &layer))
+            .expect("an image can be written");
+    })
+}
+
 /// A layer with `/bin/busybox`, its applets, `/etc/passwd` and a few directories.
 fn busybox_layer() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());

@@ -35,9 +35,9 @@ impl Registry {
         registry
     }
 
-    /// Pushes the busybox image as this name.
-    fn push(&self, node: &Node, name: &str) {
-        let source = format!("oci-archive:{}", image::busybox().display());
+    /// Pushes an OCI layout tar as this name.
+    fn push(&self, node: &Node, archive: &Path, name: &str) {
+        let source = format!("oci-archive:{}", archive.display());
         let target = format!("docker://127.0.0.1:5000/{name}");
         let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target];
         node.namespace().run("skopeo", &flags);
@@ -76,7 +76,7 @@ fn running(name: &str, image: &str) -> String {
 fn an_image_is_pulled_from_a_registry_and_run() {
     let node = Node::start();
     let registry = Registry::start(&node);
-    registry.push(&node, "tools/busybox:2");
+    registry.push(&node, &image::busybox(), "tools/busybox:2");
     node.apply(&running("puller", "127.0.0.1:5000/tools/busybox:2"));
     node.wait_phase("puller", "Succeeded");
     assert_eq!(node.kubectl(&["logs", "puller"]), "pulled\n");
@@ -98,7 +98,7 @@ fn an_image_is_pulled_from_a_registry_and_run() {
 fn a_layer_that_is_not_what_its_digest_says_is_refused() {
     let node = Node::start();
     let registry = Registry::start(&node);
-    registry.push(&node, "tools/bitten:1");
+    registry.push(&node, &image::numbers(), "tools/bitten:1");
     let layer = registry.layer();
     let mut bytes = fs::read(&layer).unwrap();
     let middle = bytes.len() / 2;

@@ -4,6 +4,8 @@
 //! census. The same executable runs on the host and in the VM; what `limits` asserts, only the VM can
 //! show.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod cli;
 mod image;
 mod images;

@@ -139,8 +139,11 @@ impl Node {
             self.namespace.run("ip", &line.split(' ').collect::<Vec<_>>());
         };
         ip("link add uplink type veth peer name outside");
-        ip("link set uplink up");
-        ip("link set outside up");
+        for end in ["uplink", "outside"] {
+            // Link-local addresses would come late, into the middle of the census.
+            ip(&format!("link set {end} addrgenmode none"));
+            ip(&format!("link set {end} up"));
+        }
         ip(&format!("address add {NODE_IP}/24 dev uplink"));
         ip("route add default via 192.0.2.1");
     }
@@ -369,8 +372,7 @@ impl Node {
         succeed(self.namespace.command(berth()).arg("reset").args(self.dir_flags()));
         if let Some(before) = self.before.take() {
             let scope = self.scope();
-            let compare = || before.assert_nothing_left(&scope, Duration::from_secs(10));
-            self.namespace.within(compare);
+            self.namespace.within(|| nothing_is_left(&before, &scope));
         }
         succeed(Command::new("umount").arg(self.path("run")));
         fs::remove_dir_all(&self.dir).expect("the node's directory can be removed");
@@ -383,7 +385,8 @@ impl Node {
 
     /// Where this node's things are.
     fn scope(&self) -> Scope {
-        let roots = ["state", "run", "log"].map(|name| self.path(name)).to_vec();
+        let roots =
+            ["state", "run", "log/pods", "log/containers"].map(|name| self.path(name)).to_vec();
         Scope { roots, ..Scope::default() }
     }
 }
@@ -402,6 +405,21 @@ impl Drop for Node {
             }
             let _ = fs::remove_dir_all(&self.dir);
         }
+    }
+}
+
+/// Demands that nothing is there which was not there before; what is torn down in the background gets
+/// some seconds.
+fn nothing_is_left(before: &Census, scope: &Scope) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let after = Census::take(scope).expect("the census can be taken");
+        let difference = before.difference(&after);
+        if difference.left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind:\n{difference}");
+        thread::sleep(Duration::from_millis(50));
     }
 }
 

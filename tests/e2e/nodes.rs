@@ -17,6 +17,7 @@ fn pods_on_two_nodes_reach_each_other_by_routes() {
         let ip = |line: &str| {
             node.namespace().run("ip", &line.split(' ').collect::<Vec<_>>());
         };
+        ip("link set wire addrgenmode none");
         ip("link set wire up");
         ip(&format!("address add {address}/24 dev wire"));
         ip(&format!("route add default via {other}"));
@@ -25,7 +26,11 @@ fn pods_on_two_nodes_reach_each_other_by_routes() {
     first.await_ready();
     let kubeconfig = second.path("kubeconfig");
     fs::copy(first.path("state/standalone/admin.kubeconfig"), &kubeconfig).unwrap();
-    second.join(&kubeconfig, &["--node-ip", "192.0.2.2"]);
+    let configuration = second.path("node.yaml");
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\npodCIDR: 10.244.1.0/24\n";
+    fs::write(&configuration, text).unwrap();
+    let configuration = configuration.display().to_string();
+    second.join(&kubeconfig, &["--node-ip", "192.0.2.2", "--config", &configuration]);
     first.wait_for("the second node to be Ready", || {
         let nodes = first.kubectl(&["get", "nodes", "--no-headers"]);
         nodes
@@ -42,7 +47,7 @@ fn pods_on_two_nodes_reach_each_other_by_routes() {
         )
     };
     second.berth(&["images", "import", crate::image::busybox().to_str().unwrap()]);
-    let serve = "mkdir /www; hostname > /www/index.html; httpd -f -p 8080 -h /www";
+    let serve = "while :; do hostname | nc -l -p 8080; done";
     first.apply(&[pod("here", "node-1", serve), pod("there", "node-2", serve)].concat());
     let address =
         |name: &str| first.wait_ready(name)["status"]["podIP"].as_str().unwrap().to_owned();
@@ -60,8 +65,8 @@ fn pods_on_two_nodes_reach_each_other_by_routes() {
         first.kubectl(&["logs", from])
     };
     first.wait_ready("here");
-    assert_eq!(ask("asker-1", "node-1", &there), "there\nasked\n");
-    assert_eq!(ask("asker-2", "node-2", &here), "here\nasked\n");
+    assert_eq!(ask("asker-1", "node-1", &there), "asked there\n");
+    assert_eq!(ask("asker-2", "node-2", &here), "asked here\n");
 
     first.kubectl(&["delete", "pod", "--all"]);
     second.finish();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::node::{NODE_IP, Node};
 
-/// Two echo pods behind a UDP and TCP service, and a client.
+/// A pod that answers by TCP and UDP on one port number, and its service.
 const ECHO: &str = r#"
 apiVersion: v1
 kind: Service
@@ -13,38 +13,15 @@ spec:
   type: NodePort
   selector: {app: echo}
   ports:
-    - {name: tcp, port: 7, targetPort: 7007, nodePort: 30007}
-    - {name: udp, protocol: UDP, port: 7, targetPort: 7007, nodePort: 30007}
+    - {name: tcp, port: 7, targetPort: 8080, nodePort: 30007}
+    - {name: udp, protocol: UDP, port: 7, targetPort: 8080, nodePort: 30007}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: echo, labels: {app: echo}}
 spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: tcp
-      image: berth.local/busybox:1
-      command: [sh, -c, "while :; do nc -l -p 7007 -e sh -c 'read line; echo tcp $line'; done"]
-    - name: udp
-      image: berth.local/busybox:1
-      command: [sh, -c, "while :; do timeout 2 nc -u -l -p 7007 -e sh -c 'read line; echo udp $line'; done"]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: main
-      image: berth.local/busybox:1
-      command: [sh, -c]
-      args:
-        - |
-          while :; do
-            echo "from-pod $(echo hi | timeout 2 nc $ECHO_SERVICE_HOST $ECHO_SERVICE_PORT)"
-            echo "from-pod $(echo hi | timeout 2 nc -u $ECHO_SERVICE_HOST $ECHO_SERVICE_PORT_UDP)"
-            usleep 200000
-          done
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: "berth.local/demo:1"}]
 "#;
 
 /// Asks until `replicas` different pods have answered.
@@ -92,20 +69,19 @@ fn every_replica_answers_on_the_cluster_ip_and_the_node_port() {
 #[test]
 fn tcp_and_udp_share_a_port_number() {
     let node = Node::start();
-    let (service, pods) = ECHO.split_at(ECHO.find("---").unwrap());
-    node.apply(service);
-    node.apply(pods);
+    node.apply(ECHO);
     node.wait_ready("echo");
-    node.wait_ready("client");
-    let ask = |flags: &str, host: &str, port: u16| {
-        let script = format!("echo hi | timeout 2 busybox nc {flags} {host} {port}");
-        let output = node.namespace().command("sh").args(["-c", &script]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    node.wait_for("an answer by TCP", || (ask("", NODE_IP, 30007) == "tcp hi").then_some(()));
-    node.wait_for("an answer by UDP", || (ask("-u", NODE_IP, 30007) == "udp hi").then_some(()));
+    let service = node.get("service", "echo");
+    let cluster_ip = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    for (address, port) in [(cluster_ip.as_str(), 7), (NODE_IP, 30007)] {
+        answers(&node, &format!("http://{address}:{port}/"), 1);
+        let ask = format!("echo hi | timeout 3 socat -t 1 - UDP:{address}:{port}");
+        node.wait_for("an answer by UDP", || {
+            let output = node.namespace().command("sh").args(["-c", &ask]).output().ok()?;
+            (output.stdout == b"echo heard hi\n").then_some(())
+        });
+    }
     node.kubectl(&["delete", "pod,service", "echo"]);
-    node.kubectl(&["delete", "pod", "client"]);
     node.finish();
 }
 
@@ -126,7 +102,12 @@ spec:
     - name: main
       image: berth.local/busybox:1
       command: [sh, -c]
-      args: ["for i in 1 2 3 4 5 6 7 8; do wget -q -T 5 -O - http://$DEMO_SERVICE_HOST/ || exit 1; done; wget -q -T 5 -O - http://NODE:30080/"]
+      # Debian's static busybox cannot resolve names, nor service names, so its wget does not work.
+      args:
+        - |
+          get() { { printf 'GET / HTTP/1.0\r\n\r\n'; sleep 1; } | timeout 5 nc $1 $2 | tail -n 1; }
+          for i in 1 2 3 4 5 6 7 8; do get $DEMO_SERVICE_HOST $DEMO_SERVICE_PORT; done
+          get NODE 30080
 "#
         .replace("NODE", NODE_IP)
         .as_str(),

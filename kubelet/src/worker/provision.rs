@@ -407,10 +407,10 @@ impl Materials for Provision {
     async fn drop_old_logs(&self, pod: &Pod, container: &str, attempt: u32) {
         let Some(directory) = self.log_directory(pod) else { return };
         let directory = directory.join(container);
-        let links = self.place.links.clone();
+        let (links, root) = (self.place.links.clone(), self.place.facts.log_root.clone());
         let _ = tokio::task::spawn_blocking(move || {
             drop_logs(&directory, attempt);
-            drop_dangling(&links);
+            drop_dangling(&links, &root);
         })
         .await;
     }
@@ -438,22 +438,24 @@ impl Materials for Provision {
         self.tear_down_volumes(pod).await?;
         self.objects.forget(pod);
         let failed = |error: std::io::Error| Failure::new("FailedRemove", error.to_string());
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        self.cache.remove(uid).await.map_err(failed)?;
-        let Some(logs) = self.log_directory(pod) else { return Ok(()) };
-        let links = self.place.links.clone();
-        blocking(move || {
-            // Written by the shim alone, no container sees it: nothing in it leads elsewhere.
-            match std::fs::remove_dir_all(&logs) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(failed(error));
+        if let Some(logs) = self.log_directory(pod) {
+            let (links, root) = (self.place.links.clone(), self.place.facts.log_root.clone());
+            blocking(move || {
+                // Written by the shim alone, no container sees it: nothing in it leads elsewhere.
+                match std::fs::remove_dir_all(&logs) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(failed(error));
+                    }
+                    _ => {}
                 }
-                _ => {}
-            }
-            drop_dangling(&links);
-            Ok(())
-        })
-        .await
+                drop_dangling(&links, &root);
+                Ok(())
+            })
+            .await?;
+        }
+        // Last: while the record is there, a later start or a reset knows of the rest.
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.cache.remove(uid).await.map_err(failed)
     }
 }
 
@@ -470,12 +472,12 @@ fn drop_logs(directory: &Path, attempt: u32) {
     }
 }
 
-/// Removes links to logs that are gone.
-fn drop_dangling(links: &Path) {
+/// Removes links to logs of ours that are gone.
+fn drop_dangling(links: &Path, logs: &Path) {
     let entries = std::fs::read_dir(links).into_iter().flatten().flatten();
     for entry in entries {
-        let is_link = entry.file_type().is_ok_and(|t| t.is_symlink());
-        if is_link && !entry.path().exists() {
+        let is_ours = std::fs::read_link(entry.path()).is_ok_and(|to| to.starts_with(logs));
+        if is_ours && !entry.path().exists() {
             let _ = std::fs::remove_file(entry.path());
         }
     }
