@@ -147,7 +147,7 @@ fn on_tmpfs(directory: &Path) -> bool {
     directory
         .ancestors()
         .find_map(|ancestor| rustix::fs::statfs(ancestor).ok())
-        .is_some_and(|file_system| i64::from(file_system.f_type) == TMPFS_MAGIC)
+        .is_some_and(|file_system| file_system.f_type == TMPFS_MAGIC)
 }
 
 /// What the facts mean. Pure.

@@ -40,7 +40,13 @@ finish() {
     if [ -e "$work/before.json" ]; then mv "$work/before.json" "$before"; fi
     rm -rf "$work"
     if [ -e "$before" ]; then
-        "$census" diff "$before" "${scope[@]}" || status=1
+        # What ended a moment ago may wait for the host's init to reap it.
+        local tries=50
+        until "$census" diff "$before" "${scope[@]}" > "$before.diff"; do
+            [ $((tries -= 1)) -gt 0 ] || { cat "$before.diff"; status=1; break; }
+            sleep 0.2
+        done
+        rm -f "$before.diff"
         rm -f "$before"
     fi
     [ $status != 0 ] || say "nothing is left behind"

@@ -2,10 +2,40 @@
 
 use std::collections::BTreeSet;
 
+use crate::node::Node;
+
 const README: &str = include_str!("../../README.md");
 
-/// The commands of the README's code blocks, and the test that runs each.
-const RUN_BY: [(&str, &str); 0] = [];
+/// The commands of the README's code blocks, and what runs each.
+const RUN_BY: [(&str, &str); 15] = [
+    ("make build", "Makefile: the same cargo command as build-tools"),
+    (
+        "target/release/berth up -f tests/demo/demo.yaml",
+        "readme::up_applies_the_manifests_it_is_given",
+    ),
+    ("export KUBECONFIG=/var/lib/berth/standalone/admin.kubeconfig", "node::Node::kubeconfig"),
+    ("kubectl get pods,svc -o wide", "tests/demo/run.sh"),
+    ("kubectl logs demo-1", "tests/demo/run.sh"),
+    ("make demo", "make e2e"),
+    ("make demo-vm", "make e2e-vm"),
+    ("berth check", "cli::check_says_what_is_not_enforced_and_how_to_mend_it"),
+    (
+        "berth agent --kubeconfig /etc/berth/kubeconfig",
+        "nodes::pods_on_two_nodes_reach_each_other_by_routes",
+    ),
+    ("berth pods", "cli::pods_and_logs_work_while_the_api_server_is_down"),
+    ("berth logs demo-1", "cli::pods_and_logs_work_while_the_api_server_is_down"),
+    ("berth images", "cli::pods_and_logs_work_while_the_api_server_is_down"),
+    (
+        "berth pull 127.0.0.1:5000/tools/busybox:2",
+        "images::an_image_is_pulled_from_a_registry_and_run",
+    ),
+    ("berth reset", "node::Node::finish, after every test"),
+    ("make test", "CI"),
+];
+
+/// What is not a check but a measurement.
+const MEASURES: &str = "make bench AREA=pods";
 
 /// The lines of the README's `sh` code blocks, without comments and prompts.
 fn commands() -> BTreeSet<&'static str> {
@@ -29,7 +59,7 @@ fn commands() -> BTreeSet<&'static str> {
 
 #[test]
 fn every_command_of_the_readme_is_run_by_a_test() {
-    let known: BTreeSet<_> = RUN_BY.iter().map(|(command, _)| *command).collect();
+    let known: BTreeSet<_> = RUN_BY.iter().map(|(command, _)| *command).chain([MEASURES]).collect();
     let commands = commands();
     assert!(!commands.is_empty());
     let unknown: Vec<_> = commands.difference(&known).collect();
@@ -38,4 +68,14 @@ fn every_command_of_the_readme_is_run_by_a_test() {
         unknown.is_empty() && gone.is_empty(),
         "not run: {unknown:?}; not in the README: {gone:?}"
     );
+}
+
+#[test]
+fn up_applies_the_manifests_it_is_given() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/demo/demo.yaml");
+    let node = Node::start_with(&["-f", manifest]);
+    node.wait_ready("demo-1");
+    node.wait_ready("demo-2");
+    node.kubectl(&["delete", "-f", manifest]);
+    node.finish();
 }
