@@ -21,6 +21,7 @@ use crate::events::{self, Recorder, Severity};
 use crate::gate::Gate;
 use crate::node::facts::{self, Facts, Places};
 use crate::node::{self, Shared, heartbeat, object};
+use crate::qos;
 use crate::server;
 use crate::shelf::Shelf;
 use crate::source::{self, Event, Selection};
@@ -105,6 +106,8 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let (context, gate) =
         context(&config, &parts, (&node, &facts), (services, recorder.clone()), &shutdown);
     let shelf = context.shelf.clone();
+    let weighing = qos::keep_classes(shelf.clone(), Arc::clone(&parts.runtime), shutdown.clone());
+    tasks.spawn(weighing);
     let state = server::State {
         shelf,
         runtime: Arc::clone(&parts.runtime),

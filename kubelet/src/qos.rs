@@ -1,6 +1,6 @@
 //! QoS classes and what follows from them: cgroup paths and limits, OOM scores.
 //!
-//! Serves the Kubernetes QoS rules (pod-level resources included) and cgroup v2. Everything here is
+//! Serves the Kubernetes QoS rules (pod-level resources included) and cgroup v2. All but `classes` is
 //! a pure function of the pod; writing cgroups is the runtime's.
 
 use std::path::PathBuf;
@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::Pod;
 
 mod cgroup;
+mod classes;
 mod demand;
 
 pub use cgroup::{
     CgroupPolicy, class_weights, container_resources, container_weight, linear_weight,
     pod_resources, quota_us, shares,
 };
+pub(crate) use classes::keep as keep_classes;
 pub use demand::{ContainerDemand, InvalidResource, PodDemand, ResourceAmounts};
 
 /// The quality-of-service class of a pod.

@@ -97,6 +97,14 @@ fn requests_and_limits_become_cgroup_files_by_qos_class() {
     assert_eq!(oom_score(&container), 1000);
     assert_ne!(read(&container, "pids.max"), "");
 
+    // The classes weigh what their pods request together, and a class without requests the least.
+    for (class, weight) in [("burstable", "4"), ("besteffort", "1")] {
+        let group = Path::new(CGROUPS).join("kubepods").join(class);
+        node.wait_for(&format!("{class} to weigh {weight}"), || {
+            (read(&group, "cpu.weight") == weight).then_some(())
+        });
+    }
+
     node.kubectl(&["delete", "pod", "--all"]);
     node.finish();
 }

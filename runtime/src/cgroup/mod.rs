@@ -192,6 +192,21 @@ impl Hierarchy {
         Ok(())
     }
 
+    /// Sets `cpu.weight` of a cgroup, where it is there and has the controller.
+    ///
+    /// # Errors
+    /// [`Error::File`]
+    pub fn weigh(&self, path: &GroupPath, cpu_weight: u64) -> Result<(), Error> {
+        let file = self.directory(path).join("cpu.weight");
+        if !self.available.contains(&Controller::Cpu) || !file.exists() {
+            return Ok(());
+        }
+        match write(&file, &cpu_weight.to_string()) {
+            Err(Error::File { source, .. }) if is_gone(&source) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     fn apply(&self, step: &Step) -> Result<(), Error> {
         match step {
             Step::Make(path) => {

@@ -19,7 +19,7 @@ mod spec;
 mod volumes;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use self::container::Container;
 use self::record::{Layout, Phase};
 use self::sandbox::Sandbox;
 use self::spec::HostFacts;
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{GroupPath, Hierarchy};
 use crate::executable::Executable;
 use crate::images::Store;
 use crate::interface::{
@@ -190,6 +190,15 @@ impl Runtime for Engine {
             Some(sandbox) => to_the_end(sandbox::remove(self.shared.clone(), sandbox)).await,
             None => Ok(()),
         }
+    }
+
+    async fn weigh_class(&self, cgroup: &Path, cpu_weight: u64) -> Result<(), RuntimeError> {
+        let failed = |source| RuntimeError::Host {
+            operation: format!("set the weight of {}", cgroup.display()),
+            source: Box::new(source),
+        };
+        let group = GroupPath::try_from(cgroup).map_err(failed)?;
+        self.shared.hierarchy.weigh(&group, cpu_weight).map_err(failed)
     }
 
     async fn create_container(

@@ -1,6 +1,7 @@
 //! What sandboxes and containers are, what can be done with them, and how that fails.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -203,6 +204,12 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The sandboxes of one pod, oldest first.
     async fn pod(&self, uid: &str) -> Result<Vec<SandboxStatus>, RuntimeError>;
+
+    /// Sets `cpu.weight` of a QoS class's cgroup, a path relative to the cgroup v2 mount. A class
+    /// without pods has no cgroup, and nothing is done. A runtime without cgroups keeps this.
+    async fn weigh_class(&self, _cgroup: &Path, _cpu_weight: u64) -> Result<(), RuntimeError> {
+        Ok(())
+    }
 
     /// Exits and losses from now on. A slow reader sees `Lagged` and must list again.
     fn events(&self) -> tokio::sync::broadcast::Receiver<RuntimeEvent>;
