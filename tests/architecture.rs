@@ -24,7 +24,8 @@ const MAY_KNOW: [(&str, &[&str]); 10] = [
 ];
 
 /// The crates that may name Kubernetes types, or the files, where not all of a crate may.
-const KUBERNETES: [&str; 5] = ["kubelet/src", "proxy/src/watch", "src", "tests", "vm"];
+const KUBERNETES: [&str; 5] =
+    ["kubelet/src", "proxy/src/watch", "proxy/src/convert", "src", "tests"];
 
 /// The largest file, in lines.
 const FILE_LIMIT: usize = 600;
@@ -117,6 +118,8 @@ fn unsafe_code_stands_in_sys_modules_only() {
                 .components()
                 .any(|part| matches!(part.as_os_str().to_str(), Some("sys" | "sys.rs")))
         })
+        // A test may write its own `sys` module into its one file.
+        .filter(|file| !read(file).contains("\nmod sys {"))
         .filter(|file| {
             read(file).lines().any(|line| {
                 let code = line.split("//").next().unwrap_or_default();
