@@ -107,8 +107,9 @@ fn a_layer_that_is_not_what_its_digest_says_is_refused() {
     let stored = layer_count(&node.path("state"));
 
     node.apply(&running("bitten", "127.0.0.1:5000/tools/bitten:1"));
-    let message = node.wait_event("bitten", "Failed");
-    assert!(message.contains("127.0.0.1:5000/tools/bitten:1"), "{message}");
+    node.wait_event("bitten", "BackOff");
+    let said = node.kubectl(&["describe", "pod", "bitten"]);
+    assert!(said.contains("Failed to pull image \"127.0.0.1:5000/tools/bitten:1\""), "{said}");
     let waiting = node.wait_pod("bitten", "backing off", |pod| {
         pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff"
     });
