@@ -40,7 +40,7 @@ deny: setup
 unit: setup
 	cargo nextest run --workspace --locked --lib --bins
 	cargo nextest run --locked -j 1 -p berth-oci -p berth-runtime -p berth-cni -p berth-proxy -p berth-nft -p berth-kubelet --test '*'
-	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -p berth-apiserver -p berth-testkit --test '*'
+	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -j 1 -p berth-apiserver -p berth-testkit --test '*'
 
 # What `limits` asserts needs cgroup controllers: it runs in the VM.
 e2e: build-tools demo

@@ -36,8 +36,8 @@ spec:
     - {name: host, hostPath: {path: HOSTPATH, type: Directory}}
     - {name: facts, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
   initContainers:
-    - {name: first, image: "berth.local/busybox:1", command: [sh, -c, "echo one >> /work/order"], volumeMounts: [{name: work, mountPath: /work}]}
-    - {name: second, image: "berth.local/busybox:1", command: [sh, -c, "echo two >> /work/order"], volumeMounts: [{name: work, mountPath: /work}]}
+    - {name: first, image: "berth.local/busybox:1", command: [sh, -c, "echo one >> /scratch/order"], volumeMounts: [{name: work, mountPath: /scratch}]}
+    - {name: second, image: "berth.local/busybox:1", command: [sh, -c, "echo two >> /scratch/order"], volumeMounts: [{name: work, mountPath: /scratch}]}
   containers:
     - name: main
       image: berth.local/busybox:1
@@ -50,7 +50,7 @@ spec:
           echo "name $POD_NAME node $NODE_NAME ip $POD_IP cpu $CPU"
           echo "colour $colour prefixed $CM_colour"
           echo "password $PASSWORD"
-          echo "order $(tr '\n' ' ' < /work/order)"
+          echo "order $(tr '\n' ' ' < /scratch/order)"
           echo "file $(cat /settings/etc/app.conf) $(stat -L -c %a /settings/etc/app.conf)"
           echo "secret $(cat /keys/password)"
           echo "labels $(cat /facts/labels)"
@@ -72,7 +72,7 @@ spec:
         - {prefix: CM_, configMapRef: {name: settings}}
       resources: {requests: {cpu: 10m}}
       volumeMounts:
-        - {name: work, mountPath: /work, readOnly: true}
+        - {name: work, mountPath: /scratch, readOnly: true}
         - {name: settings, mountPath: /settings}
         - {name: keys, mountPath: /keys}
         - {name: host, mountPath: /host}
@@ -248,7 +248,7 @@ spec:
           echo "id $(id -u):$(id -g) $(id -G)"
           grep -E 'CapInh|CapEff|NoNewPrivs|Seccomp:' /proc/self/status
           touch /file 2> /dev/null || echo read-only
-          echo "work $(stat -c %g /work)"
+          echo "work $(stat -c %g /scratch)"
           echo "kcore $(head -c 1 /proc/kcore 2> /dev/null | wc -c)"
           echo x 2> /dev/null > /proc/sys/kernel/hostname || echo sys-read-only
           echo "processes $(ls /proc | grep -c '^[0-9]')"
@@ -258,7 +258,7 @@ spec:
         readOnlyRootFilesystem: true
         capabilities: {drop: [ALL]}
         seccompProfile: {type: RuntimeDefault}
-      volumeMounts: [{name: work, mountPath: /work}]
+      volumeMounts: [{name: work, mountPath: /scratch}]
 "#,
     );
     node.wait_phase("guarded", "Succeeded");
