@@ -51,7 +51,7 @@ e2e-vm: build-tools
 
 bench: build-tools ## berth beside its peers: make bench AREA=pods
 	@test -e tests/bench/$(AREA).rs || { echo "no such area: $(AREA)" >&2; exit 2; }
-	BERTH=$(BERTH) cargo bench --locked --package berth --bench $(AREA)
+	BERTH=$(BERTH) cargo bench --profile dev --locked --package berth --bench $(AREA)
 
 clean:
 	cargo clean
