@@ -65,7 +65,7 @@ fn main() {
 
 /// Whether a process is `berth` and not the tool that started it.
 fn is_agent(pid: u32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("berth"))
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "berth")
 }
 
 /// What the thread inside the namespace brings back.
