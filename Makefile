@@ -47,6 +47,7 @@ e2e: build-tools demo
 	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^limits::/)'
 
 e2e-vm: build-tools
+	tests/setup/vm.sh demo
 	tests/setup/vm.sh test $(VM_TESTS)
 
 bench: build-tools ## berth beside its peers: make bench AREA=pods
