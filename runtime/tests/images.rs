@@ -294,7 +294,11 @@ async fn an_abandoned_pull_leaves_nothing_and_does_not_harm_the_next() {
     }
     fixture.store.pull(&reference, vec![], None).await.unwrap();
     fixture.store.remove(&reference).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let drafts = fixture.dir.path().join("tmp");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !names(&drafts).is_empty() && std::time::Instant::now() < deadline {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     fixture.assert_empty();
 }
 

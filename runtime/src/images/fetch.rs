@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::digest::{ChainId, Digest, Hasher};
-use super::layers::{Layer, Layers};
+use super::layers::{Draft, Layer, Layers};
 use super::manifest::Descriptor;
 use super::registry::Failure;
 use super::source::Source;
@@ -53,19 +53,36 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Does it. Nothing is left in the store on failure or when dropped.
+    /// Does it. On failure the draft is gone before this returns; when dropped, soon after.
     pub(crate) async fn run(self) -> Result<Layer, Error> {
         let layers = self.layers.clone();
         let drafted = disk::blocking(move || layers.draft()).await;
         let draft = drafted.map_err(|error| self.store_failure(&error))?;
+        let layer = match self.fill(&draft).await {
+            Ok(layer) => layer,
+            Err(error) => {
+                // The unpacker has ended: nobody writes below the draft any more.
+                if let Err(error) = disk::blocking(move || draft.discard()).await {
+                    tracing::warn!(%error, "an unfinished layer could not be removed");
+                }
+                return Err(error);
+            }
+        };
+        let (layers, id, copy) = (self.layers.clone(), self.chain_id.clone(), layer.clone());
+        let published = disk::blocking(move || layers.publish(draft, &id, copy)).await;
+        published.map_err(|error| self.store_failure(&error))?;
+        Ok(layer)
+    }
+
+    /// Transfers and unpacks into the draft, and checks both digests. No unpacker is left running.
+    async fn fill(&self, draft: &Draft) -> Result<Layer, Error> {
         let start = Unpacker::start(&self.executable, &draft.target(), self.budget);
         let mut unpacker = start.map_err(|error| self.unpack_failure(&error))?;
-        // The unpacker has ended before its files are removed with the draft.
         match self.transfer(&mut unpacker).await {
             Ok(Transferred::Whole(actual)) if actual == self.blob.digest => {}
             Ok(Transferred::Whole(actual)) => {
                 unpacker.abort().await;
-                let layer = self.blob.digest;
+                let layer = self.blob.digest.clone();
                 return Err(Error::Digest { layer, actual });
             }
             Ok(Transferred::GivenUp) => return Err(self.verdict(unpacker).await),
@@ -78,17 +95,12 @@ impl Job {
         let unpacked = finished.map_err(|error| self.unpack_failure(&error))?;
         if unpacked.diff_id != self.diff_id {
             return Err(Error::DiffId {
-                layer: self.blob.digest,
-                expected: self.diff_id,
+                layer: self.blob.digest.clone(),
+                expected: self.diff_id.clone(),
                 actual: unpacked.diff_id,
             });
         }
-        let layer =
-            Layer { diff_id: unpacked.diff_id, bytes: unpacked.bytes, entries: unpacked.entries };
-        let (layers, id, copy) = (self.layers.clone(), self.chain_id.clone(), layer.clone());
-        let published = disk::blocking(move || layers.publish(draft, &id, copy)).await;
-        published.map_err(|error| self.store_failure(&error))?;
-        Ok(layer)
+        Ok(Layer { diff_id: unpacked.diff_id, bytes: unpacked.bytes, entries: unpacked.entries })
     }
 
     async fn transfer(&self, unpacker: &mut Unpacker) -> Result<Transferred, Error> {

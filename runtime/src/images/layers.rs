@@ -68,7 +68,7 @@ impl Drop for Hold {
     }
 }
 
-/// A directory for a layer in the making, removed unless it became a layer.
+/// A directory for a layer in the making. Dropped, it is removed in the background.
 #[derive(Debug)]
 pub(crate) struct Draft(PathBuf);
 
@@ -76,6 +76,11 @@ impl Draft {
     /// Where the layer's files go.
     pub(crate) fn target(&self) -> PathBuf {
         self.0.join("fs")
+    }
+
+    /// Removes it now. Blocking.
+    pub(crate) fn discard(mut self) -> io::Result<()> {
+        disk::remove_tree(&std::mem::take(&mut self.0))
     }
 }
 
