@@ -1,25 +1,33 @@
-//! A container's cgroup: made, limited, watched, killed, removed. Control groups v2 only.
+//! A container's cgroup: made, limited, watched, frozen, killed, removed. Control groups v2 only.
 //!
-//! The agent makes and delegates the parents; here only the leaf is made. Files are reached through
-//! the leaf's descriptor. kernel `Documentation/admin-guide/cgroup-v2.rst`.
+//! [`place`] says where it is, for both drivers; limits are in force before anything is born into it by
+//! CLONE_INTO_CGROUP. Files are reached through the leaf's descriptor. For the shim the agent makes the
+//! parents, and what a host cannot enforce is a warning ([`Cgroup::make`]); the command line makes them
+//! itself and refuses ([`Cgroup::create`]). kernel `Documentation/admin-guide/cgroup-v2.rst`.
 
 mod devices;
+mod directory;
 mod limits;
+pub(crate) mod place;
+mod tree;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use oci_spec::runtime::LinuxResources;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
+use self::directory::Directory;
+use self::place::{Hierarchy, Place};
+use crate::clock;
 use crate::container::{Doing, Error, Result};
 
 /// A leaf cgroup and the place it was made in.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
-    path: PathBuf,
-    directory: OwnedFd,
+    place: Place,
+    directory: Directory,
 }
 
 impl AsFd for Cgroup {
@@ -34,6 +42,22 @@ pub(crate) enum Removal {
     Done,
     /// Processes are still dying in it.
     Busy,
+}
+
+/// What becomes of a limit whose controller the host lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// A warning.
+    Told,
+    /// A failure.
+    Refused,
+}
+
+/// What the command line makes a cgroup from.
+pub(crate) struct Request<'a> {
+    pub(crate) hierarchy: &'a Hierarchy,
+    pub(crate) place: &'a Place,
+    pub(crate) resources: Option<&'a LinuxResources>,
 }
 
 impl Cgroup {
@@ -52,10 +76,9 @@ impl Cgroup {
         let path = root.join(relative);
         let operation = || format!("make cgroup {}", path.display());
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)).doing(operation)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&path, flags, Mode::empty()).doing(operation)?;
-        let cgroup = Self { path: path.clone(), directory };
-        match cgroup.limit(resources) {
+        let directory = Directory::open(&path).doing(operation)?;
+        let cgroup = Self { place: Place { path: path.clone(), unit: None }, directory };
+        match cgroup.limit(resources, Missing::Told) {
             Ok(warnings) => Ok((cgroup, warnings)),
             Err(error) => {
                 // The limit's failure is what counts; the leaf is empty, so this succeeds.
@@ -65,17 +88,81 @@ impl Cgroup {
         }
     }
 
-    fn limit(&self, resources: Option<&LinuxResources>) -> Result<Vec<String>> {
+    /// Makes the cgroup of a container and its parents, with limits in force. A limit that the host
+    /// cannot enforce is an error naming its field.
+    ///
+    /// The container's first process is then cloned into its descriptor, and [`Cgroup::settle`] called.
+    /// On failure nothing is left.
+    pub(crate) fn create(request: &Request<'_>) -> Result<Self> {
+        let place = request.place;
+        if let Some(unit) = &place.unit {
+            let reason = format!(
+                "unit {} asks for the systemd cgroup driver, which is not there",
+                unit.name
+            );
+            return Err(Error::invalid("linux.cgroupsPath", reason));
+        }
+        let (directory, made) = tree::make(&request.hierarchy.root, &place.path)?;
+        let cgroup = Self { place: place.clone(), directory };
+        let inspected = tree::inspect(&cgroup.directory, &place.path);
+        match inspected.and_then(|()| cgroup.limit(request.resources, Missing::Refused)) {
+            Ok(_) => Ok(cgroup),
+            Err(error) => {
+                tree::unmake(&made);
+                Err(error)
+            }
+        }
+    }
+
+    /// To be called once the first process is born and before it may run the container's command.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The cgroup of a container that was made before.
+    pub(crate) fn open(place: &Place) -> Result<Self> {
+        let operation = || format!("open cgroup {}", place.path.display());
+        let directory = Directory::open(&place.path).doing(operation)?;
+        Ok(Self { place: place.clone(), directory })
+    }
+
+    /// Where it is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// A cgroup below this one, for a process that is to run there. `relative` is plain.
+    pub(crate) fn below(&self, relative: &Path) -> Result<OwnedFd> {
+        let field = "cgroup";
+        let mut path = self.place.path.clone();
+        for part in relative.components() {
+            match part {
+                Component::Normal(name) => path.push(name),
+                Component::CurDir | Component::RootDir => {}
+                Component::ParentDir | Component::Prefix(_) => {
+                    return Err(Error::invalid(field, format!("{relative:?} leads outside")));
+                }
+            }
+        }
+        let directory = Directory::open(&path);
+        Ok(directory.doing(|| format!("open cgroup {}", path.display()))?.into())
+    }
+
+    fn limit(&self, resources: Option<&LinuxResources>, missing: Missing) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         let settings = resources.map(limits::plan).transpose()?.unwrap_or_default();
-        let controllers = self.read("cgroup.controllers").unwrap_or_default();
+        let controllers = self.directory.read("cgroup.controllers").unwrap_or_default();
         let available = |name: &str| controllers.split_whitespace().any(|one| one == name);
         for setting in settings {
             let controller = setting.file.split('.').next().unwrap_or_default();
-            match self.write(&setting.file, &setting.value) {
+            match self.directory.write(&setting.file, &setting.value) {
                 Err(Errno::NOENT | Errno::ACCESS)
                     if controller != "cgroup" && !available(controller) =>
                 {
+                    if missing == Missing::Refused {
+                        let reason = format!("the {controller} controller is not available");
+                        return Err(Error::invalid(setting.field, reason));
+                    }
                     warnings.push(format!(
                         "{}: the {controller} controller is not available, {} is not enforced",
                         setting.field, setting.file
@@ -88,77 +175,113 @@ impl Cgroup {
             }
         }
         let devices = resources.and_then(|resources| resources.devices().as_deref());
-        warnings.extend(devices::restrict(self.as_fd(), devices.unwrap_or_default())?);
-        Ok(warnings)
-    }
-
-    fn write(&self, file: &str, value: &str) -> Result<(), Errno> {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.directory, file, flags, Mode::empty())?;
-        rustix::io::write(&file, value.as_bytes()).map(drop)
-    }
-
-    fn read(&self, file: &str) -> Result<String, Errno> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.directory, file, flags, Mode::empty())?;
-        let mut text = Vec::new();
-        let mut chunk = [0; 4096];
-        loop {
-            match rustix::io::read(&file, &mut chunk)? {
-                0 => return Ok(String::from_utf8_lossy(&text).into_owned()),
-                count => text.extend_from_slice(&chunk[..count]),
-            }
+        let unenforced = devices::restrict(self.as_fd(), devices.unwrap_or_default())?;
+        if let (Some(reason), Missing::Refused, Some(_)) = (&unenforced, missing, devices) {
+            return Err(Error::invalid("linux.resources.devices", reason.clone()));
         }
+        warnings.extend(unenforced);
+        Ok(warnings)
     }
 
     /// Whether the kernel killed a process of it for want of memory.
     pub(crate) fn oom_killed(&self) -> bool {
-        let events = self.read("memory.events").unwrap_or_default();
-        let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        kills.and_then(|count| count.trim().parse::<u64>().ok()).is_some_and(|count| count > 0)
+        let kills = self.directory.read_key("memory.events", "oom_kill");
+        kills.is_ok_and(|count| count.is_some_and(|count| count > 0))
     }
 
-    /// Kills every process in it. Linux 5.14.
+    /// Kills every process in it and below. Linux 5.14.
     pub(crate) fn kill(&self) -> Result<()> {
-        self.write("cgroup.kill", "1").doing(|| format!("kill cgroup {}", self.path.display()))
+        let path = &self.place.path;
+        self.directory.write("cgroup.kill", "1").doing(|| format!("kill cgroup {}", path.display()))
     }
 
-    /// The processes in it, in the caller's PID namespace.
+    /// Freezes it and waits until every process in it and below has stopped. Linux 5.2.
+    ///
+    /// When that has not come about at `deadline_ms` of the monotonic clock it is thawed again.
+    pub(crate) fn freeze(&self, deadline_ms: u64) -> Result<()> {
+        let operation = || format!("freeze cgroup {}", self.place.path.display());
+        self.directory.write("cgroup.freeze", "1").doing(operation)?;
+        let frozen = self.directory.wait_event("frozen", 1, deadline_ms);
+        if !matches!(frozen, Ok(true)) {
+            let _ = self.directory.write("cgroup.freeze", "0");
+        }
+        match frozen.doing(operation)? {
+            true => Ok(()),
+            false => Err(Errno::TIMEDOUT).doing(operation),
+        }
+    }
+
+    /// Lets what is frozen run.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        let path = &self.place.path;
+        self.directory
+            .write("cgroup.freeze", "0")
+            .doing(|| format!("thaw cgroup {}", path.display()))
+    }
+
+    /// Whether it has been asked to freeze.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.directory.read("cgroup.freeze").is_ok_and(|state| state.trim() == "1")
+    }
+
+    /// The processes in it and below, in the caller's PID namespace.
     pub(crate) fn processes(&self) -> Vec<i32> {
-        let list = self.read("cgroup.procs").unwrap_or_default();
-        list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+        let mut list = Vec::new();
+        collect(&self.directory, &mut list);
+        list
     }
 
     /// Whether no live process is in it or below it.
     pub(crate) fn is_empty(&self) -> bool {
-        self.read("cgroup.events")
-            .is_ok_and(|events| events.lines().any(|line| line == "populated 0"))
+        self.directory.read_key("cgroup.events", "populated").is_ok_and(|value| value == Some(0))
     }
 
     /// Removes it with the cgroups that its processes made below. Removing what is gone is done.
     pub(crate) fn remove(&self) -> Result<Removal> {
-        match remove_tree(&self.path) {
+        let path = &self.place.path;
+        match tree::remove(path) {
             Ok(()) => Ok(Removal::Done),
             Err(Errno::BUSY) => Ok(Removal::Busy),
-            Err(error) => Err(error).doing(|| format!("remove cgroup {}", self.path.display())),
+            Err(error) => Err(error).doing(|| format!("remove cgroup {}", path.display())),
+        }
+    }
+
+    /// Kills what is in it, waits for its end and removes it, and its unit.
+    ///
+    /// Fails when processes are still dying at `deadline_ms` of the monotonic clock.
+    pub(crate) fn destroy(&self, deadline_ms: u64) -> Result<()> {
+        let operation = || format!("remove cgroup {}", self.place.path.display());
+        loop {
+            match self.kill() {
+                // Removed meanwhile.
+                Err(Error::System { source: Errno::NODEV | Errno::NOENT, .. }) => {}
+                result => result?,
+            }
+            match self.directory.wait_event("populated", 0, deadline_ms) {
+                // Removed meanwhile.
+                Ok(true) | Err(Errno::NODEV | Errno::NOENT) => {}
+                Ok(false) => return Err(Errno::BUSY).doing(operation),
+                Err(error) => return Err(error).doing(operation),
+            }
+            match self.remove()? {
+                Removal::Done => return Ok(()),
+                // An empty cgroup is busy for a moment, or for good when it is mounted over.
+                Removal::Busy if clock::monotonic_ms() < deadline_ms => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                Removal::Busy => return Err(Errno::BUSY).doing(operation),
+            }
         }
     }
 }
 
-fn remove_tree(path: &Path) -> Result<(), Errno> {
-    match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::BUSY) => {}
-        Err(error) => return Err(error),
-    }
-    // Busy with processes, or with cgroups below.
-    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
+fn collect(directory: &Directory, list: &mut Vec<i32>) {
+    let processes = directory.read("cgroup.procs").unwrap_or_default();
+    let numbers = processes.lines().filter_map(|line| line.parse::<i32>().ok());
+    list.extend(numbers.filter(|pid| *pid > 0));
+    for name in directory.children().unwrap_or_default() {
+        if let Ok(child) = directory.below(&name) {
+            collect(&child, list);
         }
-    }
-    match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-        Err(Errno::NOENT) => Ok(()),
-        result => result,
     }
 }
