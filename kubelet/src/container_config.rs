@@ -153,6 +153,7 @@ pub fn container_config(inputs: ContainerInputs<'_>) -> Result<ContainerConfig, 
         tty: container.tty.unwrap_or(false),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
+        pid_target: None,
         labels,
     })
 }

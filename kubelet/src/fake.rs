@@ -4,6 +4,7 @@
 //! tests with a paused clock decide it.
 
 mod api;
+mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,10 +14,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, ExecOutput, Image,
-    ImageError, ImageId, Images, LogLimits, NamespaceMode, PidMode, PodIdentity, ProgressSink,
-    Resources, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxState,
-    SandboxStatus, Security, StopSignal,
+    ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, Exec, ExecOutput,
+    Image, ImageError, ImageId, Images, LogLimits, NamespaceMode, PidMode, PodIdentity,
+    ProgressSink, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId,
+    SandboxState, SandboxStatus, Security, Session, StopSignal, Streams,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -180,6 +181,14 @@ impl FakeRuntime {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The configuration of a container that must be running.
+    fn running_one(&self, id: &ContainerId) -> Result<ContainerConfig, RuntimeError> {
+        self.with(id, |c| match c.state {
+            ContainerState::Running { .. } => Ok(c.config.clone()),
+            _ => Err(RuntimeError::Invalid(format!("container {id} is not running"))),
+        })?
     }
 
     fn serial(&self) -> u64 {
@@ -350,6 +359,22 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    async fn exec(&self, container: &ContainerId, exec: Exec) -> Result<Session, RuntimeError> {
+        self.enter("exec", &exec.command.join(" "))?;
+        self.running_one(container)?;
+        session::of_exec(&exec)
+    }
+
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        self.enter("attach", container.as_str())?;
+        let tty = self.running_one(container)?.tty;
+        Ok(session::echo(streams, tty))
+    }
+
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
         Ok(self.state().sandboxes.clone())
     }
@@ -513,6 +538,7 @@ impl Materials for FakeMaterials {
             tty: false,
             stdin: false,
             stdin_once: false,
+            pid_target: None,
             labels: BTreeMap::new(),
         })
     }

@@ -60,6 +60,7 @@ fn record(name: &str, attempt: u32, state: ContainerState) -> Record {
             tty: false,
             stdin: false,
             stdin_once: false,
+            pid_target: None,
             labels: BTreeMap::new(),
         },
         state,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ImageId;
+use super::{ContainerId, ImageId};
 
 /// Names the pod a sandbox belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -233,6 +233,11 @@ pub struct ContainerConfig {
     pub stdin: bool,
     /// Standard input closes after the first attach session.
     pub stdin_once: bool,
+    /// Sees the processes of this running container of the same sandbox instead of its own
+    /// (`targetContainerName` of an ephemeral container). Where the sandbox shares one PID namespace
+    /// it changes nothing.
+    #[serde(default)]
+    pub pid_target: Option<ContainerId>,
     /// Free key-value pairs kept with the container and returned by [`Runtime::list`].
     pub labels: BTreeMap<String, String>,
 }

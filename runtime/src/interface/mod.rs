@@ -10,9 +10,11 @@ mod ids;
 mod images;
 mod network;
 mod runtime;
+mod session;
 
 pub use self::config::*;
 pub use self::ids::*;
 pub use self::images::*;
 pub use self::network::*;
 pub use self::runtime::*;
+pub use self::session::*;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{ContainerConfig, ContainerId, PodIdentity, SandboxConfig, SandboxId};
+use super::{
+    ContainerConfig, ContainerId, Exec, PodIdentity, SandboxConfig, SandboxId, Session, Streams,
+};
 
 /// A sandbox as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +200,25 @@ pub trait Runtime: Send + Sync + 'static {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, RuntimeError>;
+
+    /// Starts a command in a running container and gives its streams. Returns once it is executed;
+    /// a failure to execute it is [`RuntimeError::Start`].
+    async fn exec(&self, container: &ContainerId, exec: Exec) -> Result<Session, RuntimeError> {
+        let message = format!("container {container}: cannot run {:?} here", exec.command);
+        Err(RuntimeError::Invalid(message))
+    }
+
+    /// Joins the streams of a running container's first process, from now on.
+    ///
+    /// A session that does not take its output holds the container back for at most a second at a
+    /// time; what does not fit then is not given to it, and counted. The log is never held back.
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        _streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        Err(RuntimeError::Invalid(format!("container {container} cannot be attached to here")))
+    }
 
     /// All sandboxes with their containers, oldest first.
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;

@@ -216,6 +216,7 @@ impl Node {
             tty: false,
             stdin: false,
             stdin_once: false,
+            pid_target: None,
             labels: BTreeMap::new(),
         }
     }

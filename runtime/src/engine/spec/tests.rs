@@ -27,6 +27,7 @@ pub(in crate::engine) fn container() -> ContainerConfig {
         tty: false,
         stdin: false,
         stdin_once: false,
+        pid_target: None,
         labels: BTreeMap::new(),
     }
 }
