@@ -1,8 +1,10 @@
 //! Which devices a cgroup's processes may use: a list of rules as one eBPF program.
 //!
 //! cgroup v2 has no device files; a `BPF_PROG_TYPE_CGROUP_DEVICE` program decides each mknod and open.
-//! Rules are tried from the last to the first, as later ones override earlier ones.
+//! Rules are tried from the last to the first, as later ones override earlier ones; each takes what it
+//! speaks of from the access asked for, so that two rules can allow together what neither does alone.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
@@ -58,8 +60,8 @@ fn defaults() -> impl Iterator<Item = Rule> {
     nodes.into_iter().chain(ALWAYS.into_iter().map(known))
 }
 
-/// Puts a cgroup under `list` and the customary devices; what neither allows is denied. Returns a
-/// warning where the host offers no bpf(2).
+/// Puts a cgroup under `list` and the customary devices, in place of what it was under; what neither
+/// allows is denied. Returns a warning where the host offers no bpf(2).
 pub(super) fn restrict(
     cgroup: BorrowedFd<'_>,
     list: &[LinuxDeviceCgroup],
@@ -72,16 +74,26 @@ pub(super) fn restrict(
             let absent = [Errno::PERM, Errno::NOSYS, Errno::ACCESS];
             return match Errno::from_io_error(&error) {
                 Some(errno) if absent.contains(&errno) => Ok(Some(format!(
-                    "linux.resources.devices: bpf(2) is not available ({errno}), device rules are not enforced"
+                    "bpf(2) is not available ({errno}), device rules are not enforced"
                 ))),
                 _ => Err(error).doing(|| "linux.resources.devices: load the device program"),
             };
         }
     };
-    match sys::attach_device_program(program.as_fd(), cgroup) {
-        Ok(()) => Ok(None),
-        Err(error) => Err(error).doing(|| "linux.resources.devices: attach the device program"),
+    attach(cgroup, program.as_fd())
+        .doing(|| "linux.resources.devices: attach the device program")
+        .map(|()| None)
+}
+
+/// Attaches a program in one step with the end of the one before. Of several each has to allow an
+/// access: the new one is in force before the old ones go.
+fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let old = sys::attached_device_programs(cgroup)?;
+    if let [only] = old.as_slice() {
+        return sys::attach_device_program(program, cgroup, Some(only.as_fd()));
     }
+    sys::attach_device_program(program, cgroup, None)?;
+    old.iter().try_for_each(|old| sys::detach_device_program(old.as_fd(), cgroup))
 }
 
 fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
@@ -118,7 +130,7 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
     })
 }
 
-// Registers: r1 context, r2 type, r3 access, r4 major, r5 minor, r0 result.
+// Registers: r1 context, then scratch; r2 type, r3 access not yet decided, r4 major, r5 minor, r0 result.
 const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> DeviceInstruction {
     DeviceInstruction { code, registers, offset, immediate }
 }
@@ -131,6 +143,9 @@ const LOAD_WORD: u8 = 0x61;
 const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
+
+/// A jump to the end of the rule, to be filled in.
+const TO_END: i16 = i16::MAX;
 
 fn program(rules: &[Rule]) -> DeviceProgram {
     let mut program = vec![
@@ -157,44 +172,35 @@ fn verdict(value: i32) -> [DeviceInstruction; 2] {
     [instruction(MOVE_IMMEDIATE, 0x00, 0, value), instruction(EXIT, 0, 0, 0)]
 }
 
-/// Returns the rule's verdict when it matches, else falls through.
+/// Returns the rule's verdict when it settles the access, else falls through.
 fn check(rule: &Rule) -> Vec<DeviceInstruction> {
-    let mut tests: Vec<DeviceInstruction> = Vec::new();
-    let mut equal = |register: u8, value: i32| {
-        tests.push(instruction(JUMP_NOT_EQUAL, register, 0, value));
-    };
-    if let Some(kind) = rule.kind {
-        equal(0x02, kind);
-    }
-    if let Some(major) = rule.major {
-        equal(0x04, major);
-    }
-    if let Some(minor) = rule.minor {
-        equal(0x05, minor);
-    }
-    if rule.access != ACCESS_ALL {
-        // An allowing rule must cover all that is asked for, a denying one any of it.
-        tests.push(instruction(MOVE_32, 0x31, 0, 0));
-        match rule.allow {
-            true => {
-                tests.push(instruction(AND_32, 0x01, 0, !rule.access & ACCESS_ALL));
-                tests.push(instruction(JUMP_NOT_EQUAL, 0x01, 0, 0));
-            }
-            false => {
-                tests.push(instruction(AND_32, 0x01, 0, rule.access));
-                tests.push(instruction(JUMP_EQUAL, 0x01, 0, 0));
-            }
+    let mut code: Vec<DeviceInstruction> = Vec::new();
+    for (register, value) in [(0x02, rule.kind), (0x04, rule.major), (0x05, rule.minor)] {
+        if let Some(value) = value {
+            code.push(instruction(JUMP_NOT_EQUAL, register, TO_END, value));
         }
     }
-    tests.extend(verdict(i32::from(rule.allow)));
-    let end = tests.len();
-    for (index, test) in tests.iter_mut().enumerate() {
-        if test.code == JUMP_NOT_EQUAL || test.code == JUMP_EQUAL {
-            // A rule has at most a dozen instructions.
-            test.offset = (end - index - 1) as i16;
+    match rule.allow {
+        _ if rule.access == ACCESS_ALL => {}
+        // What is allowed need not be asked of earlier rules; with nothing left all is allowed.
+        true => {
+            code.push(instruction(AND_32, 0x03, 0, !rule.access & ACCESS_ALL));
+            code.push(instruction(JUMP_NOT_EQUAL, 0x03, TO_END, 0));
+        }
+        // Any of what is left being denied, all is.
+        false => {
+            code.push(instruction(MOVE_32, 0x31, 0, 0));
+            code.push(instruction(AND_32, 0x01, 0, rule.access));
+            code.push(instruction(JUMP_EQUAL, 0x01, TO_END, 0));
         }
     }
-    tests
+    code.extend(verdict(i32::from(rule.allow)));
+    let end = code.len();
+    for (index, jump) in code.iter_mut().enumerate().filter(|(_, one)| one.offset == TO_END) {
+        // A rule has at most a dozen instructions.
+        jump.offset = (end - index - 1) as i16;
+    }
+    code
 }
 
 #[cfg(test)]
@@ -254,5 +260,57 @@ mod tests {
         assert!(allows(&rules, TYPE_BLOCK, 8, 1, ACCESS_READ));
         assert!(!allows(&rules, TYPE_BLOCK, 8, 1, ACCESS_READ | ACCESS_WRITE));
         assert!(allows(&rules, TYPE_BLOCK, 9, 1, ACCESS_WRITE));
+    }
+
+    #[test]
+    fn rules_allow_together_what_neither_allows_alone() {
+        let rules = rules(
+            r#"[{"allow":true,"type":"c","major":10,"minor":1,"access":"r"},
+                {"allow":true,"type":"c","major":10,"minor":1,"access":"w"},
+                {"allow":true,"type":"c","major":10,"access":"r"},
+                {"allow":false,"type":"c","major":10,"minor":2,"access":"w"}]"#,
+        );
+        assert!(allows(&rules, TYPE_CHARACTER, 10, 1, ACCESS_READ | ACCESS_WRITE));
+        assert!(allows(&rules, TYPE_CHARACTER, 10, 1, ACCESS_ALL));
+        assert!(allows(&rules, TYPE_CHARACTER, 10, 2, ACCESS_READ | ACCESS_MKNOD));
+        assert!(!allows(&rules, TYPE_CHARACTER, 10, 2, ACCESS_READ | ACCESS_WRITE));
+        assert!(!allows(&rules, TYPE_CHARACTER, 10, 3, ACCESS_WRITE));
+    }
+
+    /// The rules as cgroup v1 had them: the last one that speaks of a kind of access decides it.
+    fn oracle(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
+        [ACCESS_MKNOD, ACCESS_READ, ACCESS_WRITE].into_iter().filter(|one| access & one != 0).all(
+            |one| {
+                let speaks = |rule: &&Rule| {
+                    rule.access & one != 0
+                        && rule.kind.is_none_or(|wanted| wanted == kind)
+                        && rule.major.is_none_or(|wanted| wanted == major)
+                        && rule.minor.is_none_or(|wanted| wanted == minor)
+                };
+                rules.iter().rev().find(speaks).is_some_and(|rule| rule.allow)
+            },
+        )
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_program_decides_as_the_list_reads(
+            list in proptest::collection::vec(
+                (proptest::bool::ANY, 0..3i32, 0..3i64, 0..3i64, 1..8usize), 0..6),
+            kind in 1..3i32, major in 1..3i32, minor in 1..3i32, access in 1..8i32,
+        ) {
+            let rules: Vec<Rule> = list
+                .into_iter()
+                .map(|(allow, kind, major, minor, access)| Rule {
+                    allow,
+                    kind: (kind != 0).then_some(kind),
+                    major: (major != 0).then_some(major as i32),
+                    minor: (minor != 0).then_some(minor as i32),
+                    access: access as i32,
+                })
+                .collect();
+            let expected = oracle(&rules, kind, major, minor, access);
+            proptest::prop_assert_eq!(allows(&rules, kind, major, minor, access), expected);
+        }
     }
 }

@@ -19,6 +19,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use self::directory::Directory;
+use self::limits::{Setting, Tolerance};
 use self::place::{Hierarchy, Place};
 use crate::clock;
 use crate::container::{Doing, Error, Result};
@@ -148,39 +149,80 @@ impl Cgroup {
         Ok(directory.doing(|| format!("open cgroup {}", path.display()))?.into())
     }
 
+    /// Puts it under `resources`. Returns what cannot be enforced.
     fn limit(&self, resources: Option<&LinuxResources>, missing: Missing) -> Result<Vec<String>> {
-        let mut warnings = Vec::new();
         let settings = resources.map(limits::plan).transpose()?.unwrap_or_default();
-        let controllers = self.directory.read("cgroup.controllers").unwrap_or_default();
-        let available = |name: &str| controllers.split_whitespace().any(|one| one == name);
+        let mut warnings = self.write(&settings, missing)?;
+        let devices = resources.and_then(|resources| resources.devices().as_deref());
+        let field = "linux.resources.devices";
+        if let Some(reason) = devices::restrict(self.as_fd(), devices.unwrap_or_default())? {
+            if missing == Missing::Refused && devices.is_some_and(|list| !list.is_empty()) {
+                return Err(Error::invalid(field, reason));
+            }
+            warnings.push(format!("{field}: {reason}"));
+        }
+        Ok(warnings)
+    }
+
+    /// Changes the limits of a running container to `resources`, all of which are written; files of
+    /// what they do not speak of stay as they are.
+    pub(crate) fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let settings = limits::plan(resources)?;
+        if let Ok(usage) = self.directory.read("memory.current") {
+            // Without the controller the write says so.
+            limits::check_usage(resources, usage.trim().parse().unwrap_or(0))?;
+        }
+        self.write(&settings, Missing::Refused)?;
+        if let Some(devices) = resources.devices()
+            && let Some(reason) = devices::restrict(self.as_fd(), devices)?
+        {
+            return Err(Error::invalid("linux.resources.devices", reason));
+        }
+        Ok(())
+    }
+
+    fn write(&self, settings: &[Setting], missing: Missing) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
         for setting in settings {
-            let controller = setting.file.split('.').next().unwrap_or_default();
-            match self.directory.write(&setting.file, &setting.value) {
+            let (field, file) = (&setting.field, &setting.file);
+            let controller = setting.controller();
+            match self.write_one(setting) {
                 Err(Errno::NOENT | Errno::ACCESS)
-                    if controller != "cgroup" && !available(controller) =>
+                    if controller != "cgroup" && !self.has(controller) =>
                 {
+                    let absence = format!("controller {controller:?} is not available");
+                    let reason = match field.contains("unified[") {
+                        true => format!("unified resource {file:?} can't be set: {absence}"),
+                        false => absence,
+                    };
                     if missing == Missing::Refused {
-                        let reason = format!("the {controller} controller is not available");
-                        return Err(Error::invalid(setting.field, reason));
+                        return Err(Error::invalid(field, reason));
                     }
-                    warnings.push(format!(
-                        "{}: the {controller} controller is not available, {} is not enforced",
-                        setting.field, setting.file
-                    ));
+                    warnings.push(format!("{field}: {reason}, {file} is not enforced"));
                 }
-                Err(Errno::NOENT) if setting.optional => {}
-                result => result.doing(|| {
-                    format!("{}: write {:?} to {}", setting.field, setting.value, setting.file)
-                })?,
+                result => {
+                    result.doing(|| format!("{field}: write {:?} to {file}", setting.value))?;
+                }
             }
         }
-        let devices = resources.and_then(|resources| resources.devices().as_deref());
-        let unenforced = devices::restrict(self.as_fd(), devices.unwrap_or_default())?;
-        if let (Some(reason), Missing::Refused, Some(_)) = (&unenforced, missing, devices) {
-            return Err(Error::invalid("linux.resources.devices", reason.clone()));
-        }
-        warnings.extend(unenforced);
         Ok(warnings)
+    }
+
+    fn write_one(&self, setting: &Setting) -> Result<(), Errno> {
+        let mut result = self.directory.write(&setting.file, &setting.value);
+        if let (Err(Errno::NOENT), Some((file, value))) = (result, &setting.instead) {
+            result = self.directory.write(file, value);
+        }
+        match (result, setting.tolerance) {
+            (Err(Errno::INVAL), Tolerance::Early) => Ok(()),
+            (Err(Errno::NOENT), Tolerance::Absent) if self.has(setting.controller()) => Ok(()),
+            (result, _) => result,
+        }
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        let controllers = self.directory.read("cgroup.controllers").unwrap_or_default();
+        controllers.split_whitespace().any(|one| one == controller)
     }
 
     /// Whether the kernel killed a process of it for want of memory.

@@ -12,6 +12,7 @@ pub(crate) use process::{
     unshare, wait_signal,
 };
 pub(crate) use restrict::{
-    DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program, close_all_above,
-    load_device_program, load_filter, set_mount_attributes,
+    DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program,
+    attached_device_programs, close_all_above, detach_device_program, load_device_program,
+    load_filter, set_mount_attributes,
 };

@@ -101,9 +101,13 @@ pub(crate) type DeviceProgram = Vec<DeviceInstruction>;
 
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_ATTACH: i32 = 8;
+const BPF_PROG_DETACH: i32 = 9;
+const BPF_PROG_GET_FD_BY_ID: i32 = 13;
+const BPF_PROG_QUERY: i32 = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
+const BPF_F_REPLACE: u32 = 4;
 
 #[repr(C)]
 struct LoadAttributes {
@@ -124,6 +128,18 @@ struct AttachAttributes {
     program: u32,
     attach_type: u32,
     attach_flags: u32,
+    replaced: u32,
+}
+
+#[repr(C)]
+struct QueryAttributes {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
 }
 
 /// Loads a device program.
@@ -139,22 +155,36 @@ pub(crate) fn load_device_program(program: &DeviceProgram) -> io::Result<OwnedFd
         kernel_version: 0,
         flags: 0,
     };
-    // SAFETY: the pointers inside are valid for the lengths given and the kernel only reads them.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attributes,
-            size_of::<LoadAttributes>(),
-        )
+    let mut tries = 0;
+    let fd = loop {
+        match bpf(BPF_PROG_LOAD, &attributes) {
+            // The verifier gives way to signals.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries < 30 => tries += 1,
+            result => break result?,
+        }
     };
-    check(fd as i32)?;
     // SAFETY: a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches a device program to a cgroup.
+/// Attaches a device program to a cgroup, `replaced` leaving it in the same step. Linux 5.6.
 pub(crate) fn attach_device_program(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    replaced: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let attributes = AttachAttributes {
+        target: cgroup.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI | if replaced.is_some() { BPF_F_REPLACE } else { 0 },
+        replaced: replaced.map_or(0, |fd| fd.as_raw_fd() as u32),
+    };
+    bpf(BPF_PROG_ATTACH, &attributes).map(drop)
+}
+
+/// Takes a device program from a cgroup.
+pub(crate) fn detach_device_program(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
 ) -> io::Result<()> {
@@ -162,16 +192,49 @@ pub(crate) fn attach_device_program(
         target: cgroup.as_raw_fd() as u32,
         program: program.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: BPF_F_ALLOW_MULTI,
+        attach_flags: 0,
+        replaced: 0,
     };
-    // SAFETY: the structure outlives the call and its size is given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            &raw const attributes,
-            size_of::<AttachAttributes>(),
-        )
+    bpf(BPF_PROG_DETACH, &attributes).map(drop)
+}
+
+/// The device programs attached to a cgroup itself.
+pub(crate) fn attached_device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    let mut ids = [0u32; 64];
+    let mut attributes = QueryAttributes {
+        target: cgroup.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        padding: 0,
     };
-    check(result as i32)
+    // The kernel writes the ids, as many as there is room for, and their count.
+    bpf_mut(BPF_PROG_QUERY, &mut attributes)?;
+    let known = ids.iter().take(attributes.count as usize);
+    known
+        .map(|id| {
+            let fd = bpf(BPF_PROG_GET_FD_BY_ID, &[*id, 0, 0])?;
+            // SAFETY: a new descriptor that nobody else owns.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        })
+        .collect()
+}
+
+fn bpf<T>(command: i32, attributes: &T) -> io::Result<i32> {
+    // SAFETY: the structure outlives the call and its size is given; these commands only read it, and
+    // pointers inside are valid for the lengths given beside them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
+    check(result as i32)?;
+    Ok(result as i32)
+}
+
+fn bpf_mut<T>(command: i32, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: as above, and the kernel may write to it.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
+    check(result as i32)?;
+    Ok(result as i32)
 }
