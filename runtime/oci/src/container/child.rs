@@ -12,28 +12,31 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Mode;
 use rustix::thread::move_into_link_name_space;
 
-use super::channel::{self, Message};
 use super::plan::Plan;
-use super::process::{self, Execution};
-use super::{Doing, Result, console, devices, masks, mounts, rootfs, sysctl};
+use super::process::{self, Execution, Gate, Keeper};
+use super::{Doing, Result, devices, masks, mounts, rootfs, stdio, sysctl};
 use crate::seccomp::Program;
 use crate::sys::{self, MountAttributes};
 
-/// Descriptors and other things of the shim that the child needs.
+/// Descriptors and other things of the keeper that the child needs.
 pub(crate) struct Environment<'a> {
+    pub(crate) keeper: Keeper,
     /// The sandbox's pinned namespaces.
     pub(crate) namespaces: Vec<BorrowedFd<'a>>,
     /// A detached procfs.
     pub(crate) procfs: BorrowedFd<'a>,
     pub(crate) filter: Option<&'a Program>,
+    /// A listening socket: whoever connects to it lets the command run, and is told how that went.
+    /// Absent, a pipe is made for it.
+    pub(crate) listener: Option<BorrowedFd<'a>>,
 }
 
 /// The child's ends.
 pub(super) struct Ends {
     pub(super) channel: OwnedFd,
-    pub(super) gate: OwnedFd,
-    /// Standard input, output and error; absent with a terminal.
-    pub(super) streams: Option<[OwnedFd; 3]>,
+    /// Absent where the environment has a listener.
+    pub(super) gate: Option<OwnedFd>,
+    pub(super) stdio: stdio::Ends,
 }
 
 /// Becomes the container.
@@ -47,7 +50,7 @@ fn set_up(
     environment: &Environment<'_>,
     ends: &Ends,
 ) -> Result<std::convert::Infallible> {
-    process::harden()?;
+    process::harden(environment.keeper)?;
     enter_namespaces(plan, environment)?;
     rustix::process::setsid().doing(|| "make a session")?;
     rustix::process::umask(Mode::empty());
@@ -62,19 +65,7 @@ fn set_up(
     if let Some(list) = &plan.devices {
         devices::make(&root, list)?;
     }
-    match &ends.streams {
-        Some([stdin, stdout, stderr]) => {
-            rustix::stdio::dup2_stdin(stdin).doing(|| "set standard input")?;
-            rustix::stdio::dup2_stdout(stdout).doing(|| "set standard output")?;
-            rustix::stdio::dup2_stderr(stderr).doing(|| "set standard error")?;
-        }
-        None => {
-            let console = console::open(&root)?;
-            console::bind(&root, &console.slave)?;
-            console::take(&console.slave)?;
-            channel::send(ends.channel.as_fd(), &Message::Console, Some(console.master.as_fd()))?;
-        }
-    }
+    ends.stdio.connect(&root, stdio::Place::Console, ends.channel.as_fd())?;
     for one in &plan.sysctls {
         sysctl::write(environment.procfs, one)?;
     }
@@ -87,7 +78,12 @@ fn set_up(
         home: identity.home.as_deref(),
         filter: environment.filter,
         channel: ends.channel.as_fd(),
-        gate: Some(ends.gate.as_fd()),
+        gate: match (&ends.gate, environment.listener) {
+            (Some(pipe), _) => Some(Gate::Pipe(pipe.as_fd())),
+            (None, Some(listener)) => Some(Gate::Listener(listener)),
+            (None, None) => None,
+        },
+        keeper: environment.keeper,
         warnings: Vec::new(),
     };
     process::execute(execution)

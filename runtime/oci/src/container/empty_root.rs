@@ -6,13 +6,14 @@ use rustix::process::WaitOptions;
 use rustix::thread::{CapabilitySet, move_into_link_name_space};
 
 use super::plan::Capabilities;
+use super::process::Keeper;
 use super::{Doing, Result, credentials, masks, process, rootfs};
 use crate::protocol::ResolvedUser;
 use crate::sys;
 
 /// Enters the sandbox's namespaces and gives everything else up.
 pub(crate) fn retire(namespaces: &[OwnedFd]) -> Result<()> {
-    process::harden()?;
+    process::harden(Keeper::Shim)?;
     for namespace in namespaces {
         move_into_link_name_space(namespace.as_fd(), None)
             .doing(|| "enter a namespace of the sandbox")?;
@@ -26,7 +27,7 @@ pub(crate) fn retire(namespaces: &[OwnedFd]) -> Result<()> {
     let remaining = credentials::become_user(&nobody, &nothing, none, &mut Vec::new())?;
     credentials::finish(remaining)?;
     rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs")?;
-    process::harden()?;
+    process::harden(Keeper::Shim)?;
     // The descriptors stay owned by a frame that never returns.
     std::mem::forget(root);
     sys::close_range_from(0).doing(|| "close descriptors")

@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
-use super::launch::{Input, Streams, pipes};
 use super::plan::ProcessPlan;
-use super::process::{self, Execution};
-use super::{Doing, Result, channel};
+use super::process::{self, Execution, Keeper};
+use super::rootfd::RootFd;
+use super::stdio::{self, Ends, Stdio, Streams};
+use super::{Doing, Result, channel, rootfs};
 use crate::protocol::ResolvedUser;
 use crate::seccomp::Program;
 use crate::sys::{self, CloneFlags, Cloned};
@@ -17,14 +18,16 @@ pub(crate) struct Target<'a> {
     /// The container's first process.
     pub(crate) init: BorrowedFd<'a>,
     pub(crate) cgroup: BorrowedFd<'a>,
-    /// The PID namespace that the shim's children have otherwise.
-    pub(crate) own_pid_namespace: BorrowedFd<'a>,
+    /// The PID namespace to return to once the process is cloned; absent stays.
+    pub(crate) own_pid_namespace: Option<BorrowedFd<'a>>,
+    pub(crate) keeper: Keeper,
+    pub(crate) stdio: Stdio,
     pub(crate) user: &'a ResolvedUser,
     pub(crate) home: Option<&'a str>,
     pub(crate) filter: Option<&'a Program>,
 }
 
-/// A joined process and the shim's ends.
+/// A joined process and the keeper's ends.
 pub(crate) struct Joined {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
@@ -35,7 +38,7 @@ pub(crate) struct Joined {
 /// Clones a process into a container.
 pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
     let (channel, child_channel) = channel::pair()?;
-    let (streams, child_streams) = pipes(Input::Null)?;
+    let (streams, child_streams) = stdio::make(target.stdio)?;
     let flags = CloneFlags { namespaces: 0, cgroup: Some(target.cgroup) };
     rustix::thread::move_into_thread_name_spaces(target.init, ThreadNameSpaceType::PROCESS_ID)
         .doing(|| "enter the container's PID namespace")?;
@@ -45,11 +48,10 @@ pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
         let Err(error) = enter(plan, target, &child_channel, &child_streams);
         process::fail(child_channel.as_fd(), error);
     }
-    rustix::thread::move_into_link_name_space(
-        target.own_pid_namespace,
-        Some(LinkNameSpaceType::ProcessID),
-    )
-    .doing(|| "return to the sandbox's PID namespace")?;
+    if let Some(own) = target.own_pid_namespace {
+        rustix::thread::move_into_link_name_space(own, Some(LinkNameSpaceType::ProcessID))
+            .doing(|| "return to the own PID namespace")?;
+    }
     match cloned.doing(|| "clone a process into the container's cgroup")? {
         Cloned::Parent { pid, pidfd } => Ok(Joined { pid, pidfd, channel, streams }),
         Cloned::Child => sys::exit_now(1),
@@ -60,9 +62,9 @@ fn enter(
     plan: &ProcessPlan,
     target: &Target<'_>,
     channel: &OwnedFd,
-    streams: &[OwnedFd; 3],
+    streams: &Ends,
 ) -> Result<std::convert::Infallible> {
-    process::harden()?;
+    process::harden(target.keeper)?;
     let all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
@@ -71,10 +73,8 @@ fn enter(
     rustix::thread::move_into_thread_name_spaces(target.init, all)
         .doing(|| "enter the container's namespaces")?;
     rustix::process::setsid().doing(|| "make a session")?;
-    let [stdin, stdout, stderr] = streams;
-    rustix::stdio::dup2_stdin(stdin).doing(|| "set standard input")?;
-    rustix::stdio::dup2_stdout(stdout).doing(|| "set standard output")?;
-    rustix::stdio::dup2_stderr(stderr).doing(|| "set standard error")?;
+    let root = RootFd::from(rootfs::open_root()?);
+    streams.connect(&root, stdio::Place::Elsewhere, channel.as_fd())?;
     let execution = Execution {
         plan,
         user: target.user,
@@ -82,6 +82,7 @@ fn enter(
         filter: target.filter,
         channel: channel.as_fd(),
         gate: None,
+        keeper: target.keeper,
         warnings: Vec::new(),
     };
     process::execute(execution)

@@ -23,6 +23,7 @@ pub(crate) mod plan;
 mod process;
 pub(crate) mod rootfd;
 mod rootfs;
+mod stdio;
 pub(crate) mod sysctl;
 
 use rustix::io::Errno;

@@ -38,7 +38,6 @@ pub(crate) struct Plan {
     pub(crate) domainname: Option<String>,
     pub(crate) user: UserSelector,
     pub(crate) process: ProcessPlan,
-    pub(crate) terminal: bool,
 }
 
 /// A process of a container: the first, or a further one.
@@ -148,7 +147,6 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         domainname: spec.domainname().clone().filter(|name| own_uts && !name.is_empty()),
         user: request.user.clone(),
         process: plan_process(process)?,
-        terminal: request.stdio.tty,
     })
 }
 

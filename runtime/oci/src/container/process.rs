@@ -1,11 +1,12 @@
 //! From a set-up place to the command: working directory, identity, privileges, filter, execve.
 //! Shared by a container's first process and further ones.
 
-use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::SocketFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::CapabilitySet;
 
@@ -30,21 +31,62 @@ pub(super) struct Execution<'a> {
     pub(super) home: Option<&'a str>,
     pub(super) filter: Option<&'a Program>,
     pub(super) channel: BorrowedFd<'a>,
-    /// Read until the shim lets the command run; absent runs it at once.
-    pub(super) gate: Option<BorrowedFd<'a>>,
+    /// What holds the command back; absent runs it at once.
+    pub(super) gate: Option<Gate<'a>>,
+    pub(super) keeper: Keeper,
     pub(super) warnings: Vec<String>,
 }
 
-/// First acts of every child: it dies with the shim, and nobody may look into it (CVE-2016-9962).
-pub(super) fn harden() -> Result<()> {
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .doing(|| "become undumpable")?;
-    die_with_shim()
+/// Who makes a process, and what becomes of it afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    /// The shim: the process dies with it, and a command that is not there fails the start.
+    Shim,
+    /// The command line, which ends before the process does; a command that is not there fails the
+    /// creation, as runc's callers expect. `preserved` descriptors from 3 on are the command's.
+    CommandLine { preserved: u32 },
 }
 
-fn die_with_shim() -> Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .doing(|| "set the parent death signal")
+impl Keeper {
+    fn first_closed(self) -> i32 {
+        match self {
+            Self::Shim => FIRST_DESCRIPTOR,
+            Self::CommandLine { preserved } => {
+                i32::try_from(preserved).map_or(i32::MAX, |count| FIRST_DESCRIPTOR + count)
+            }
+        }
+    }
+}
+
+/// The first after the standard streams.
+const FIRST_DESCRIPTOR: i32 = 3;
+
+/// What holds a command back until it is started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Gate<'a> {
+    /// A byte that is read from it starts.
+    Pipe(BorrowedFd<'a>),
+    /// The first connection starts, and is the channel from then on.
+    Listener(BorrowedFd<'a>),
+}
+
+impl<'a> Gate<'a> {
+    fn descriptor(self) -> BorrowedFd<'a> {
+        match self {
+            Self::Pipe(fd) | Self::Listener(fd) => fd,
+        }
+    }
+}
+
+/// First acts of every child: nobody may look into it (CVE-2016-9962), and it dies with the shim.
+pub(super) fn harden(keeper: Keeper) -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .doing(|| "become undumpable")?;
+    match keeper {
+        Keeper::Shim => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .doing(|| "set the parent death signal"),
+        Keeper::CommandLine { .. } => Ok(()),
+    }
 }
 
 /// Resolves a user against the root file system's own databases.
@@ -123,14 +165,30 @@ fn own_streams(user: &ResolvedUser) -> Result<()> {
 
 /// Makes the process what the plan says and executes the command. Never returns, on failure either:
 /// descriptors that callers own have been closed under them.
-pub(super) fn execute(execution: Execution<'_>) -> ! {
+pub(super) fn execute(mut execution: Execution<'_>) -> ! {
     let channel = execution.channel;
-    match try_execute(execution) {
+    let prepared = match prepare(&mut execution) {
+        Ok(prepared) => prepared,
         Err(error) => fail(channel, error),
-    }
+    };
+    let starter = match execution.gate.map(pass).transpose() {
+        Ok(starter) => starter.flatten(),
+        Err(error) => fail(channel, error),
+    };
+    let Err(error) = finish(&execution, prepared);
+    fail(starter.as_ref().map_or(channel, AsFd::as_fd), error)
 }
 
-fn try_execute(mut execution: Execution<'_>) -> Result<std::convert::Infallible> {
+/// What remains to be done once the command may run.
+struct Prepared<'a> {
+    environment: Vec<String>,
+    /// Found already, where the keeper wants it looked for early.
+    command: Option<PathBuf>,
+    remaining: credentials::Remaining,
+    early_filter: Option<&'a Program>,
+}
+
+fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     let plan = execution.plan;
     let mut environment = plan.environment.clone();
     if !environment.iter().any(|variable| variable.starts_with("HOME=")) {
@@ -155,44 +213,62 @@ fn try_execute(mut execution: Execution<'_>) -> Result<std::convert::Infallible>
         rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs")?;
     }
     // Changing the user has cleared both.
-    harden()?;
+    harden(execution.keeper)?;
     let umask = Mode::from_raw_mode(plan.umask & 0o777);
     rustix::process::umask(umask);
-    let kept: Vec<BorrowedFd<'_>> =
-        [Some(execution.channel), execution.gate].into_iter().flatten().collect();
-    sys::close_all_above(&kept).doing(|| "close descriptors")?;
+    let kept: Vec<BorrowedFd<'_>> = [Some(execution.channel), execution.gate.map(Gate::descriptor)]
+        .into_iter()
+        .flatten()
+        .collect();
+    sys::close_all_from(execution.keeper.first_closed(), &kept).doing(|| "close descriptors")?;
+    let command = match execution.keeper {
+        Keeper::Shim => None,
+        Keeper::CommandLine { .. } => Some(command::find(&plan.arguments[0], &environment)?),
+    };
     let ready = Message::Ready {
         user: execution.user.clone(),
         home: execution.home.map(str::to_owned),
         warnings: std::mem::take(&mut execution.warnings),
     };
     channel::send(execution.channel, &ready, None)?;
-    if let Some(gate) = execution.gate {
-        pass(gate)?;
-    }
-    let path = command::find(&plan.arguments[0], &environment)?;
+    Ok(Prepared { environment, command, remaining, early_filter })
+}
+
+fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::convert::Infallible> {
+    let plan = execution.plan;
+    let path = match prepared.command {
+        Some(path) => path,
+        None => command::find(&plan.arguments[0], &prepared.environment)?,
+    };
     let arguments = command::c_strings(&plan.arguments);
-    let environment = command::c_strings(&environment);
+    let environment = command::c_strings(&prepared.environment);
+    sys::reset_signals();
     sys::release_signals().doing(|| "unblock signals")?;
-    if let Some(filter) = early_filter {
+    if let Some(filter) = prepared.early_filter {
         sys::load_filter(filter).doing(|| "load the seccomp filter")?;
     }
-    credentials::finish(remaining)?;
-    if let (None, Some(filter)) = (early_filter, execution.filter) {
+    credentials::finish(prepared.remaining)?;
+    if let (None, Some(filter)) = (prepared.early_filter, execution.filter) {
         sys::load_filter(filter).doing(|| "load the seccomp filter")?;
     }
     Err(command::execute(&path, &arguments, &environment))
 }
 
-/// Waits until the shim lets the command run; exits when the shim is gone.
-fn pass(gate: BorrowedFd<'_>) -> Result<()> {
-    let mut byte = [0; 1];
-    loop {
-        match rustix::io::read(gate, &mut byte) {
-            Ok(1..) => return Ok(()),
-            Ok(0) => sys::exit_now(1),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error).doing(|| "wait for the start"),
+/// Waits until the command may run; exits when nobody is left to say so. Returns the connection of
+/// whoever says it, where there is one.
+fn pass(gate: Gate<'_>) -> Result<Option<OwnedFd>> {
+    let operation = || "wait for the start";
+    match gate {
+        Gate::Pipe(pipe) => {
+            let mut byte = [0; 1];
+            match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut byte)) {
+                Ok(0) => sys::exit_now(1),
+                result => result.map(|_| None).doing(operation),
+            }
+        }
+        Gate::Listener(listener) => {
+            let accept = || rustix::net::accept_with(listener, SocketFlags::CLOEXEC);
+            rustix::io::retry_on_intr(accept).map(Some).doing(operation)
         }
     }
 }

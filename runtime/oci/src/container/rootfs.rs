@@ -13,7 +13,7 @@ use crate::sys::{self, MountAttributes};
 
 const PATH_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-fn open_root() -> Result<OwnedFd> {
+pub(super) fn open_root() -> Result<OwnedFd> {
     rustix::fs::open("/", PATH_DIRECTORY, Mode::empty()).doing(|| "open the root directory")
 }
 

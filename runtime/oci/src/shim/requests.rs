@@ -12,7 +12,7 @@ use super::store;
 use crate::cgroup::Cgroup;
 use crate::clock;
 use crate::container::join::{self, Target};
-use crate::container::launch::{self, Environment, Input, Launched};
+use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
 use crate::container::plan::{self, Plan};
 use crate::container::{Doing, Error, Result};
 use crate::log::LogFile;
@@ -88,8 +88,13 @@ impl Server {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         let (cgroup, mut warnings) =
             Cgroup::make(&self.config.cgroup_root, &request.cgroup_path, resources)?;
-        let input = if stdio.stdin { Input::Pipe } else { Input::Null };
-        let launched = match self.launch(&plan, filter.as_deref(), &cgroup, input, &mut warnings) {
+        let streams = match (stdio.tty, stdio.stdin) {
+            (true, _) => Stdio::Terminal(None),
+            (false, true) => Stdio::Pipes,
+            (false, false) => Stdio::Output,
+        };
+        let launched = match self.launch(&plan, filter.as_deref(), &cgroup, streams, &mut warnings)
+        {
             Ok(launched) => launched,
             Err(error) => {
                 self.discard(cgroup);
@@ -109,7 +114,7 @@ impl Server {
             stage: Stage::Creating { waiting: connection, failure: None },
             pidfd: launched.pidfd,
             channel: Some(launched.channel),
-            gate: Some(launched.gate),
+            gate: launched.gate,
             stdin: launched.streams.stdin,
             outputs: Vec::new(),
             log,
@@ -127,12 +132,18 @@ impl Server {
         plan: &Plan,
         filter: Option<&Program>,
         cgroup: &Cgroup,
-        input: Input,
+        stdio: Stdio,
         warnings: &mut Vec<String>,
     ) -> Result<Launched> {
         let procfs = self.sandbox().procfs();
-        let environment = Environment { namespaces: self.sandbox().namespaces(), procfs, filter };
-        let launched = launch::launch(plan, &environment, cgroup.as_fd(), input)?;
+        let environment = Environment {
+            keeper: Keeper::Shim,
+            namespaces: self.sandbox().namespaces(),
+            procfs,
+            filter,
+            listener: None,
+        };
+        let launched = launch::launch(plan, &environment, cgroup.as_fd(), stdio)?;
         if let Some(score) = plan.process.oom_score_adj {
             match launch::adjust_oom_score(procfs, launched.pid, score) {
                 Ok(warning) => warnings.extend(warning),
@@ -238,7 +249,9 @@ impl Server {
         let target = Target {
             init: init.as_fd(),
             cgroup: cgroup.as_fd(),
-            own_pid_namespace: self.sandbox().pid_namespace(),
+            own_pid_namespace: Some(self.sandbox().pid_namespace()),
+            keeper: Keeper::Shim,
+            stdio: Stdio::Output,
             user: &user,
             home: home.as_deref(),
             filter: filter.as_deref(),

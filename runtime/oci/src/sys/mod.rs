@@ -13,6 +13,6 @@ pub(crate) use process::{
 };
 pub(crate) use restrict::{
     DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program,
-    attached_device_programs, close_all_above, detach_device_program, load_device_program,
+    attached_device_programs, close_all_from, detach_device_program, load_device_program,
     load_filter, set_mount_attributes,
 };

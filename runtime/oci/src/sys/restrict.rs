@@ -71,11 +71,10 @@ pub(super) fn close_range(first: RawFd, last: RawFd, flags: u32) -> io::Result<(
     check(result as i32)
 }
 
-/// Closes all descriptors from 3 on except `kept`.
-pub(crate) fn close_all_above(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// Closes all descriptors from `first` on except `kept`.
+pub(crate) fn close_all_from(mut first: RawFd, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut numbers: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     numbers.sort_unstable();
-    let mut first = 3;
     for number in numbers {
         if number > first {
             close_range(first, number - 1, 0)?;

@@ -32,7 +32,7 @@ fn confine<T, E: Into<io::Error>>(
 pub(super) fn enter(root: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = confine("open the root", rustix::fs::open(root, flags, Mode::empty()))?;
-    confine("close descriptors", sys::close_all_above(&[root.as_fd()]))?;
+    confine("close descriptors", sys::close_all_from(3, &[root.as_fd()]))?;
     confine(
         "become undumpable",
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable),

@@ -1,0 +1,109 @@
+//! Standard streams of a process: pipes to its keeper, the keeper's own, or a terminal.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
+use rustix::termios::Winsize;
+
+use super::channel::{self, Message};
+use super::rootfd::RootFd;
+use super::{Doing, Result, console};
+
+/// Where the standard streams of a process come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stdio {
+    /// Pipes for what it writes; it reads from the null device.
+    Output,
+    /// Pipes for all three.
+    Pipes,
+    /// Those of the caller.
+    Inherited,
+    /// A terminal of the container's own devpts; the master comes over the channel.
+    Terminal(Option<Winsize>),
+}
+
+/// The keeper's ends of the standard streams.
+#[derive(Default)]
+pub(crate) struct Streams {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+}
+
+/// The process' ends.
+pub(super) enum Ends {
+    Descriptors(Box<[OwnedFd; 3]>),
+    Inherited,
+    Terminal(Option<Winsize>),
+}
+
+/// Whether a terminal is the container's console too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is bound on `/dev/console`.
+    Console,
+    /// It is only the process' own.
+    Elsewhere,
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe")
+}
+
+fn read_null() -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, Mode::empty()).doing(|| "open the null device")
+}
+
+/// Makes what the streams need before the clone.
+pub(super) fn make(stdio: Stdio) -> Result<(Streams, Ends)> {
+    let (child_in, stdin) = match stdio {
+        Stdio::Output => (read_null()?, None),
+        Stdio::Pipes => {
+            let (read, write) = pipe()?;
+            (read, Some(write))
+        }
+        Stdio::Inherited => return Ok((Streams::default(), Ends::Inherited)),
+        Stdio::Terminal(size) => return Ok((Streams::default(), Ends::Terminal(size))),
+    };
+    let (stdout, child_out) = pipe()?;
+    let (stderr, child_err) = pipe()?;
+    for fd in [&stdout, &stderr].into_iter().chain(stdin.as_ref()) {
+        rustix::io::ioctl_fionbio(fd, true).doing(|| "make a pipe non-blocking")?;
+    }
+    let ours = Streams { stdin, stdout: Some(stdout), stderr: Some(stderr) };
+    Ok((ours, Ends::Descriptors(Box::new([child_in, child_out, child_err]))))
+}
+
+impl Ends {
+    /// Makes them the process' standard streams. A terminal is made in the devpts of `root`.
+    pub(super) fn connect(
+        &self,
+        root: &RootFd,
+        place: Place,
+        channel: BorrowedFd<'_>,
+    ) -> Result<()> {
+        match self {
+            Self::Inherited => Ok(()),
+            Self::Descriptors(streams) => {
+                let [stdin, stdout, stderr] = &**streams;
+                rustix::stdio::dup2_stdin(stdin).doing(|| "set standard input")?;
+                rustix::stdio::dup2_stdout(stdout).doing(|| "set standard output")?;
+                rustix::stdio::dup2_stderr(stderr).doing(|| "set standard error")
+            }
+            Self::Terminal(size) => {
+                let console = console::open(root)?;
+                if place == Place::Console {
+                    console::bind(root, &console.slave)?;
+                }
+                if let Some(size) = size {
+                    rustix::termios::tcsetwinsize(&console.master, *size)
+                        .doing(|| "set process.consoleSize")?;
+                }
+                console::take(&console.slave)?;
+                channel::send(channel, &Message::Console, Some(console.master.as_fd()))
+            }
+        }
+    }
+}
