@@ -21,7 +21,7 @@ use berth_runtime::interface::{
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 pub(crate) use api::FakeApi;
@@ -471,6 +471,8 @@ pub(crate) struct FakeMaterials {
     pub(crate) volume_failure: Mutex<Option<String>>,
     /// The message with which container configurations fail, while set.
     pub(crate) config_failure: Mutex<Option<String>>,
+    /// Counts changes of what volumes are filled from.
+    pub(crate) sources: watch::Sender<u64>,
 }
 
 fn uid(pod: &Pod) -> String {
@@ -487,6 +489,10 @@ impl Materials for FakeMaterials {
         }
         lock(&self.mounted).insert(uid(pod));
         Ok(())
+    }
+
+    fn changes(&self, _pod: &Pod) -> watch::Receiver<u64> {
+        self.sources.subscribe()
     }
 
     async fn tear_down_volumes(&self, pod: &Pod) -> Result<(), Failure> {

@@ -162,10 +162,20 @@ pub fn references(pod: &Pod) -> BTreeSet<ObjectRef> {
         container_references(container, &mut found);
     }
     for volume in spec.volumes.iter().flatten() {
-        volume_references(volume, &mut found);
+        references_of_volume(volume, &mut found);
     }
     for secret in spec.image_pull_secrets.iter().flatten() {
         found.insert(ObjectRef::secret(&secret.name));
+    }
+    found.retain(|object| !object.name.is_empty());
+    found
+}
+
+/// The objects that a pod's volumes are filled from.
+pub fn volume_references(pod: &Pod) -> BTreeSet<ObjectRef> {
+    let mut found = BTreeSet::new();
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        references_of_volume(volume, &mut found);
     }
     found.retain(|object| !object.name.is_empty());
     found
@@ -183,7 +193,7 @@ fn container_references(container: &Container, found: &mut BTreeSet<ObjectRef>) 
     }
 }
 
-fn volume_references(volume: &Volume, found: &mut BTreeSet<ObjectRef>) {
+fn references_of_volume(volume: &Volume, found: &mut BTreeSet<ObjectRef>) {
     found.extend(volume.config_map.iter().map(|v| ObjectRef::config_map(&v.name)));
     let secret = volume.secret.iter().filter_map(|v| v.secret_name.as_ref());
     found.extend(secret.map(ObjectRef::secret));

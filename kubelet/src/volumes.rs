@@ -41,7 +41,7 @@ pub use ownership::{ChangePolicy, FsGroup};
 pub use payload::{Payload, PayloadFile};
 pub use removal::TeardownError;
 pub use sub_path::{SubPathError, ensure_sub_paths};
-pub use tokens::{Token, TokenRequest, Tokens, refresh_is_due, token_requests};
+pub use tokens::{Token, TokenRequest, Tokens, refresh_after, refresh_is_due, token_requests};
 
 /// What volumes are filled from.
 #[derive(Clone, Copy)]

@@ -17,3 +17,4 @@ mod readme;
 mod refusals;
 mod restart;
 mod services;
+mod volumes;

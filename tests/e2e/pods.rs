@@ -121,34 +121,6 @@ fn a_pod_is_given_everything_it_asks_for() {
 }
 
 #[test]
-fn a_config_map_change_reaches_the_file() {
-    let node = Node::start();
-    node.apply(CONFIGURATION);
-    node.apply(
-        r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: reader}
-spec:
-  terminationGracePeriodSeconds: 0
-  volumes: [{name: settings, configMap: {name: settings}}]
-  containers:
-    - name: main
-      image: berth.local/busybox:1
-      command: [sh, -c, "while :; do cat /settings/colour; echo; usleep 100000; done"]
-      volumeMounts: [{name: settings, mountPath: /settings}]
-"#,
-    );
-    node.wait_ready("reader");
-    node.kubectl(&["patch", "configmap", "settings", "-p", r#"{"data":{"colour":"blue"}}"#]);
-    node.wait_for("the file to change", || {
-        node.kubectl(&["logs", "--tail=1", "reader"]).contains("blue").then_some(())
-    });
-    node.kubectl(&["delete", "pod", "reader"]);
-    node.finish();
-}
-
-#[test]
 fn containers_end_as_their_restart_policy_says() {
     let node = Node::start();
     let pod = |name: &str, policy: &str, script: &str| {

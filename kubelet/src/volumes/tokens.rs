@@ -29,6 +29,13 @@ impl From<&ServiceAccountTokenProjection> for TokenRequest {
     }
 }
 
+impl TokenRequest {
+    /// How long the token is to be valid.
+    pub fn lifetime(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.expiration_seconds).unwrap_or(0))
+    }
+}
+
 /// What asking for a token gave.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Token {
@@ -61,9 +68,14 @@ pub fn token_requests(pod: &Pod) -> BTreeSet<TokenRequest> {
         .collect()
 }
 
-/// Whether a token is to be renewed: past 80 % of its life, or a day old.
+/// How old a token gets before it is renewed: 80 % of its life, or a day.
+pub fn refresh_after(lifetime: Duration) -> Duration {
+    lifetime.mul_f64(0.8).min(MAX_AGE)
+}
+
+/// Whether a token is to be renewed.
 pub fn refresh_is_due(lifetime: Duration, age: Duration) -> bool {
-    age >= MAX_AGE || age >= lifetime.mul_f64(0.8)
+    age >= refresh_after(lifetime)
 }
 
 #[cfg(test)]

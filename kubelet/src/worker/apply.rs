@@ -52,6 +52,8 @@ impl Worker {
         let pod = Arc::clone(pod);
         match action {
             Action::PrepareVolumes => {
+                // What changes from here on, this run may have missed.
+                self.memory.refresh_at = None;
                 self.spawn(Operation::Volumes, None, prepare_volumes(context, pod));
             }
             Action::TearDownVolumes => {
@@ -251,7 +253,7 @@ impl Worker {
         match operation {
             Operation::Volumes => {
                 self.memory.volumes = VolumeState::Mounted;
-                self.memory.refresh_at = self.next_refresh();
+                self.memory.refresh_at = self.memory.refresh_at.or(self.next_refresh());
             }
             Operation::TearDown => self.memory.volumes = VolumeState::TornDown,
             Operation::StopSandbox(id) => {
@@ -289,11 +291,30 @@ impl Worker {
 
     /// What of a changed pod its volumes may show is shown at once.
     pub(super) fn note_changes(&mut self, before: &Pod, after: &Pod) {
-        let shown = |pod: &Pod| {
-            let metadata = &pod.metadata;
-            (metadata.labels.clone(), metadata.annotations.clone())
-        };
-        if self.memory.refresh_at.is_some() && shown(before) != shown(after) {
+        let (x, y) = (&before.metadata, &after.metadata);
+        let same = x.labels == y.labels && x.annotations == y.annotations;
+        if !same || before.spec != after.spec {
+            self.refresh_volumes();
+        }
+    }
+
+    /// What the volumes are filled from has changed: nothing waits that failed for want of it.
+    pub(super) fn note_sources(&mut self) {
+        self.refresh_volumes();
+        self.memory.retries.remove(&Operation::Volumes);
+        let now = Instant::now();
+        for container in self.memory.containers.values_mut() {
+            if let Some(failed) = &mut container.start_failure
+                && failed.failure.reason == "CreateContainerConfigError"
+            {
+                failed.retry_at = now;
+            }
+        }
+    }
+
+    /// Has the volumes filled anew now, or right after the run that is under way.
+    fn refresh_volumes(&mut self) {
+        if self.next_refresh().is_some() {
             self.memory.refresh_at = Some(Instant::now());
         }
     }
@@ -329,6 +350,11 @@ impl Worker {
                     }
                 };
                 memory.start_failure = Some(Failed { failure, at: now, retry_at });
+            }
+            Operation::Volumes => {
+                // Those that are mounted are looked at again as soon as the wait is over.
+                self.memory.refresh_at = self.memory.refresh_at.or(Some(now));
+                self.memory.note_failure(&operation, now);
             }
             _ => self.memory.note_failure(&operation, now),
         }

@@ -12,6 +12,7 @@ use berth_runtime::interface::{
     ContainerConfig, ContainerStatus, Credentials, Image, SandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio::sync::watch;
 
 use super::memory::Failure;
 
@@ -35,6 +36,10 @@ pub struct ContainerRequest<'a> {
 pub trait Materials: Send + Sync + 'static {
     /// Materializes all volumes of a pod. Doing it twice does no harm.
     async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure>;
+
+    /// Counts up whenever what the pod's volumes are filled from has changed, the pod itself aside: a
+    /// ConfigMap or Secret is another, or a token is to be renewed. Then they are prepared anew.
+    fn changes(&self, pod: &Pod) -> watch::Receiver<u64>;
 
     /// Takes all volumes of a pod down.
     async fn tear_down_volumes(&self, pod: &Pod) -> Result<(), Failure>;

@@ -181,7 +181,7 @@ pub struct Pacing {
     /// How long a fresh failure is shown under its own name (`ErrImagePull`) before the status tells
     /// of the wait (`ImagePullBackOff`).
     pub fresh: Duration,
-    /// How often volumes are filled anew from ConfigMaps, Secrets, tokens and the pod.
+    /// How often volumes are filled anew though nothing is known to have changed.
     pub refresh: Duration,
 }
 
@@ -194,7 +194,7 @@ impl Default for Pacing {
             create: Limits::new(seconds(1), seconds(10)),
             operation: Limits::new(Duration::from_millis(500), seconds(30)),
             fresh: seconds(1),
-            refresh: seconds(60),
+            refresh: seconds(300),
         }
     }
 }

@@ -102,6 +102,8 @@ pub(crate) struct Worker {
     announced: BTreeSet<String>,
     saved: Option<Arc<Pod>>,
     probes: probe::Probers,
+    /// Counts changes of what the volumes are filled from.
+    sources: watch::Receiver<u64>,
 }
 
 /// Why a worker ended.
@@ -135,6 +137,7 @@ impl Worker {
             announced: BTreeSet::new(),
             saved: None,
             probes: probe::Probers::new(Arc::clone(&context.runtime)),
+            sources: context.materials.changes(&pod),
             context,
         }
     }
@@ -332,6 +335,7 @@ impl Worker {
                 }
             }
             result = self.probes.next() => self.note_probe(result),
+            Ok(()) = self.sources.changed() => self.note_sources(),
             () = self.wake.notified() => {}
             () = sleep => {}
         }

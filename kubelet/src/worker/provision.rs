@@ -5,6 +5,7 @@
 //! [`crate::pod_files`]; here they are only brought together. What touches the disk runs on blocking
 //! threads.
 
+mod following;
 mod objects;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -307,6 +308,10 @@ impl Materials for Provision {
     async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure> {
         let ingredients = self.ingredients(pod, Vec::new()).await?;
         blocking(move || ingredients.set_up().map(drop)).await
+    }
+
+    fn changes(&self, pod: &Pod) -> watch::Receiver<u64> {
+        self.objects.changes(pod)
     }
 
     async fn tear_down_volumes(&self, pod: &Pod) -> Result<(), Failure> {

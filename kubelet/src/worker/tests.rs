@@ -1,6 +1,7 @@
 //! The worker and the roster against fakes, on a paused clock.
 
 mod schedule;
+mod sources;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -576,21 +577,4 @@ async fn a_pre_stop_hook_runs_before_the_signal_and_within_the_grace_period() {
         let took = begun.elapsed();
         assert!(took >= SECOND * least && took <= SECOND * most, "{seconds} {grace}: {took:?}");
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn volumes_that_can_change_are_filled_anew_and_at_once_when_the_pod_changes() {
-    let node = Node::new();
-    let mut pod = pod("p", "u1", "Always");
-    pod["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "x"}}]);
-    node.apply(pod.clone()).await;
-    node.pass(SECOND).await;
-    let prepared = || *node.materials.preparations.lock().unwrap();
-    assert_eq!(prepared(), 1);
-    node.pass(SECOND * 75).await;
-    assert_eq!(prepared(), 2);
-    pod["metadata"]["labels"] = json!({"new": "label"});
-    node.apply(pod).await;
-    node.pass(SECOND).await;
-    assert_eq!(prepared(), 3);
 }

@@ -1,7 +1,7 @@
 //! Fetches the ConfigMaps, Secrets and tokens that pods refer to, and remembers them for the time the
 //! API server is away: a container may restart then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,13 +9,18 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::following::Following;
 use crate::objects::{self, Fetched, Kind, Lookup, ObjectRef};
 use crate::volumes::{self, Token, TokenRequest, Tokens};
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(10);
+
+/// How long a token that is due waits before it is asked for again.
+const TOKEN_RETRY: Duration = Duration::from_secs(10);
 
 /// What is remembered of one pod.
 #[derive(Default)]
@@ -28,26 +33,49 @@ struct Kept {
 pub(super) struct Objects {
     client: kube::Client,
     kept: Mutex<BTreeMap<String, Kept>>,
+    following: Following,
 }
 
 impl Objects {
     pub(super) fn new(client: kube::Client) -> Self {
-        Self { client, kept: Mutex::new(BTreeMap::new()) }
+        Self { client, kept: Mutex::new(BTreeMap::new()), following: Following::default() }
     }
 
     fn kept(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts up whenever what the pod's volumes are filled from has changed.
+    pub(super) fn changes(&self, pod: &Pod) -> watch::Receiver<u64> {
+        self.following.changes(pod.metadata.uid.as_deref().unwrap_or_default())
+    }
+
     /// Everything the pod's environment, volumes and pull secrets name.
+    ///
+    /// What a pod names for the first time is asked for, since it may have been changed just before the
+    /// pod was made; after that, what its volumes name is taken from the watch.
     pub(super) async fn fetch(&self, pod: &Pod) -> Fetched {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
         let wanted = objects::references(pod);
+        self.following.follow(&self.client, (&uid, namespace), objects::volume_references(pod));
+        let known: BTreeSet<ObjectRef> = {
+            let kept = self.kept();
+            kept.get(&uid).map(|k| k.lookups.keys().cloned().collect()).unwrap_or_default()
+        };
+        let known = &known;
         let lookups = join_all(wanted.into_iter().map(|object| async move {
-            let lookup = self.look_up(namespace, &object).await;
+            let newest = self.following.newest(namespace, &object);
+            let lookup = match newest.filter(|_| known.contains(&object)) {
+                Some(newest) => newest,
+                None => {
+                    let lookup = self.look_up(namespace, &object).await;
+                    self.following.note(namespace, &object, &lookup);
+                    lookup
+                }
+            };
             (object, lookup)
         }));
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
         let lookups = lookups.await;
         let mut kept = self.kept();
         let kept = kept.entry(uid).or_default();
@@ -114,7 +142,23 @@ impl Objects {
             let token = self.token(pod, &request).await;
             (request, token)
         }));
-        tokens.await.into_iter().collect()
+        let tokens: Tokens = tokens.await.into_iter().collect();
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(after) = self.next_renewal(uid) {
+            self.following.remind(uid, after);
+        }
+        tokens
+    }
+
+    /// When the first of a pod's tokens is to be renewed.
+    fn next_renewal(&self, uid: &str) -> Option<Duration> {
+        let kept = self.kept();
+        let tokens = &kept.get(uid)?.tokens;
+        let left = tokens.iter().map(|(request, (_, issued))| {
+            volumes::refresh_after(request.lifetime()).saturating_sub(issued.elapsed())
+        });
+        // One that is due and could not be had is asked for again soon.
+        left.min().map(|left| left.max(TOKEN_RETRY))
     }
 
     async fn token(&self, pod: &Pod, request: &TokenRequest) -> Token {
@@ -123,7 +167,7 @@ impl Objects {
             let kept = self.kept();
             kept.get(&uid).and_then(|k| k.tokens.get(request).cloned())
         };
-        let lifetime = Duration::from_secs(u64::try_from(request.expiration_seconds).unwrap_or(0));
+        let lifetime = request.lifetime();
         if let Some((token, issued)) = &known
             && !volumes::refresh_is_due(lifetime, issued.elapsed())
         {
@@ -171,7 +215,9 @@ impl Objects {
 
     /// Forgets what was kept for a pod.
     pub(super) fn forget(&self, pod: &Pod) {
-        self.kept().remove(pod.metadata.uid.as_deref().unwrap_or_default());
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.kept().remove(uid);
+        self.following.forget(uid);
     }
 }
 
