@@ -7,7 +7,6 @@
 mod cgroup;
 mod clock;
 mod container;
-#[allow(dead_code, reason = "the systemd driver comes next")]
 mod dbus;
 pub mod frame;
 mod log;

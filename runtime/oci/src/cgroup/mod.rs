@@ -9,18 +9,23 @@ mod devices;
 mod directory;
 mod limits;
 pub(crate) mod place;
+mod placeholder;
+mod systemd;
 mod tree;
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use self::directory::Directory;
 use self::limits::{Setting, Tolerance};
-use self::place::{Hierarchy, Place};
+use self::place::{Hierarchy, Place, Unit};
+use self::placeholder::Placeholder;
+use self::systemd::Manager;
 use crate::clock;
 use crate::container::{Doing, Error, Result};
 
@@ -29,6 +34,16 @@ use crate::container::{Doing, Error, Result};
 pub(crate) struct Cgroup {
     place: Place,
     directory: Directory,
+    unsettled: Option<Unsettled>,
+}
+
+/// What is left to do once a scope's first process is born.
+#[derive(Debug)]
+struct Unsettled {
+    /// Held for its end.
+    _placeholder: Placeholder,
+    /// Written last, the placeholder having counted as well.
+    pids_max: Option<Setting>,
 }
 
 impl AsFd for Cgroup {
@@ -59,6 +74,8 @@ pub(crate) struct Request<'a> {
     pub(crate) hierarchy: &'a Hierarchy,
     pub(crate) place: &'a Place,
     pub(crate) resources: Option<&'a LinuxResources>,
+    /// The specification's: some are properties of the unit, under the systemd driver.
+    pub(crate) annotations: Option<&'a HashMap<String, String>>,
 }
 
 impl Cgroup {
@@ -78,7 +95,8 @@ impl Cgroup {
         let operation = || format!("make cgroup {}", path.display());
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)).doing(operation)?;
         let directory = Directory::open(&path).doing(operation)?;
-        let cgroup = Self { place: Place { path: path.clone(), unit: None }, directory };
+        let place = Place { path: path.clone(), unit: None };
+        let cgroup = Self { place, directory, unsettled: None };
         match cgroup.limit(resources, Missing::Told) {
             Ok(warnings) => Ok((cgroup, warnings)),
             Err(error) => {
@@ -97,14 +115,10 @@ impl Cgroup {
     pub(crate) fn create(request: &Request<'_>) -> Result<Self> {
         let place = request.place;
         if let Some(unit) = &place.unit {
-            let reason = format!(
-                "unit {} asks for the systemd cgroup driver, which is not there",
-                unit.name
-            );
-            return Err(Error::invalid("linux.cgroupsPath", reason));
+            return Self::create_scope(request, unit);
         }
         let (directory, made) = tree::make(&request.hierarchy.root, &place.path)?;
-        let cgroup = Self { place: place.clone(), directory };
+        let cgroup = Self { place: place.clone(), directory, unsettled: None };
         let inspected = tree::inspect(&cgroup.directory, &place.path);
         match inspected.and_then(|()| cgroup.limit(request.resources, Missing::Refused)) {
             Ok(_) => Ok(cgroup),
@@ -115,16 +129,72 @@ impl Cgroup {
         }
     }
 
+    fn create_scope(request: &Request<'_>, unit: &Unit) -> Result<Self> {
+        let mut settings = request.resources.map(limits::plan).transpose()?.unwrap_or_default();
+        let annotations = request.annotations.map(systemd::annotations::properties);
+        let annotations = annotations.transpose()?.unwrap_or_default();
+        let mut manager = Manager::connect()?;
+        let mut properties = manager.plan(&mut settings)?;
+        properties.extend(annotations);
+        let placeholder = Placeholder::start()?;
+        manager.start_scope(unit, placeholder.pid(), &properties)?;
+        let made = Self::take_scope(request, unit, placeholder, settings);
+        if made.is_err() {
+            // The placeholder is gone, so the scope is about to be.
+            let _ = manager.stop(unit);
+        }
+        made
+    }
+
+    /// Makes the cgroup of a running scope fit for a container's first process.
+    fn take_scope(
+        request: &Request<'_>,
+        unit: &Unit,
+        placeholder: Placeholder,
+        mut settings: Vec<Setting>,
+    ) -> Result<Self> {
+        let root = &request.hierarchy.root;
+        let path = placed(root, placeholder.pid(), unit)?;
+        // systemd turns on the controllers that it knows, and not all.
+        let (directory, _) = tree::make(root, &path)?;
+        let place = Place { path, unit: Some(unit.clone()) };
+        let mut cgroup = Self { place, directory, unsettled: None };
+        let mut pids_max = None;
+        for setting in settings.iter_mut().filter(|setting| setting.file == "pids.max") {
+            if setting.value.parse().is_ok_and(|limit: u64| limit < 2) {
+                pids_max = Some(setting.clone());
+                setting.value = "2".to_owned();
+            }
+        }
+        cgroup.write(&settings, Missing::Refused)?;
+        let devices = request.resources.and_then(|resources| resources.devices().as_deref());
+        cgroup.restrict(devices.unwrap_or_default(), Missing::Refused)?;
+        cgroup.unsettled = Some(Unsettled { _placeholder: placeholder, pids_max });
+        Ok(cgroup)
+    }
+
     /// To be called once the first process is born and before it may run the container's command.
     pub(crate) fn settle(&mut self) -> Result<()> {
-        Ok(())
+        let Some(unsettled) = self.unsettled.take() else { return Ok(()) };
+        let pids_max = unsettled.pids_max.clone();
+        // The placeholder ends.
+        drop(unsettled);
+        self.write(pids_max.as_slice(), Missing::Refused).map(drop)
     }
 
     /// The cgroup of a container that was made before.
     pub(crate) fn open(place: &Place) -> Result<Self> {
         let operation = || format!("open cgroup {}", place.path.display());
         let directory = Directory::open(&place.path).doing(operation)?;
-        Ok(Self { place: place.clone(), directory })
+        Ok(Self { place: place.clone(), directory, unsettled: None })
+    }
+
+    /// The same, `None` where it is gone.
+    pub(crate) fn find(place: &Place) -> Result<Option<Self>> {
+        match Self::open(place) {
+            Err(Error::System { source: Errno::NOENT, .. }) => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     /// Where it is.
@@ -154,29 +224,36 @@ impl Cgroup {
         let settings = resources.map(limits::plan).transpose()?.unwrap_or_default();
         let mut warnings = self.write(&settings, missing)?;
         let devices = resources.and_then(|resources| resources.devices().as_deref());
-        let field = "linux.resources.devices";
-        if let Some(reason) = devices::restrict(self.as_fd(), devices.unwrap_or_default())? {
-            if missing == Missing::Refused && devices.is_some_and(|list| !list.is_empty()) {
-                return Err(Error::invalid(field, reason));
-            }
-            warnings.push(format!("{field}: {reason}"));
-        }
+        warnings.extend(self.restrict(devices.unwrap_or_default(), missing)?);
         Ok(warnings)
+    }
+
+    fn restrict(&self, list: &[LinuxDeviceCgroup], missing: Missing) -> Result<Option<String>> {
+        let field = "linux.resources.devices";
+        match devices::restrict(self.as_fd(), list)? {
+            Some(reason) if missing == Missing::Refused && !list.is_empty() => {
+                Err(Error::invalid(field, reason))
+            }
+            unenforced => Ok(unenforced.map(|reason| format!("{field}: {reason}"))),
+        }
     }
 
     /// Changes the limits of a running container to `resources`, all of which are written; files of
     /// what they do not speak of stay as they are.
     pub(crate) fn update(&self, resources: &LinuxResources) -> Result<()> {
-        let settings = limits::plan(resources)?;
+        let mut settings = limits::plan(resources)?;
         if let Ok(usage) = self.directory.read("memory.current") {
             // Without the controller the write says so.
             limits::check_usage(resources, usage.trim().parse().unwrap_or(0))?;
         }
+        if let Some(unit) = &self.place.unit {
+            let mut manager = Manager::connect()?;
+            let properties = manager.plan(&mut settings)?;
+            manager.set_properties(unit, &properties)?;
+        }
         self.write(&settings, Missing::Refused)?;
-        if let Some(devices) = resources.devices()
-            && let Some(reason) = devices::restrict(self.as_fd(), devices)?
-        {
-            return Err(Error::invalid("linux.resources.devices", reason));
+        if let Some(devices) = resources.devices() {
+            self.restrict(devices, Missing::Refused)?;
         }
         Ok(())
     }
@@ -292,19 +369,14 @@ impl Cgroup {
     ///
     /// Fails when processes are still dying at `deadline_ms` of the monotonic clock.
     pub(crate) fn destroy(&self, deadline_ms: u64) -> Result<()> {
+        if let Some(unit) = &self.place.unit {
+            self.end(deadline_ms)?;
+            // Empty, it is about to be stopped by systemd itself.
+            Manager::connect()?.stop(unit)?;
+        }
         let operation = || format!("remove cgroup {}", self.place.path.display());
         loop {
-            match self.kill() {
-                // Removed meanwhile.
-                Err(Error::System { source: Errno::NODEV | Errno::NOENT, .. }) => {}
-                result => result?,
-            }
-            match self.directory.wait_event("populated", 0, deadline_ms) {
-                // Removed meanwhile.
-                Ok(true) | Err(Errno::NODEV | Errno::NOENT) => {}
-                Ok(false) => return Err(Errno::BUSY).doing(operation),
-                Err(error) => return Err(error).doing(operation),
-            }
+            self.end(deadline_ms)?;
             match self.remove()? {
                 Removal::Done => return Ok(()),
                 // An empty cgroup is busy for a moment, or for good when it is mounted over.
@@ -315,6 +387,33 @@ impl Cgroup {
             }
         }
     }
+
+    /// Kills what is in it and waits for its end.
+    fn end(&self, deadline_ms: u64) -> Result<()> {
+        let operation = || format!("end the processes of cgroup {}", self.place.path.display());
+        match self.kill() {
+            // Removed meanwhile.
+            Err(Error::System { source: Errno::NODEV | Errno::NOENT, .. }) => return Ok(()),
+            result => result?,
+        }
+        match self.directory.wait_event("populated", 0, deadline_ms) {
+            Ok(true) | Err(Errno::NODEV | Errno::NOENT) => Ok(()),
+            Ok(false) => Err(Errno::BUSY).doing(operation),
+            Err(error) => Err(error).doing(operation),
+        }
+    }
+}
+
+/// Where systemd has put a process, which must be in the unit's cgroup.
+fn placed(root: &Path, pid: i32, unit: &Unit) -> Result<PathBuf> {
+    let operation = || format!("find the cgroup of unit {}", unit.name);
+    let list = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).doing(operation)?;
+    let path = place::own_cgroup(&list).ok_or(Errno::NOENT).doing(operation)?;
+    if path.file_name() != Some(unit.name.as_ref()) {
+        let reason = format!("systemd has put its process into {}", path.display());
+        return Err(Error::invalid(format!("unit {}", unit.name), reason));
+    }
+    Ok(root.join(path.strip_prefix("/").unwrap_or(&path)))
 }
 
 fn collect(directory: &Directory, list: &mut Vec<i32>) {

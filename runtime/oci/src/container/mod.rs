@@ -42,6 +42,9 @@ pub(crate) enum Error {
     /// The command could not be executed.
     #[error("{message}")]
     Command { exit_code: i32, message: String },
+    /// systemd refused an operation, or did not answer.
+    #[error("{operation}: {source}")]
+    Bus { operation: String, source: crate::dbus::Error },
     /// The seccomp profile cannot be honoured.
     #[error(transparent)]
     Seccomp(#[from] crate::seccomp::Error),
@@ -55,7 +58,7 @@ impl Error {
     /// The failure as the agent is told it; `otherwise` classes what the kernel refused.
     pub(crate) fn into_failure(self, otherwise: FailureKind) -> Failure {
         let (kind, exit_code) = match &self {
-            Self::System { .. } => (otherwise, None),
+            Self::System { .. } | Self::Bus { .. } => (otherwise, None),
             Self::Invalid { .. } | Self::Seccomp(_) => (FailureKind::Invalid, None),
             Self::Command { exit_code, .. } => (FailureKind::Start, Some(*exit_code)),
         };

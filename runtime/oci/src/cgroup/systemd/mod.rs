@@ -1,0 +1,252 @@
+//! Scopes of systemd: asked for, changed and stopped over D-Bus, each call with a deadline.
+//!
+//! What becomes of limits is in [`properties`], of annotations in [`annotations`]. Limits that systemd
+//! has no property for are written as files into the delegated cgroup, by the same code as under the
+//! cgroupfs driver. systemd 244. org.freedesktop.systemd1(5), systemd "Control Group APIs and
+//! Delegation".
+
+pub(super) mod annotations;
+mod properties;
+
+use std::path::Path;
+
+use super::limits::Setting;
+use super::place::Unit;
+use crate::clock;
+use crate::container::{Error, Result};
+use crate::dbus::{self, Connection, Method, Signal, Value};
+
+/// A unit's property.
+pub(super) type Property = (String, Value);
+
+/// What systemd has to begin and end a job in; runc's.
+const PATIENCE_MS: u64 = 30_000;
+
+const NAME: &str = "org.freedesktop.systemd1";
+const PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+
+/// systemd's own socket, for root alone: no bus between, and none needed.
+const PRIVATE_SOCKET: &str = "/run/systemd/private";
+const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
+
+/// A connection to systemd.
+#[derive(Debug)]
+pub(super) struct Manager {
+    connection: Connection,
+    /// systemd's unique name where a bus is between: on a bus anybody may send signals.
+    owner: Option<String>,
+}
+
+type Answer<T> = std::result::Result<T, dbus::Error>;
+
+fn doing<T>(result: Answer<T>, operation: impl FnOnce() -> String) -> Result<T> {
+    result.map_err(|source| Error::Bus { operation: operation(), source })
+}
+
+fn deadline() -> u64 {
+    clock::monotonic_ms() + PATIENCE_MS
+}
+
+impl Manager {
+    pub(super) fn connect() -> Result<Self> {
+        let result = match Connection::open(Path::new(PRIVATE_SOCKET), deadline()) {
+            Ok(connection) => Ok(Self { connection, owner: None }),
+            Err(_) => Self::connect_to_bus(),
+        };
+        doing(result, || "connect to systemd".to_owned())
+    }
+
+    fn connect_to_bus() -> Answer<Self> {
+        let deadline = deadline();
+        let mut connection = Connection::open(Path::new(BUS_SOCKET), deadline)?;
+        connection.hello(deadline)?;
+        let rule = format!(
+            "type='signal',sender='{NAME}',path='{PATH}',interface='{MANAGER}',member='JobRemoved'"
+        );
+        connection.add_match(&rule, deadline)?;
+        let owner = connection.owner_of(NAME, deadline)?;
+        let mut manager = Self { connection, owner: Some(owner) };
+        manager.call("Subscribe", &[], deadline)?;
+        Ok(manager)
+    }
+
+    fn call(&mut self, member: &str, arguments: &[Value], deadline: u64) -> Answer<Vec<Value>> {
+        let method = Method { destination: NAME, path: PATH, interface: MANAGER, member };
+        self.connection.call(&method, arguments, deadline)
+    }
+
+    /// Calls what starts a job and waits for the job's end.
+    fn run_job(&mut self, member: &str, arguments: &[Value]) -> Answer<()> {
+        let deadline = deadline();
+        let reply = self.call(member, arguments, deadline)?;
+        let [Value::Path(job)] = reply.as_slice() else {
+            return Err(dbus::Error::Malformed("a job's path"));
+        };
+        let owner = self.owner.as_deref();
+        let signal =
+            self.connection.wait_signal(|signal| is_end_of(signal, job, owner), deadline)?;
+        match signal.body.get(3) {
+            Some(Value::Text(result)) if result == "done" => Ok(()),
+            Some(Value::Text(result)) => Err(dbus::Error::Refused {
+                name: format!("{member} ended"),
+                text: format!("job result {result:?}"),
+            }),
+            _ => Err(dbus::Error::Malformed("a job's result")),
+        }
+    }
+
+    /// The properties for `settings`, which may be rounded to what systemd can express.
+    pub(super) fn plan(&mut self, settings: &mut [Setting]) -> Result<Vec<Property>> {
+        // Asked for only where it matters: it is a round trip.
+        let version = if properties::depend_on_version(settings) { self.version()? } else { 0 };
+        properties::plan(settings, version)
+    }
+
+    /// systemd's version, its first number.
+    fn version(&mut self) -> Result<u32> {
+        let method = Method {
+            destination: NAME,
+            path: PATH,
+            interface: "org.freedesktop.DBus.Properties",
+            member: "Get",
+        };
+        let arguments = [MANAGER.into(), "Version".into()];
+        let reply = doing(self.connection.call(&method, &arguments, deadline()), || {
+            "ask for systemd's version".to_owned()
+        })?;
+        let text = match reply.as_slice() {
+            [Value::Variant(inner)] => match inner.as_ref() {
+                Value::Text(text) => text.as_str(),
+                _ => "",
+            },
+            _ => "",
+        };
+        Ok(parse_version(text))
+    }
+
+    /// Starts a scope that holds process `pid`, and waits until the process is in it.
+    pub(super) fn start_scope(
+        &mut self,
+        unit: &Unit,
+        pid: i32,
+        properties: &[Property],
+    ) -> Result<()> {
+        let mut all = fixed_properties(unit, pid);
+        all.extend_from_slice(properties);
+        let auxiliary = Value::Array("(sa(sv))".to_owned(), Vec::new());
+        let arguments = [unit.name.as_str().into(), "replace".into(), encode(&all), auxiliary];
+        let mut result = self.run_job("StartTransientUnit", &arguments);
+        if result.as_ref().is_err_and(|error| error.is("org.freedesktop.systemd1.UnitExists")) {
+            // Perhaps what is left of one that failed.
+            self.reset_failed(&unit.name);
+            result = self.run_job("StartTransientUnit", &arguments);
+        }
+        if result.is_err() {
+            self.reset_failed(&unit.name);
+        }
+        doing(result, || format!("start unit {}", unit.name))
+    }
+
+    /// Changes a running unit's properties, until the unit ends.
+    pub(super) fn set_properties(&mut self, unit: &Unit, properties: &[Property]) -> Result<()> {
+        if properties.is_empty() {
+            return Ok(());
+        }
+        let arguments = [unit.name.as_str().into(), Value::Boolean(true), encode(properties)];
+        let result = self.call("SetUnitProperties", &arguments, deadline());
+        doing(result, || format!("set properties of unit {}", unit.name)).map(drop)
+    }
+
+    /// Stops a unit; one that is gone is stopped.
+    pub(super) fn stop(&mut self, unit: &Unit) -> Result<()> {
+        let arguments = [unit.name.as_str().into(), "replace".into()];
+        let result = match self.run_job("StopUnit", &arguments) {
+            Err(error) if error.is("org.freedesktop.systemd1.NoSuchUnit") => return Ok(()),
+            result => result,
+        };
+        self.reset_failed(&unit.name);
+        doing(result, || format!("stop unit {}", unit.name))
+    }
+
+    fn reset_failed(&mut self, unit: &str) {
+        // It is an error for a unit that has not failed.
+        let _ = self.call("ResetFailedUnit", &[unit.into()], deadline());
+    }
+}
+
+fn encode(properties: &[Property]) -> Value {
+    let pairs = properties.iter().map(|(name, value)| {
+        Value::Structure(vec![name.as_str().into(), Value::variant(value.clone())])
+    });
+    Value::Array("(sv)".to_owned(), pairs.collect())
+}
+
+/// What every scope has. Accounting is on so that counters start with the container, as under the
+/// cgroupfs driver.
+fn fixed_properties(unit: &Unit, pid: i32) -> Vec<Property> {
+    let flag = |name: &str, value| (name.to_owned(), Value::Boolean(value));
+    let pids = Value::Array("u".to_owned(), vec![Value::Uint32(pid.unsigned_abs())]);
+    vec![
+        ("Description".to_owned(), Value::Text(format!("berth container {}", unit.name))),
+        ("Slice".to_owned(), unit.slice.as_str().into()),
+        flag("Delegate", true),
+        ("PIDs".to_owned(), pids),
+        flag("MemoryAccounting", true),
+        flag("CPUAccounting", true),
+        flag("IOAccounting", true),
+        flag("TasksAccounting", true),
+        flag("DefaultDependencies", false),
+        // One whose processes were killed for want of memory would stay as failed for ever.
+        ("CollectMode".to_owned(), "inactive-or-failed".into()),
+        // Which devices may be used is decided by our own program; systemd's would only add to it,
+        // and has no word for most lists of rules. Differs: runc sets these from the rules.
+        ("DevicePolicy".to_owned(), "auto".into()),
+    ]
+}
+
+fn is_end_of(signal: &Signal, job: &str, owner: Option<&str>) -> bool {
+    let from_systemd = owner.is_none_or(|owner| signal.sender == owner);
+    let ended = signal.interface == MANAGER && signal.member == "JobRemoved";
+    from_systemd && ended && matches!(signal.body.get(1), Some(Value::Path(path)) if path == job)
+}
+
+/// The first number of `252.39-1~deb12u1` or `v252`; 0 where there is none.
+fn parse_version(text: &str) -> u32 {
+    let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_distributions_begin_with_systemds() {
+        for (text, version) in
+            [("252.39-1~deb12u1", 252), ("v245", 245), ("\"v260~rc1\"", 260), ("", 0), ("x", 0)]
+        {
+            assert_eq!(parse_version(text), version, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_systemd_itself_ends_a_job() {
+        let signal = |sender: &str, job: &str| Signal {
+            sender: sender.to_owned(),
+            interface: MANAGER.to_owned(),
+            member: "JobRemoved".to_owned(),
+            body: vec![
+                Value::Uint32(1),
+                Value::Path(job.to_owned()),
+                "x.scope".into(),
+                "done".into(),
+            ],
+        };
+        assert!(is_end_of(&signal(":1.0", "/j/1"), "/j/1", Some(":1.0")));
+        assert!(is_end_of(&signal("", "/j/1"), "/j/1", None));
+        assert!(!is_end_of(&signal(":1.99", "/j/1"), "/j/1", Some(":1.0")), "a forger's");
+        assert!(!is_end_of(&signal(":1.0", "/j/2"), "/j/1", Some(":1.0")));
+    }
+}
