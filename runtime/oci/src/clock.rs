@@ -48,6 +48,14 @@ pub(crate) fn rfc3339_nano(nanoseconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{fraction:09}Z")
 }
 
+/// `2006-01-02T15:04:05Z`.
+pub(crate) fn rfc3339_seconds(nanoseconds: i64) -> String {
+    let mut text = rfc3339_nano(nanoseconds);
+    text.truncate("2006-01-02T15:04:05".len());
+    text.push('Z');
+    text
+}
+
 /// `20060102-150405`, the suffix of rotated logs.
 pub(crate) fn rotation_suffix(seconds: i64) -> String {
     let Civil { year, month, day, second_of_day: s } = civil(seconds);
@@ -62,6 +70,7 @@ mod tests {
     fn dates_are_those_of_the_calendar() {
         assert_eq!(rfc3339_nano(0), "1970-01-01T00:00:00.000000000Z");
         assert_eq!(rfc3339_nano(951_827_696_000_000_007), "2000-02-29T12:34:56.000000007Z");
+        assert_eq!(rfc3339_seconds(951_827_696_000_000_007), "2000-02-29T12:34:56Z");
         assert_eq!(rotation_suffix(1_735_689_599), "20241231-235959");
         assert_eq!(rotation_suffix(4_107_542_400), "21000301-000000");
     }

@@ -11,6 +11,7 @@ mod dbus;
 pub mod frame;
 mod log;
 pub mod protocol;
+mod runc;
 pub mod seccomp;
 mod shim;
 mod spec;
@@ -26,10 +27,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: berth-oci shim --dir <sandbox directory>
-       berth-oci unpack --root <directory> [--max-bytes N] [--max-entries N] ... < layer
-       berth-oci --version";
-
 /// Runs the executable with its arguments, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Executed from a memfd it would be shown as a number. Only a name: failing does no harm.
@@ -37,16 +34,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
     let texts: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
     match texts.as_slice() {
-        ["--version"] => {
-            println!("berth-oci {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
         ["shim", "--dir", directory] => report(shim::run(&PathBuf::from(directory))),
         ["unpack", ..] => report(unpack::run(&arguments[1..])),
-        _ => {
-            eprintln!("{USAGE}");
-            ExitCode::from(2)
-        }
+        _ => runc::run(arguments),
     }
 }
 

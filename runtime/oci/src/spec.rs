@@ -19,6 +19,13 @@ pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D
     SpecFields::deserialize(deserializer).map(Spec::from)
 }
 
+/// Deserializes the description of a process.
+pub(crate) fn read_process<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Process, D::Error> {
+    ProcessFields::deserialize(deserializer).map(Process::from)
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SpecFields {

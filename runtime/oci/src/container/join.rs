@@ -9,7 +9,7 @@ use super::process::{self, Execution, Keeper};
 use super::rootfd::RootFd;
 use super::stdio::{self, Ends, Stdio, Streams};
 use super::{Doing, Result, channel, rootfs};
-use crate::protocol::ResolvedUser;
+use crate::protocol::{ResolvedUser, UserSelector};
 use crate::seccomp::Program;
 use crate::sys::{self, CloneFlags, Cloned};
 
@@ -22,9 +22,16 @@ pub(crate) struct Target<'a> {
     pub(crate) own_pid_namespace: Option<BorrowedFd<'a>>,
     pub(crate) keeper: Keeper,
     pub(crate) stdio: Stdio,
-    pub(crate) user: &'a ResolvedUser,
-    pub(crate) home: Option<&'a str>,
+    pub(crate) identity: Who<'a>,
     pub(crate) filter: Option<&'a Program>,
+}
+
+/// Who a joined process is.
+pub(crate) enum Who<'a> {
+    /// Known from the container's making.
+    Known { user: &'a ResolvedUser, home: Option<&'a str> },
+    /// To be looked up in the container.
+    Selected(&'a UserSelector),
 }
 
 /// A joined process and the keeper's ends.
@@ -75,10 +82,18 @@ fn enter(
     rustix::process::setsid().doing(|| "make a session")?;
     let root = RootFd::from(rootfs::open_root()?);
     streams.connect(&root, stdio::Place::Elsewhere, channel.as_fd())?;
+    let found;
+    let (user, home) = match target.identity {
+        Who::Known { user, home } => (user, home),
+        Who::Selected(selector) => {
+            found = process::resolve_user(&root, selector)?;
+            (&found.user, found.home.as_deref())
+        }
+    };
     let execution = Execution {
         plan,
-        user: target.user,
-        home: target.home,
+        user,
+        home,
         filter: target.filter,
         channel: channel.as_fd(),
         gate: None,

@@ -11,7 +11,7 @@ use super::server::Server;
 use super::store;
 use crate::cgroup::Cgroup;
 use crate::clock;
-use crate::container::join::{self, Target};
+use crate::container::join::{self, Target, Who};
 use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
 use crate::container::plan::{self, Plan};
 use crate::container::{Doing, Error, Result};
@@ -252,8 +252,7 @@ impl Server {
             own_pid_namespace: Some(self.sandbox().pid_namespace()),
             keeper: Keeper::Shim,
             stdio: Stdio::Output,
-            user: &user,
-            home: home.as_deref(),
+            identity: Who::Known { user: &user, home: home.as_deref() },
             filter: filter.as_deref(),
         };
         let joined = join::join(&process, &target);

@@ -8,8 +8,8 @@ mod restrict;
 
 pub(crate) use process::{
     CloneFlags, Cloned, adopt_descriptor, block_signals, clone3, close_range_from, execute,
-    exit_now, loopback_up, release_signals, reset_signals, signal_descriptor, signal_process,
-    unshare, wait_signal,
+    exit_now, is_inherited, loopback_up, release_signals, reset_signals, signal_descriptor,
+    signal_process, unshare, wait_signal,
 };
 pub(crate) use restrict::{
     DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program,

@@ -95,6 +95,14 @@ pub(crate) fn adopt_descriptor(number: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Whether a descriptor came from whoever executed this program: it is open, and would stay open for
+/// the next one, which none of our own would.
+pub(crate) fn is_inherited(number: RawFd) -> bool {
+    // SAFETY: F_GETFD takes no pointer.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags != -1 && flags & libc::FD_CLOEXEC == 0
+}
+
 /// Closes all descriptors from `first` on. Owners of such descriptors must not be dropped afterwards.
 pub(crate) fn close_range_from(first: RawFd) -> io::Result<()> {
     super::restrict::close_range(first, RawFd::MAX, 0)

@@ -1,0 +1,156 @@
+//! What is kept of a container between commands, and what it is at a moment.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+
+use super::store::Entry;
+use crate::cgroup::Cgroup;
+use crate::cgroup::place::Place;
+
+/// A container's record: `state.json`. Written before anything is made, and again with the first
+/// process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Record {
+    pub(super) oci_version: String,
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) rootfs: PathBuf,
+    /// RFC 3339.
+    pub(super) created: String,
+    #[serde(default)]
+    pub(super) annotations: BTreeMap<String, String>,
+    /// Absent until it has been made.
+    pub(super) init: Option<Init>,
+    pub(super) cgroup: Place,
+    /// The first process is the first of a PID namespace, whose others die with it.
+    pub(super) own_pid_namespace: bool,
+}
+
+/// The first process. Its start time tells it from another that got its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Init {
+    pub(super) pid: i32,
+    /// In clock ticks since boot.
+    pub(super) start_time: u64,
+}
+
+/// A container's status. OCI runtime spec, `runtime.md`, State.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl Init {
+    /// The process with a number, now.
+    pub(super) fn of(pid: i32) -> Option<Self> {
+        let (state, start_time) = status_line(pid)?;
+        (!matches!(state, 'Z' | 'X')).then_some(Self { pid, start_time })
+    }
+
+    /// Opens it, if it lives.
+    pub(super) fn open(self) -> Option<OwnedFd> {
+        let pidfd =
+            rustix::process::pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // Looked at after it was opened: it is the one that was opened.
+        (Self::of(self.pid)? == self).then_some(pidfd)
+    }
+
+    /// Whether it lives.
+    pub(super) fn is_alive(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+}
+
+/// State and start time of a process: proc_pid_stat(5).
+fn status_line(pid: i32) -> Option<(char, u64)> {
+    let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_status_line(&String::from_utf8_lossy(&text))
+}
+
+fn parse_status_line(text: &str) -> Option<(char, u64)> {
+    // The name in parentheses may hold anything.
+    let mut fields = text[text.rfind(')')? + 1..].split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+impl Record {
+    /// What the container is now.
+    pub(super) fn status(&self, entry: &Entry) -> Status {
+        let Some(init) = self.init else {
+            return if entry.is_held() { Status::Creating } else { Status::Stopped };
+        };
+        if !init.is_alive() {
+            return Status::Stopped;
+        }
+        let paused = || Cgroup::open(&self.cgroup).is_ok_and(|cgroup| cgroup.is_frozen());
+        if paused() {
+            Status::Paused
+        } else if entry.waits() {
+            Status::Created
+        } else {
+            Status::Running
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::runc) fn record(id: &str) -> Record {
+        Record {
+            oci_version: "1.2.0".to_owned(),
+            id: id.to_owned(),
+            bundle: PathBuf::from("/b"),
+            rootfs: PathBuf::from("/b/rootfs"),
+            created: "2026-01-02T03:04:05.000000000Z".to_owned(),
+            annotations: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+            init: Some(Init { pid: 1, start_time: 2 }),
+            cgroup: Place { path: PathBuf::from("/sys/fs/cgroup/x"), unit: None },
+            own_pid_namespace: true,
+        }
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse_the_status_line() {
+        let rest = "S 1 1 1 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2 3";
+        for name in ["sh", "a) Z 9 (b", ")", "((", ""] {
+            let line = format!("7 ({name}) {rest}\n");
+            assert_eq!(parse_status_line(&line), Some(('S', 4711)), "{line}");
+        }
+        for line in ["", "7 (sh", "7 (sh) S 1", ")"] {
+            assert_eq!(parse_status_line(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_was_given_again_is_another_process() {
+        let own = Init::of(std::process::id() as i32).unwrap();
+        assert!(own.is_alive() && own.open().is_some());
+        let other = Init { start_time: own.start_time + 1, ..own };
+        assert!(!other.is_alive() && other.open().is_none());
+    }
+}

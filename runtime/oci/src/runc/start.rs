@@ -1,0 +1,70 @@
+//! `start`: lets a created container's first process run its command.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use lexopt::Parser;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use super::error::During;
+use super::record::Status;
+use super::{Context, Error, Result, arguments};
+use crate::container::channel::{self, Message, Received};
+
+pub(super) const USAGE: &str = "start ID";
+
+/// Starts a container. Fails when its command cannot be executed.
+pub(super) fn start(context: &Context, parser: &mut Parser) -> Result<u8> {
+    let values = arguments::collect(parser, |flag, _| Err(arguments::unknown(flag)))?;
+    let entry = context.store.entry(&arguments::only_id(&values)?);
+    // Unknown and half-made containers are told from those that another command holds.
+    entry.load()?;
+    let held = entry.hold()?;
+    let entry = held.entry();
+    let record = entry.load()?;
+    match record.status(entry) {
+        Status::Created => {}
+        Status::Stopped | Status::Creating => {
+            return Err(Error::State("cannot start a container that has stopped".to_owned()));
+        }
+        Status::Running | Status::Paused => {
+            return Err(Error::State("cannot start an already running container".to_owned()));
+        }
+    }
+    let connection = entry.connect();
+    held.started();
+    let connection = match connection {
+        // Nobody listens: it has been started by a command that could not say so any more.
+        Err(Errno::CONNREFUSED) => {
+            return Err(Error::State("cannot start an already running container".to_owned()));
+        }
+        connection => connection.during(|| "reach the container's first process")?,
+    };
+    executed(&connection)?;
+    Ok(0)
+}
+
+/// Waits until the process has executed its command, or says why it cannot.
+pub(super) fn executed(connection: &impl AsFd) -> Result<()> {
+    while let Some(received) = hear(connection.as_fd())? {
+        if let Message::Failed(failure) = received.message {
+            return Err(Error::Process(failure));
+        }
+    }
+    Ok(())
+}
+
+/// The next message of a container's process; nothing once it has closed its end.
+pub(super) fn hear(connection: BorrowedFd<'_>) -> Result<Option<Received>> {
+    let operation = || "hear from the container's process";
+    loop {
+        let mut poll = [PollFd::from_borrowed_fd(connection, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, None)).during(operation)?;
+        return match channel::receive(connection) {
+            Err(Errno::AGAIN | Errno::INTR) => continue,
+            // It ended with something unread.
+            Err(Errno::CONNRESET) => Ok(None),
+            received => received.during(operation),
+        };
+    }
+}
