@@ -222,6 +222,7 @@ fn try_make(
         hierarchy: &prepared.hierarchy,
         place: &prepared.place,
         resources: linux.and_then(|linux| linux.resources().as_ref()),
+        annotations: prepared.bundle.spec.annotations().as_ref(),
     })?;
     let listener = match wish.command {
         Command::Create => Some(held.listen()?),
