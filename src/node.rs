@@ -249,6 +249,7 @@ fn kubelet_config(
         },
         certificate: serving,
         client_ca,
+        streaming_idle_timeout: settings.streaming_idle_timeout,
     };
     config.labels = settings.node_labels.iter().cloned().collect();
     config.taints = settings.taints.iter().map(taint).collect();

@@ -113,6 +113,10 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         runtime: Arc::clone(&parts.runtime),
         log_root: config.log_root.clone(),
         clock: Arc::clone(&config.clock),
+        streaming: server::Streaming {
+            idle_timeout: config.server.streaming_idle_timeout,
+            shutdown: shutdown.clone(),
+        },
     };
     listeners.serve(state, &mut tasks, &shutdown);
     announce(&config, &recorder);

@@ -82,6 +82,8 @@ pub struct Server {
     pub certificate: Option<CertificateFiles>,
     /// The authority whose client certificates are believed; without it nobody is let in.
     pub client_ca: Option<PathBuf>,
+    /// How long exec, attach and port-forward may carry nothing; zero is without end.
+    pub streaming_idle_timeout: Duration,
 }
 
 /// A certificate with its key.
@@ -135,6 +137,7 @@ impl Config {
                 healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10248))),
                 certificate: None,
                 client_ca: None,
+                streaming_idle_timeout: Duration::from_secs(4 * 3600),
             },
             labels: BTreeMap::new(),
             taints: Vec::new(),

@@ -34,6 +34,7 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) authentication: KubeletAuthentication,
     pub(crate) tls_cert_file: Option<PathBuf>,
     pub(crate) tls_private_key_file: Option<PathBuf>,
+    pub(crate) streaming_connection_idle_timeout: Option<String>,
     #[serde(rename = "clusterDNS")]
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: Option<String>,

@@ -7,6 +7,7 @@ pub(crate) mod documents;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
@@ -41,6 +42,7 @@ pub(crate) struct Settings {
     pub(crate) healthz_port: u16,
     pub(crate) client_ca_file: Option<PathBuf>,
     pub(crate) tls_files: Option<(PathBuf, PathBuf)>,
+    pub(crate) streaming_idle_timeout: Duration,
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
     pub(crate) resolv_conf: PathBuf,
@@ -124,6 +126,14 @@ fn resolve(
     }
     let name = node_name(flags.node_name.as_deref().unwrap_or(host_name));
     let node_name = keep(&mut faults, name);
+    let streaming_idle_timeout = keep(
+        &mut faults,
+        match kubelet.streaming_connection_idle_timeout.as_deref() {
+            None => Ok(Duration::from_secs(4 * 3600)),
+            Some(text) => duration(text)
+                .ok_or_else(|| format!("streamingConnectionIdleTimeout: {text:?} is no duration")),
+        },
+    );
     let log_max_bytes = keep(
         &mut faults,
         match &kubelet.container_log_max_size {
@@ -164,8 +174,8 @@ fn resolve(
     if kubelet.container_log_max_files.is_some_and(|files| files < 2) {
         faults.push("containerLogMaxFiles: must be at least 2".to_owned());
     }
-    let (Some(node_name), Some(log_max_bytes), Some(tls_files), true) =
-        (node_name, log_max_bytes, tls_files, faults.is_empty())
+    let (Some(node_name), Some(log_max_bytes), Some(tls_files), Some(streaming_idle_timeout), true) =
+        (node_name, log_max_bytes, tls_files, streaming_idle_timeout, faults.is_empty())
     else {
         return Err(faults);
     };
@@ -180,6 +190,7 @@ fn resolve(
         healthz_port: kubelet.healthz_port.unwrap_or(10248),
         client_ca_file: kubelet.authentication.x509.client_ca_file.clone(),
         tls_files,
+        streaming_idle_timeout,
         cluster_dns: kubelet.cluster_dns.clone(),
         cluster_domain: kubelet.cluster_domain.clone().unwrap_or("cluster.local".to_owned()),
         resolv_conf: kubelet.resolv_conf.clone().unwrap_or("/etc/resolv.conf".into()),
@@ -244,9 +255,49 @@ fn bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
+/// A duration as Go writes it: `4h0m0s`, `1.5h`, `300ms`; none is negative.
+fn duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let length = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..length] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::try_from_secs_f64(number * unit).ok()?)?;
+        rest = &rest[length..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        assert_eq!(duration("4h0m0s"), Some(Duration::from_secs(14_400)));
+        assert_eq!(duration("1.5h"), Some(Duration::from_secs(5400)));
+        assert_eq!(
+            (duration("300ms"), duration("0")),
+            (Some(Duration::from_millis(300)), Some(Duration::ZERO))
+        );
+        for bad in ["", "5", "-1s", "1d", "h", "1.2.3s"] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
 
     fn flags() -> NodeFlags {
         NodeFlags {

@@ -4,9 +4,12 @@
 //! Who calls is told by a client certificate alone ([`auth`]); whoever has none is turned away before
 //! anything else is looked at, unknown paths included. Requests and connections are bounded.
 
+mod activity;
 pub mod auth;
 mod logs;
 mod pods;
+mod spdy;
+mod streams;
 pub mod tls;
 
 #[cfg(test)]
@@ -17,19 +20,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use berth_runtime::interface::Runtime;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +77,22 @@ pub struct State {
     pub log_root: PathBuf,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+    /// What bounds live streams.
+    pub streaming: Streaming,
 }
+
+/// What bounds live streams: exec, attach, port-forward.
+#[derive(Debug, Clone)]
+pub struct Streaming {
+    /// A stream that carries nothing for so long is ended; zero is never.
+    pub idle_timeout: Duration,
+    /// Ends streams with the agent.
+    pub shutdown: CancellationToken,
+}
+
+/// A connection's share of those that may be open; live streams keep it after their request.
+#[derive(Debug, Clone)]
+struct Slot(#[allow(dead_code, reason = "dropping it frees the share")] Arc<OwnedSemaphorePermit>);
 
 /// The routes, for a caller who has been let in.
 pub fn routes(state: State) -> Router {
@@ -88,6 +106,7 @@ pub fn routes(state: State) -> Router {
         .route("/runningpods", get(pods::running))
         .route("/runningpods/", get(pods::running))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::serve))
+        .merge(streams::routes())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .with_state(state)
 }
@@ -144,14 +163,14 @@ pub async fn serve(
                 continue;
             }
         };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let slot = Slot(Arc::new(slot));
+        let (acceptor, router) = (acceptor.clone(), router.clone().layer(Extension(slot)));
         let shutdown = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = connection(stream, acceptor, router) => {}
                 () = shutdown.cancelled() => {}
             }
-            drop(slot);
         });
     }
 }
@@ -174,7 +193,7 @@ where
         .and_then(|chain| chain.first())
         .and_then(|leaf| Identity::of_certificate(leaf));
     let router = match identity {
-        Some(identity) => router.layer(axum::Extension(identity)),
+        Some(identity) => router.layer(Extension(identity)),
         None => router,
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -187,7 +206,7 @@ where
         .max_pending_accept_reset_streams(20)
         .keep_alive_interval(Duration::from_secs(30));
     let service = TowerToHyperService::new(router);
-    let served = builder.serve_connection(TokioIo::new(stream), service).await;
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }

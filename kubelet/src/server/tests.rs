@@ -19,7 +19,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 use crate::config::Config;
-use crate::fake::{FakeClock, FakeRuntime};
+use crate::fake::{FakeClock, FakeMaterials, FakeRuntime};
+use crate::worker::materials::{ContainerRequest, Materials as _};
 
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -108,7 +109,27 @@ fn state(root: &Path) -> State {
     .unwrap();
     let shelf = Shelf::default();
     shelf.put(&pod, &PodStatus::default());
-    State { shelf, runtime: FakeRuntime::new(Arc::clone(&clock)), log_root: root.to_owned(), clock }
+    let runtime = FakeRuntime::new(Arc::clone(&clock));
+    let shutdown = CancellationToken::new();
+    let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown };
+    State { shelf, runtime, log_root: root.to_owned(), clock, streaming }
+}
+
+/// The same with the pod's container running.
+pub(super) async fn running_state(root: &Path) -> State {
+    let state = state(root);
+    let materials = FakeMaterials::default();
+    let pod = state.shelf.find("ns", "p").unwrap();
+    let image = crate::fake::image("image");
+    let container = &pod.spec.as_ref().unwrap().containers[0];
+    let sandbox = materials.sandbox(&pod, 0).await.unwrap();
+    let sandbox = state.runtime.run_sandbox(sandbox).await.unwrap();
+    let request =
+        ContainerRequest { pod: &pod, container, image: &image, attempt: 0, pod_ips: vec![] };
+    let config = materials.container(request).await.unwrap();
+    let id = state.runtime.create_container(&sandbox.id, config).await.unwrap();
+    state.runtime.start_container(&id).await.unwrap();
+    state
 }
 
 const PATHS: [&str; 7] = [

@@ -10,6 +10,7 @@
 
 mod container;
 mod creation;
+mod dial;
 mod host;
 mod record;
 mod recover;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::net::TcpStream;
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -244,6 +246,12 @@ impl Runtime for Engine {
     ) -> Result<ExecOutput, RuntimeError> {
         let (sandbox, container) = self.shared.container(container)?;
         container::exec_sync(&sandbox, &container, command, timeout).await
+    }
+
+    async fn dial(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream, RuntimeError> {
+        let missing = || RuntimeError::NotFound(format!("sandbox {sandbox}"));
+        let sandbox = self.shared.sandbox(sandbox).ok_or_else(missing)?;
+        dial::loopback(&sandbox, port).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

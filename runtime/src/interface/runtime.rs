@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
 
 use super::{
     ContainerConfig, ContainerId, Exec, PodIdentity, SandboxConfig, SandboxId, Session, Streams,
@@ -218,6 +219,12 @@ pub trait Runtime: Send + Sync + 'static {
         _streams: Streams,
     ) -> Result<Session, RuntimeError> {
         Err(RuntimeError::Invalid(format!("container {container} cannot be attached to here")))
+    }
+
+    /// Connects to a TCP port on the loopback of a sandbox's network, IPv4 first.
+    async fn dial(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream, RuntimeError> {
+        let message = format!("sandbox {sandbox}: port {port} cannot be reached from here");
+        Err(RuntimeError::Invalid(message))
     }
 
     /// All sandboxes with their containers, oldest first.
