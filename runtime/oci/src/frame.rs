@@ -91,6 +91,17 @@ impl Decoder {
     /// # Errors
     /// When the announced length or the payload is invalid; the connection is then of no more use.
     pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
+        match self.next_frame()? {
+            Some(payload) => Ok(Some(serde_json::from_slice(&payload)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The bytes of the next whole message, if there is one.
+    ///
+    /// # Errors
+    /// When the announced length is invalid; the connection is then of no more use.
+    pub fn next_frame(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let Some(prefix) = self.bytes.first_chunk::<4>() else {
             return Ok(None);
         };
@@ -98,12 +109,13 @@ impl Decoder {
         if length > MAX_FRAME_BYTES {
             return Err(Error::TooLong(length));
         }
-        let Some(payload) = self.bytes.get(4..4 + length) else {
+        if self.bytes.len() < 4 + length {
             return Ok(None);
-        };
-        let message = serde_json::from_slice(payload)?;
-        self.bytes.drain(..4 + length);
-        Ok(Some(message))
+        }
+        let rest = self.bytes.split_off(4 + length);
+        let mut frame = std::mem::replace(&mut self.bytes, rest);
+        frame.drain(..4);
+        Ok(Some(frame))
     }
 }
 

@@ -3,10 +3,13 @@
 //! A shim listens on a `SOCK_STREAM` socket, mode 0600, in its sandbox directory, and serves peers
 //! of uid 0 only. Each message is a little-endian `u32` length, at most [`MAX_FRAME_BYTES`], followed
 //! by that many bytes of JSON. A connection carries one request at a time, answered in order; after
-//! [`Request::Subscribe`] it carries only [`Event`]s towards the agent.
+//! [`Request::Subscribe`] it carries only [`Event`]s towards the agent. After the answer to
+//! [`Request::Exec`] or [`Request::Attach`], with which descriptors come (`SCM_RIGHTS`, at the frame's
+//! first byte), it carries one [`Reply::Ended`] and nothing else.
 //!
 //! Messages are versioned by [`VERSION`]: an agent may talk to a shim of an older release, so fields
-//! are only added, with defaults.
+//! are only added, with defaults. A request that a shim does not know, or cannot read, is answered by a
+//! [`Failure`] that names it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -83,6 +86,12 @@ pub enum Request {
     /// Runs a further process in a running container, collecting its output. Answered by
     /// [`Reply::Executed`] when it has ended; the connection is busy until then.
     ExecSync(Box<ExecSync>),
+    /// Runs a further process in a running container. Answered by [`Reply::Opened`] once the command
+    /// was executed; [`Reply::Ended`] follows. The process outlives the connection.
+    Exec(Box<Exec>),
+    /// Joins the streams of a running container. Answered by [`Reply::Opened`]; [`Reply::Ended`]
+    /// follows with the container's end. Closing the connection detaches.
+    Attach(Attach),
     /// Turns the connection into a stream of [`Event`]s: first one for every container that has
     /// exited already, then as they happen.
     Subscribe,
@@ -110,6 +119,10 @@ pub struct CreateContainer {
     pub cgroup_path: PathBuf,
     /// Where its output goes.
     pub stdio: Stdio,
+    /// Join the PID namespace of this running container instead of one of its own. Changes nothing
+    /// where the sandbox has one for all.
+    #[serde(default)]
+    pub pid_target: Option<String>,
 }
 
 /// A root file system to mount inside the container's own mount namespace.
@@ -185,6 +198,82 @@ pub struct ExecSync {
     pub output_limit_bytes: u64,
 }
 
+/// Which standard streams are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Streams {
+    /// Towards the process.
+    #[serde(default)]
+    pub stdin: bool,
+    /// From the process.
+    #[serde(default)]
+    pub stdout: bool,
+    /// From the process.
+    #[serde(default)]
+    pub stderr: bool,
+}
+
+/// The size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Characters a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+/// A further process in a container, whose streams the asker gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The container.
+    pub id: String,
+    /// The command and its arguments.
+    pub args: Vec<String>,
+    /// The streams; what is not wanted is the null device. With a terminal, standard error is one with
+    /// standard output.
+    pub streams: Streams,
+    /// A terminal made in the container's own devpts.
+    #[serde(default)]
+    pub tty: bool,
+    /// The terminal's size before the command runs.
+    #[serde(default)]
+    pub size: Option<TerminalSize>,
+}
+
+/// Joining the streams of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The container.
+    pub id: String,
+    /// The streams wanted.
+    pub streams: Streams,
+}
+
+/// What a descriptor is that comes with [`Reply::Opened`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Descriptor {
+    /// The writing end of the process's input, or its terminal's master side.
+    Stdin,
+    /// The reading end of its output, or its terminal's master side.
+    Stdout,
+    /// The reading end of its error output.
+    Stderr,
+    /// Its terminal's master side, to resize it.
+    Terminal,
+}
+
+/// Reads a request. Pure.
+///
+/// # Errors
+/// [`FailureKind::Invalid`], naming what is not understood.
+pub fn parse_request(bytes: &[u8]) -> Result<Request, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| Failure {
+        kind: FailureKind::Invalid,
+        message: format!("the request is not understood: {error}"),
+        exit_code: None,
+    })
+}
+
 /// An answer of the shim: either a reply or a failure.
 pub type Answer = Result<Reply, Failure>;
 
@@ -215,6 +304,20 @@ pub enum Reply {
         stderr: String,
         /// It was killed at its timeout.
         timed_out: bool,
+    },
+    /// Answers [`Request::Exec`] and [`Request::Attach`]: the descriptors that came with it, in order,
+    /// all non-blocking.
+    Opened {
+        /// What each is.
+        descriptors: Vec<Descriptor>,
+    },
+    /// The process, or the container with its output complete, has ended.
+    Ended {
+        /// Exit code, or 128 + signal.
+        exit_code: i32,
+        /// Output that was not given to this attachment, which did not take it.
+        #[serde(default)]
+        dropped_bytes: u64,
     },
 }
 
@@ -320,4 +423,34 @@ pub enum Event {
         /// How.
         exit: ExitRecord,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_request_is_refused_by_its_name() {
+        let failure = parse_request(br#"{"op":"checkpoint","id":"x"}"#).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Invalid);
+        assert!(failure.message.contains("`checkpoint`"), "{failure}");
+        let failure = parse_request(br#"{"op":"start"}"#).unwrap_err();
+        assert!(failure.message.contains("`id`"), "{failure}");
+        assert!(parse_request(b"").is_err() && parse_request(&[0xff; 40]).is_err());
+    }
+
+    #[test]
+    fn requests_of_other_releases_are_read() {
+        let newer = br#"{"op":"hello","asked_by":"a later release"}"#;
+        assert_eq!(parse_request(newer), Ok(Request::Hello));
+        let older = br#"{"op":"exec","id":"c","args":["true"],"streams":{}}"#;
+        let expected = Exec {
+            id: "c".to_owned(),
+            args: vec!["true".to_owned()],
+            streams: Streams::default(),
+            tty: false,
+            size: None,
+        };
+        assert_eq!(parse_request(older), Ok(Request::Exec(Box::new(expected))));
+    }
 }

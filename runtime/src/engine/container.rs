@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::record::{self, ContainerDir, Phase};
 use super::sandbox::{KILL_PATIENCE, Sandbox};
+use super::session::{refusal, running_shim};
 use super::shim::{self, Shim};
 use super::{Failures, Shared, chain, failed, lock, volumes};
 use crate::cgroup::GroupPath;
@@ -371,14 +372,7 @@ pub(super) async fn exec_sync(
     timeout: Option<Duration>,
 ) -> Result<ExecOutput, RuntimeError> {
     let operation = format!("execute a command in container {}", container.id);
-    let running = matches!(container.state(), ContainerState::Running { .. });
-    let shim = match sandbox.shim() {
-        Some(shim) if running => shim,
-        _ => {
-            let message = format!("container {} is not running", container.id);
-            return Err(RuntimeError::Invalid(message));
-        }
-    };
+    let shim = running_shim(sandbox, container)?;
     let milliseconds = |t: Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1);
     let request = Request::ExecSync(Box::new(ExecSync {
         id: container.id.to_string(),
@@ -399,10 +393,6 @@ pub(super) async fn exec_sync(
             Ok(ExecOutput { exit_code, stdout, stderr })
         }
         Ok(_) => Err(failed(operation, shim::Error::Protocol)),
-        Err(shim::Error::Refused(failure)) if failure.kind == FailureKind::Start => {
-            let exit_code = failure.exit_code.unwrap_or(128);
-            Err(RuntimeError::Start { exit_code, message: failure.message })
-        }
-        Err(error) => Err(failed(operation, error)),
+        Err(error) => Err(refusal(operation, error)),
     }
 }

@@ -38,10 +38,6 @@ pub(super) async fn create(
         Phase::Ready => sandbox.shim().ok_or_else(not_ready)?,
         _ => return Err(not_ready()),
     };
-    if let Some(target) = &config.pid_target {
-        let message = format!("the PID namespace of container {target} cannot be joined yet");
-        return Err(RuntimeError::Invalid(message));
-    }
     let log_path = log_path(&sandbox.config.log_directory, &config.log_path)?;
     let prepared = shared.images.prepare(&config.image).await.map_err(image_failure)?;
     let id = ContainerId::try_from(random_digits(64)).map_err(|e| failed("choose an id", e))?;
@@ -112,6 +108,7 @@ impl Making<'_> {
             user: planned.user,
             cgroup_path: self.sandbox.config.cgroup_path.join(&id),
             stdio: stdio(&config, log_path),
+            pid_target: config.pid_target.as_ref().map(ToString::to_string),
             id,
         };
         let made = ask_create(self.shim, request).await?;

@@ -15,8 +15,10 @@ mod host;
 mod record;
 mod recover;
 mod sandbox;
+mod session;
 mod shim;
 mod spec;
+mod stream;
 mod volumes;
 
 use std::collections::HashMap;
@@ -37,8 +39,8 @@ use crate::cgroup::{GroupPath, Hierarchy};
 use crate::executable::Executable;
 use crate::images::Store;
 use crate::interface::{
-    ContainerConfig, ContainerId, ExecOutput, PodNetwork, Runtime, RuntimeError, RuntimeEvent,
-    SandboxConfig, SandboxId, SandboxStatus, StopSignal,
+    ContainerConfig, ContainerId, Exec, ExecOutput, PodNetwork, Runtime, RuntimeError,
+    RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal, Streams,
 };
 
 pub use self::host::Enforcement;
@@ -252,6 +254,20 @@ impl Runtime for Engine {
         let missing = || RuntimeError::NotFound(format!("sandbox {sandbox}"));
         let sandbox = self.shared.sandbox(sandbox).ok_or_else(missing)?;
         dial::loopback(&sandbox, port).await
+    }
+
+    async fn exec(&self, container: &ContainerId, exec: Exec) -> Result<Session, RuntimeError> {
+        let (sandbox, container) = self.shared.container(container)?;
+        session::exec(&sandbox, &container, exec).await
+    }
+
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        let (sandbox, container) = self.shared.container(container)?;
+        session::attach(&sandbox, &container, streams).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

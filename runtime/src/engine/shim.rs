@@ -4,7 +4,8 @@
 //! `ExecSync` holds up nothing else; events come on one of their own. Every request has a deadline.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_oci::protocol::{
-    Answer, ContainerRecord, Event, Failure, MAX_FRAME_BYTES, Reply, Request,
+    Answer, ContainerRecord, Descriptor, Event, Failure, MAX_FRAME_BYTES, Reply, Request,
 };
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
@@ -34,6 +36,8 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// How many idle connections are kept.
 const MAX_IDLE: usize = 4;
+/// Standard streams and a terminal.
+const MAX_DESCRIPTORS: usize = 4;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -200,6 +204,30 @@ impl Shim {
         }
     }
 
+    /// Opens a session on a connection of its own: the descriptors that came, and its ending.
+    pub(super) async fn open(
+        &self,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<(Vec<(Descriptor, OwnedFd)>, Ending), Error> {
+        let exchange = async {
+            let mut stream = UnixStream::connect(&self.socket).await?;
+            write_frame(&mut stream, request).await?;
+            let (answer, fds) = read_with_descriptors(&mut stream).await?;
+            Ok::<_, io::Error>((stream, answer, fds))
+        };
+        let (stream, answer, fds) = match tokio::time::timeout(patience, exchange).await {
+            Ok(outcome) => outcome.map_err(Error::Lost)?,
+            Err(_) => return Err(Error::Deadline(patience)),
+        };
+        match answer? {
+            Reply::Opened { descriptors } if descriptors.len() == fds.len() => {
+                Ok((descriptors.into_iter().zip(fds).collect(), Ending(stream)))
+            }
+            _ => Err(Error::Protocol),
+        }
+    }
+
     /// Kills the shim's process.
     pub(super) fn kill(&self) {
         // It may have ended by itself.
@@ -208,8 +236,23 @@ impl Shim {
 
     /// Waits for the end of the shim's process.
     pub(super) async fn ended(&self) -> io::Result<()> {
-        let watched = crate::sys::watch_readable(self.process.try_clone()?)?;
+        let watched = crate::sys::watch(self.process.try_clone()?, Interest::READABLE)?;
         watched.readable().await.map(drop)
+    }
+}
+
+/// The end of a session, to be waited for.
+#[derive(Debug)]
+pub(super) struct Ending(UnixStream);
+
+impl Ending {
+    /// Exit code, and the bytes that an attachment missed.
+    pub(super) async fn wait(mut self) -> Result<(i32, u64), Error> {
+        let answer: Answer = read_frame(&mut self.0).await.map_err(Error::Lost)?;
+        match answer? {
+            Reply::Ended { exit_code, dropped_bytes } => Ok((exit_code, dropped_bytes)),
+            _ => Err(Error::Protocol),
+        }
     }
 }
 
@@ -236,12 +279,51 @@ async fn write_frame<T: Serialize>(stream: &mut UnixStream, message: &T) -> io::
 
 async fn read_frame<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
     let length = stream.read_u32_le().await? as usize;
+    read_payload(stream, length).await
+}
+
+async fn read_payload<T: DeserializeOwned>(
+    stream: &mut UnixStream,
+    length: usize,
+) -> io::Result<T> {
     if length > MAX_FRAME_BYTES {
         return Err(io::Error::other("the answer is too long"));
     }
     let mut frame = vec![0; length];
     stream.read_exact(&mut frame).await?;
     Ok(serde_json::from_slice(&frame)?)
+}
+
+/// Reads an answer and the descriptors that come with its first byte.
+async fn read_with_descriptors(stream: &mut UnixStream) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    let mut prefix = [0; 4];
+    let (count, fds) = loop {
+        stream.readable().await?;
+        let received = stream.try_io(Interest::READABLE, || receive(stream, &mut prefix));
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => break outcome?,
+        }
+    };
+    if count == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    stream.read_exact(&mut prefix[count..]).await?;
+    let answer = read_payload(stream, u32::from_le_bytes(prefix) as usize).await?;
+    Ok((answer, fds))
+}
+
+fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let mut slices = [IoSliceMut::new(bytes)];
+    let count = rustix::net::recvmsg(stream, &mut slices, &mut control, flags)?.bytes;
+    let fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    Ok((count, fds.flatten().collect()))
 }
 
 /// Reads the shim's own record of a container.

@@ -21,7 +21,7 @@ impl Watch {
             inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVE;
         let notifier = inotify::init(flags)?;
         inotify::add_watch(&notifier, dir, events)?;
-        Ok(Self(crate::sys::watch_readable(notifier)?))
+        Ok(Self(crate::sys::watch(notifier, tokio::io::Interest::READABLE)?))
     }
 
     /// Returns after a change since the last call, or a little later.

@@ -9,6 +9,7 @@ use rustix::termios::Winsize;
 use super::channel::{self, Message};
 use super::rootfd::RootFd;
 use super::{Doing, Result, console};
+use crate::protocol;
 
 /// Where the standard streams of a process come from.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,8 @@ pub(crate) enum Stdio {
     Output,
     /// Pipes for all three.
     Pipes,
+    /// Pipes where wanted, else the null device.
+    Wanted(protocol::Streams),
     /// Those of the caller.
     Inherited,
     /// A terminal of the container's own devpts; the master comes over the channel.
@@ -51,28 +54,34 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     rustix::pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe")
 }
 
-fn read_null() -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+fn null(access: OFlags) -> Result<OwnedFd> {
+    let flags = access | OFlags::CLOEXEC;
     rustix::fs::open("/dev/null", flags, Mode::empty()).doing(|| "open the null device")
 }
 
 /// Makes what the streams need before the clone.
 pub(super) fn make(stdio: Stdio) -> Result<(Streams, Ends)> {
-    let (child_in, stdin) = match stdio {
-        Stdio::Output => (read_null()?, None),
-        Stdio::Pipes => {
-            let (read, write) = pipe()?;
-            (read, Some(write))
-        }
+    let wanted = match stdio {
+        Stdio::Output => protocol::Streams { stdin: false, stdout: true, stderr: true },
+        Stdio::Pipes => protocol::Streams { stdin: true, stdout: true, stderr: true },
+        Stdio::Wanted(streams) => streams,
         Stdio::Inherited => return Ok((Streams::default(), Ends::Inherited)),
         Stdio::Terminal(size) => return Ok((Streams::default(), Ends::Terminal(size))),
     };
-    let (stdout, child_out) = pipe()?;
-    let (stderr, child_err) = pipe()?;
-    for fd in [&stdout, &stderr].into_iter().chain(stdin.as_ref()) {
+    let (child_in, stdin) = match wanted.stdin {
+        false => (null(OFlags::RDONLY)?, None),
+        true => pipe().map(|(read, write)| (read, Some(write)))?,
+    };
+    let output = |wanted| match wanted {
+        false => null(OFlags::WRONLY).map(|null| (None, null)),
+        true => pipe().map(|(read, write)| (Some(read), write)),
+    };
+    let (stdout, child_out) = output(wanted.stdout)?;
+    let (stderr, child_err) = output(wanted.stderr)?;
+    for fd in [&stdin, &stdout, &stderr].into_iter().flatten() {
         rustix::io::ioctl_fionbio(fd, true).doing(|| "make a pipe non-blocking")?;
     }
-    let ours = Streams { stdin, stdout: Some(stdout), stderr: Some(stderr) };
+    let ours = Streams { stdin, stdout, stderr };
     Ok((ours, Ends::Descriptors(Box::new([child_in, child_out, child_err]))))
 }
 

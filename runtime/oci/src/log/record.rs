@@ -31,6 +31,11 @@ impl Splitter {
         Self { stream, unfinished: Vec::new() }
     }
 
+    /// The stream it cuts.
+    pub(crate) fn stream(&self) -> Stream {
+        self.stream
+    }
+
     /// Calls `emit` with each finished record, all stamped `time`.
     pub(crate) fn push(&mut self, mut output: &[u8], time: &str, mut emit: impl FnMut(&[u8])) {
         let mut record = Vec::with_capacity(256);

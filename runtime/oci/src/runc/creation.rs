@@ -171,6 +171,7 @@ fn request(bundle: &Bundle, process: &Process, wish: &Wish) -> CreateContainer {
         rootfs: Rootfs::Directory(bundle.rootfs.clone()),
         user: user(process),
         cgroup_path: PathBuf::new(),
+        pid_target: None,
         stdio: LoggedStdio {
             log_path: PathBuf::new(),
             log_max_bytes: 0,

@@ -1,16 +1,20 @@
-//! One client: frames in, frames out, bounded.
+//! One client: frames in, frames out, bounded; descriptors only at the front of an answer.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Serialize;
 
 use crate::frame::{self, Decoder};
-use crate::protocol::{Answer, MAX_FRAME_BYTES, Request};
+use crate::protocol::{self, Answer, Failure, MAX_FRAME_BYTES, Request};
 
 /// A client that reads nothing while this much waits for it is dropped.
 const MAX_PENDING_BYTES: usize = 2 * MAX_FRAME_BYTES;
+/// Standard streams and a terminal.
+const MAX_DESCRIPTORS: usize = 4;
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub(super) enum Mode {
     Busy,
     /// Carries events only.
     Subscribed,
+    /// Carries the end of a session only.
+    Session,
 }
 
 /// A connected client.
@@ -65,6 +71,8 @@ impl Connection {
         let mut chunk = [0; 64 << 10];
         match self.stream.read(&mut chunk) {
             Ok(0) => self.closed = true,
+            // Nothing may follow a session's request.
+            Ok(_) if self.mode == Mode::Session => self.closed = true,
             Ok(count) => self.decoder.push(&chunk[..count]),
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -72,13 +80,14 @@ impl Connection {
         }
     }
 
-    /// The next request, when the last one has been answered. Malformed ones end the connection.
-    pub(super) fn next_request(&mut self) -> Option<Request> {
+    /// The next request, when the last one has been answered. A malformed frame ends the connection; a
+    /// whole one that is no known request does not.
+    pub(super) fn next_request(&mut self) -> Option<Result<Request, Failure>> {
         if self.mode != Mode::Idle || self.closed {
             return None;
         }
-        match self.decoder.next_message() {
-            Ok(request) => request,
+        match self.decoder.next_frame() {
+            Ok(frame) => frame.map(|bytes| protocol::parse_request(&bytes)),
             Err(_) => {
                 self.closed = true;
                 None
@@ -92,6 +101,32 @@ impl Connection {
             self.mode = Mode::Idle;
         }
         self.send(answer);
+    }
+
+    /// Answers the present request with descriptors; the connection is a session's from now on. A
+    /// client that has left earlier answers unread gets none and is dropped.
+    pub(super) fn open(&mut self, answer: &Answer, descriptors: &[OwnedFd]) {
+        self.mode = Mode::Session;
+        let Ok(bytes) = frame::encode(answer) else {
+            self.closed = true;
+            return;
+        };
+        if !self.pending.is_empty() || descriptors.len() > MAX_DESCRIPTORS {
+            self.closed = true;
+            return;
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+        if !borrowed.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&borrowed));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match rustix::net::sendmsg(&self.stream, &[IoSlice::new(&bytes)], &mut control, flags) {
+            // The rest, if any, follows without descriptors.
+            Ok(count) => self.pending.extend_from_slice(&bytes[count..]),
+            Err(_) => self.closed = true,
+        }
     }
 
     /// Queues a message and writes what can be written.
@@ -116,6 +151,8 @@ impl Connection {
                 Err(_) => self.closed = true,
             }
         }
+        // A large answer must not be paid for as long as the connection lives.
+        self.pending = Vec::new();
     }
 
     /// Writes the rest, waiting for the client at most a moment: the shim is about to exit.

@@ -11,11 +11,12 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
+use super::attachment::{Attachment, Tap};
 use crate::cgroup::Cgroup;
 use crate::clock;
 use crate::container::plan::ProcessPlan;
 use crate::log::{LogFile, Splitter, Stream};
-use crate::protocol::{ContainerPhase, ContainerRecord, ExitRecord, Failure};
+use crate::protocol::{ContainerPhase, ContainerRecord, Descriptor, ExitRecord, Failure, Streams};
 use crate::seccomp::Program;
 
 /// How long a container's end is held back by processes that do not die.
@@ -47,6 +48,19 @@ impl Output {
     }
 }
 
+/// Standard input of a container.
+#[derive(Debug)]
+pub(super) enum Stdin {
+    /// The null device, or closed.
+    None,
+    /// A pipe held open; each attachment gets a copy.
+    Held(OwnedFd),
+    /// A pipe that the first attachment takes away: its end is the end of the input.
+    Once(OwnedFd),
+    /// The terminal.
+    Terminal,
+}
+
 /// A container.
 #[derive(Debug)]
 pub(super) struct Container {
@@ -55,13 +69,30 @@ pub(super) struct Container {
     pub(super) pidfd: OwnedFd,
     pub(super) channel: Option<OwnedFd>,
     pub(super) gate: Option<OwnedFd>,
-    pub(super) stdin: Option<OwnedFd>,
+    pub(super) is_terminal: bool,
+    pub(super) stdin: Stdin,
+    pub(super) attachments: Vec<Attachment>,
     pub(super) outputs: Vec<Output>,
     pub(super) log: LogFile,
     pub(super) cgroup: Cgroup,
     pub(super) process: ProcessPlan,
     pub(super) home: Option<String>,
     pub(super) filter: Option<Rc<Program>>,
+}
+
+/// What somebody who attaches gets.
+#[derive(Debug, Default)]
+pub(super) struct Opened {
+    pub(super) kinds: Vec<Descriptor>,
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) taps: Vec<Tap>,
+}
+
+impl Opened {
+    fn add(&mut self, kind: Descriptor, descriptor: OwnedFd) {
+        self.kinds.push(kind);
+        self.descriptors.push(descriptor);
+    }
 }
 
 /// Whether more output may come.
@@ -94,7 +125,9 @@ impl Container {
                 let time = clock::rfc3339_nano(clock::now());
                 let log = &mut self.log;
                 output.splitter.push(&chunk[..count], &time, |record| log.append(record));
+                let stream = output.splitter.stream();
                 self.log.flush();
+                self.show(stream, &chunk[..count]);
                 return Flow::More;
             }
             Err(Errno::AGAIN | Errno::INTR) => return Flow::Empty,
@@ -102,6 +135,71 @@ impl Container {
         };
         self.close_output(index);
         flow
+    }
+
+    /// The descriptors for somebody who attaches, and the taps that feed them.
+    pub(super) fn open_streams(&mut self, streams: Streams) -> Result<Opened, Errno> {
+        let mut opened = Opened::default();
+        let terminal = if self.is_terminal { self.outputs.first() } else { None };
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|_| Errno::MFILE);
+        for (wanted, kind, stream) in [
+            (streams.stdout, Descriptor::Stdout, Stream::Stdout),
+            (streams.stderr && !self.is_terminal, Descriptor::Stderr, Stream::Stderr),
+        ] {
+            if wanted {
+                let (tap, reader) = Tap::new(stream)?;
+                opened.add(kind, reader);
+                opened.taps.push(tap);
+            }
+        }
+        if let Some(output) = terminal {
+            opened.add(Descriptor::Terminal, copy(&output.fd)?);
+        }
+        if streams.stdin {
+            match std::mem::replace(&mut self.stdin, Stdin::None) {
+                Stdin::None => {}
+                Stdin::Once(pipe) => opened.add(Descriptor::Stdin, pipe),
+                Stdin::Held(pipe) => {
+                    let given = copy(&pipe);
+                    self.stdin = Stdin::Held(pipe);
+                    opened.add(Descriptor::Stdin, given?);
+                }
+                Stdin::Terminal => {
+                    self.stdin = Stdin::Terminal;
+                    if let Some(output) = terminal {
+                        opened.add(Descriptor::Stdin, copy(&output.fd)?);
+                    }
+                }
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Gives output to those attached.
+    fn show(&mut self, stream: Stream, chunk: &[u8]) {
+        let now = clock::monotonic_ms();
+        let taps = self.attachments.iter_mut().flat_map(|attachment| &mut attachment.taps);
+        for tap in taps.filter(|tap| tap.stream == stream) {
+            tap.offer(chunk, now);
+        }
+    }
+
+    /// Goes on with those attached that hold output back.
+    pub(super) fn advance_taps(&mut self, now_ms: u64) {
+        for tap in self.attachments.iter_mut().flat_map(|attachment| &mut attachment.taps) {
+            if tap.is_holding() {
+                tap.advance(now_ms);
+            }
+        }
+    }
+
+    /// The outputs to be read now: those that nobody attached holds back.
+    pub(super) fn readable_outputs(&self) -> impl Iterator<Item = (usize, &Output)> {
+        let held = |output: &Output| {
+            let stream = Some(output.splitter.stream());
+            self.attachments.iter().any(|attachment| attachment.holds(stream))
+        };
+        self.outputs.iter().enumerate().filter(move |(_, output)| !held(output))
     }
 
     fn close_output(&mut self, index: usize) {
@@ -138,7 +236,7 @@ impl Container {
         self.record.pid = 0;
         self.gate = None;
         self.channel = None;
-        self.stdin = None;
+        self.stdin = Stdin::None;
         self.stage = Stage::Draining { exit, since_ms: clock::monotonic_ms(), start_failure };
     }
 
@@ -146,7 +244,8 @@ impl Container {
     pub(super) fn is_drained(&mut self) -> bool {
         let Stage::Draining { since_ms, .. } = &self.stage else { return false };
         let overdue = clock::monotonic_ms().saturating_sub(*since_ms) > DRAIN_LIMIT_MS;
-        if !overdue && !self.outputs.is_empty() && !self.cgroup.is_empty() {
+        let held = self.attachments.iter().any(|attachment| attachment.holds(None));
+        if !overdue && (held || !self.outputs.is_empty() && !self.cgroup.is_empty()) {
             return false;
         }
         // Nobody of this container writes any more; whoever else holds the pipe is not waited for.
@@ -156,6 +255,9 @@ impl Container {
                 flow = self.read_output(0);
                 if flow != Flow::More {
                     break;
+                }
+                if !overdue && self.attachments.iter().any(|attachment| attachment.holds(None)) {
+                    return false;
                 }
             }
             if flow != Flow::Ended {

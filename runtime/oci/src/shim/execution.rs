@@ -1,4 +1,4 @@
-//! A further process in a container, its output collected.
+//! A further process in a container: its output collected, or its streams given away.
 
 use std::os::fd::OwnedFd;
 
@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::io::Errno;
 
-use crate::protocol::{Answer, Failure, FailureKind, MAX_FRAME_BYTES, Reply};
+use crate::protocol::{Answer, Descriptor, Failure, FailureKind, MAX_FRAME_BYTES, Reply};
 
 /// Both streams together must fit into one frame, encoded.
 const MAX_TOTAL_BYTES: usize = MAX_FRAME_BYTES / 4 * 3 - (64 << 10);
@@ -41,27 +41,75 @@ impl Capture {
     }
 }
 
+/// What an execution is for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// The output is collected, each stream up to the limit; it ends with its client.
+    Collect { captures: [Capture; 2], limit: usize },
+    /// The streams are given away once the command is executed.
+    Session {
+        descriptors: Vec<(Descriptor, OwnedFd)>,
+        /// What its terminal stands for, once the child has made it.
+        of_terminal: Vec<Descriptor>,
+        opened: bool,
+    },
+}
+
 /// A running execution.
 #[derive(Debug)]
 pub(super) struct Execution {
-    /// Whom to answer; absent once the client is gone.
+    /// Whom to answer, if it is still there.
     pub(super) waiting: u64,
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
     pub(super) channel: Option<OwnedFd>,
-    pub(super) captures: [Capture; 2],
-    pub(super) limit: usize,
+    pub(super) purpose: Purpose,
     pub(super) deadline_ms: Option<u64>,
     pub(super) timed_out: bool,
     pub(super) failure: Option<Failure>,
 }
 
 impl Execution {
+    /// The streams being collected that are open.
+    pub(super) fn open_captures(&self) -> impl Iterator<Item = (usize, &OwnedFd)> {
+        let captures = match &self.purpose {
+            Purpose::Collect { captures, .. } => captures.as_slice(),
+            Purpose::Session { .. } => &[],
+        };
+        captures.iter().enumerate().filter_map(|(index, c)| c.fd.as_ref().map(|fd| (index, fd)))
+    }
+
     /// Reads one stream once.
     pub(super) fn read(&mut self, index: usize) -> bool {
-        let other = self.captures[1 - index].bytes.len();
-        let limit = self.limit.min(MAX_TOTAL_BYTES.saturating_sub(other));
-        self.captures[index].read(limit)
+        let Purpose::Collect { captures, limit } = &mut self.purpose else { return false };
+        let other = captures[1 - index].bytes.len();
+        let limit = (*limit).min(MAX_TOTAL_BYTES.saturating_sub(other));
+        captures[index].read(limit)
+    }
+
+    /// Takes the terminal that the child has made.
+    pub(super) fn take_terminal(&mut self, master: &OwnedFd) {
+        let Purpose::Session { descriptors, of_terminal, .. } = &mut self.purpose else { return };
+        if rustix::io::ioctl_fionbio(master, true).is_ok() {
+            let copies = of_terminal.drain(..);
+            descriptors.extend(copies.filter_map(|kind| Some((kind, master.try_clone().ok()?))));
+        }
+    }
+
+    /// Whether its process is through with its client: a session's never is.
+    pub(super) fn ends_with_client(&self) -> bool {
+        matches!(self.purpose, Purpose::Collect { .. })
+    }
+
+    /// The answer with which a session opens, at most once.
+    pub(super) fn opening(&mut self) -> Option<(Answer, Vec<OwnedFd>)> {
+        let Purpose::Session { descriptors, opened, .. } = &mut self.purpose else { return None };
+        if *opened || self.failure.is_some() {
+            return None;
+        }
+        *opened = true;
+        let (kinds, fds) = std::mem::take(descriptors).into_iter().unzip();
+        Some((Ok(Reply::Opened { descriptors: kinds }), fds))
     }
 
     /// The answer once the process has been reaped. What is in the pipes is taken; processes that it
@@ -80,7 +128,12 @@ impl Execution {
                 budget -= 1;
             }
         }
-        let [stdout, stderr] = self.captures.map(|capture| STANDARD.encode(capture.bytes));
-        Ok(Reply::Executed { exit_code, stdout, stderr, timed_out: self.timed_out })
+        match self.purpose {
+            Purpose::Session { .. } => Ok(Reply::Ended { exit_code, dropped_bytes: 0 }),
+            Purpose::Collect { captures, .. } => {
+                let [stdout, stderr] = captures.map(|capture| STANDARD.encode(capture.bytes));
+                Ok(Reply::Executed { exit_code, stdout, stderr, timed_out: self.timed_out })
+            }
+        }
     }
 }

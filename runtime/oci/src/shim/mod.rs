@@ -5,6 +5,7 @@
 //! [`execution`] that of a further process, [`connection`] a client, [`server`] ties them together.
 //! It outlives the agent; containers do not outlive it.
 
+mod attachment;
 mod connection;
 mod container;
 mod execution;

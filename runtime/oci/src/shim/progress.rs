@@ -7,8 +7,9 @@ use rustix::process::WaitOptions;
 
 use super::connection::{Connection, Mode};
 use super::container::{Container, Output, Stage};
+use super::execution::Execution;
 use super::requests::failure;
-use super::server::{Leftover, Server, Token};
+use super::server::{Leftover, Server};
 use super::store;
 use crate::cgroup::{Cgroup, Removal};
 use crate::clock;
@@ -22,9 +23,15 @@ const REMOVAL_LIMIT_MS: u64 = 10_000;
 impl Server {
     /// A client is gone: what it was waiting for alone ends with it.
     pub(super) fn abandon(&mut self, key: u64) {
-        for execution in self.executions.iter().filter(|execution| execution.waiting == key) {
-            // Our unreaped child: the signal cannot reach anybody else.
-            let _ = sys::signal_process(execution.pidfd.as_fd(), libc::SIGKILL);
+        let waiting = |execution: &&Execution| execution.waiting == key;
+        for execution in self.executions.iter().filter(waiting) {
+            if execution.ends_with_client() {
+                // Our unreaped child: the signal cannot reach anybody else.
+                let _ = sys::signal_process(execution.pidfd.as_fd(), libc::SIGKILL);
+            }
+        }
+        for container in self.containers.values_mut() {
+            container.attachments.retain(|attachment| attachment.connection != key);
         }
     }
 
@@ -105,7 +112,11 @@ impl Server {
 
     fn reaped(&mut self, pid: i32, exit_code: i32) {
         if let Some(index) = self.executions.iter().position(|execution| execution.pid == pid) {
-            self.act(Token::ExecutionChannel(index));
+            // What it said last may still be in the channel: a terminal, a failure, the end.
+            for _ in 0..4 {
+                self.hear_execution(index);
+            }
+            self.open_session(index);
             let execution = self.executions.swap_remove(index);
             self.answer(execution.waiting, execution.answer(exit_code));
             return;
@@ -128,6 +139,36 @@ impl Server {
             self.creation_failed(key);
         } else if let Some(container) = self.containers.get_mut(&key) {
             container.reaped(exit_code);
+        }
+    }
+
+    /// Listens to an execution's child.
+    pub(super) fn hear_execution(&mut self, index: usize) {
+        let Some(execution) = self.executions.get_mut(index) else { return };
+        let Some(channel) = &execution.channel else { return };
+        let received = match channel::receive(channel.as_fd()) {
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Ok(Some(received)) => received,
+            Ok(None) | Err(_) => {
+                execution.channel = None;
+                self.open_session(index);
+                return;
+            }
+        };
+        match (received.message, received.descriptor) {
+            (Message::Failed(failure), _) => execution.failure = Some(failure),
+            (Message::Console, Some(master)) => execution.take_terminal(&master),
+            (Message::Console, None) | (Message::Ready { .. }, _) => {}
+        }
+    }
+
+    /// Gives a session's streams away once its command was executed.
+    fn open_session(&mut self, index: usize) {
+        let Some(execution) = self.executions.get_mut(index) else { return };
+        if let Some((answer, descriptors)) = execution.opening()
+            && let Some(connection) = self.connections.get_mut(&execution.waiting)
+        {
+            connection.open(&answer, &descriptors);
         }
     }
 
@@ -187,6 +228,9 @@ impl Server {
         }
         let keys: Vec<u64> = self.containers.keys().copied().collect();
         for key in keys {
+            if let Some(container) = self.containers.get_mut(&key) {
+                container.advance_taps(now);
+            }
             if self.containers.get_mut(&key).is_some_and(Container::is_drained) {
                 self.exited(key);
             }
@@ -236,8 +280,14 @@ impl Server {
             container.record.warnings.push(warning);
         }
         container.record.state = ContainerPhase::Exited(exit.clone());
+        let attachments = std::mem::take(&mut container.attachments);
+        let exit_code = exit.exit_code;
         let event = Event::Exited { id: container.record.id.clone(), exit };
         self.save(key);
+        for attachment in attachments {
+            let dropped_bytes = attachment.dropped_bytes();
+            self.answer(attachment.connection, Ok(Reply::Ended { exit_code, dropped_bytes }));
+        }
         if let Some((waiting, told)) = start_failure {
             let exit_code = told.exit_code.or(Some(128));
             self.answer(waiting, Err(Failure { kind: FailureKind::Start, exit_code, ..told }));

@@ -1,24 +1,28 @@
 //! What each request does. Answers that need time are given by [`super::server`] when it has passed.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use oci_spec::runtime::LinuxSeccomp;
+use rustix::termios::Winsize;
+use rustix::thread::ThreadNameSpaceType;
 
-use super::container::{Container, Stage};
-use super::execution::{Capture, Execution};
+use super::attachment::Attachment;
+use super::container::{Container, Stage, Stdin};
+use super::execution::{Capture, Execution, Purpose};
 use super::server::Server;
 use super::store;
 use crate::cgroup::Cgroup;
 use crate::clock;
-use crate::container::join::{self, Target, Who};
+use crate::container::join::{self, Joined, Target, Who};
 use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
 use crate::container::plan::{self, Plan};
 use crate::container::{Doing, Error, Result};
 use crate::log::LogFile;
 use crate::protocol::{
-    Answer, ContainerPhase, ContainerRecord, CreateContainer, ExecSync, Failure, FailureKind,
-    Reply, Request, ResolvedUser, SignalTarget, VERSION,
+    Answer, Attach, ContainerPhase, ContainerRecord, CreateContainer, Descriptor, Exec, ExecSync,
+    Failure, FailureKind, PidNamespace, Reply, Request, ResolvedUser, SignalTarget, TerminalSize,
+    VERSION,
 };
 use crate::seccomp::{self, Program};
 use crate::sys;
@@ -43,7 +47,9 @@ impl Server {
             Request::Start { id } => self.start(connection, &id),
             Request::Signal { id, signal, target } => Some(self.signal(&id, signal, target)),
             Request::Delete { id } => self.delete(connection, &id),
-            Request::ExecSync(request) => self.exec(connection, &request),
+            Request::ExecSync(request) => self.exec_sync(connection, &request),
+            Request::Exec(request) => self.exec(connection, &request),
+            Request::Attach(request) => self.attach(connection, &request),
             // Taken care of by the server itself.
             Request::Subscribe | Request::Shutdown => None,
         }
@@ -76,7 +82,10 @@ impl Server {
     }
 
     fn try_create(&mut self, connection: u64, request: &CreateContainer) -> Result<Container> {
-        let plan = plan::plan(&self.config, request)?;
+        let mut plan = plan::plan(&self.config, request)?;
+        if request.pid_target.is_some() && self.has_pid_targets() {
+            plan.namespaces &= !(libc::CLONE_NEWPID as u64);
+        }
         let linux = request.spec.linux().as_ref();
         let filter = match linux.and_then(|linux| linux.seccomp().as_ref()) {
             Some(profile) => Some(self.filter(profile)?),
@@ -88,12 +97,7 @@ impl Server {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         let (cgroup, mut warnings) =
             Cgroup::make(&self.config.cgroup_root, &request.cgroup_path, resources)?;
-        let streams = match (stdio.tty, stdio.stdin) {
-            (true, _) => Stdio::Terminal(None),
-            (false, true) => Stdio::Pipes,
-            (false, false) => Stdio::Output,
-        };
-        let launched = match self.launch(&plan, filter.as_deref(), &cgroup, streams, &mut warnings)
+        let launched = match self.launch(&plan, filter.as_deref(), &cgroup, request, &mut warnings)
         {
             Ok(launched) => launched,
             Err(error) => {
@@ -115,7 +119,14 @@ impl Server {
             pidfd: launched.pidfd,
             channel: Some(launched.channel),
             gate: launched.gate,
-            stdin: launched.streams.stdin,
+            is_terminal: stdio.tty,
+            stdin: match launched.streams.stdin {
+                Some(pipe) if stdio.stdin_once => Stdin::Once(pipe),
+                Some(pipe) => Stdin::Held(pipe),
+                None if stdio.stdin && stdio.tty => Stdin::Terminal,
+                None => Stdin::None,
+            },
+            attachments: Vec::new(),
             outputs: Vec::new(),
             log,
             cgroup,
@@ -132,7 +143,7 @@ impl Server {
         plan: &Plan,
         filter: Option<&Program>,
         cgroup: &Cgroup,
-        stdio: Stdio,
+        request: &CreateContainer,
         warnings: &mut Vec<String>,
     ) -> Result<Launched> {
         let procfs = self.sandbox().procfs();
@@ -143,7 +154,20 @@ impl Server {
             filter,
             listener: None,
         };
-        let launched = launch::launch(plan, &environment, cgroup.as_fd(), stdio)?;
+        let stdio = match (request.stdio.tty, request.stdio.stdin) {
+            (true, _) => Stdio::Terminal(None),
+            (false, true) => Stdio::Pipes,
+            (false, false) => Stdio::Output,
+        };
+        let target = request.pid_target.as_deref().filter(|_| self.has_pid_targets());
+        if let Some(target) = target {
+            self.enter_pid_namespace(target)?;
+        }
+        let launched = launch::launch(plan, &environment, cgroup.as_fd(), stdio);
+        if target.is_some() {
+            self.sandbox().return_to_pid_namespace()?;
+        }
+        let launched = launched?;
         if let Some(score) = plan.process.oom_score_adj {
             match launch::adjust_oom_score(procfs, launched.pid, score) {
                 Ok(warning) => warnings.extend(warning),
@@ -155,6 +179,22 @@ impl Server {
             }
         }
         Ok(launched)
+    }
+
+    /// Whether containers have PID namespaces of their own, which others could join.
+    fn has_pid_targets(&self) -> bool {
+        self.config.pid == PidNamespace::Container
+    }
+
+    /// Lets the next child be born into the PID namespace of a running container.
+    fn enter_pid_namespace(&self, target: &str) -> Result<()> {
+        let running = |c: &&Container| c.record.id == target && matches!(c.stage, Stage::Running);
+        let container = self.containers.values().find(running).ok_or_else(|| {
+            Error::invalid("pid_target", format!("container {target} is not running"))
+        })?;
+        let kind = ThreadNameSpaceType::PROCESS_ID;
+        rustix::thread::move_into_thread_name_spaces(container.pidfd.as_fd(), kind)
+            .doing(|| format!("enter the PID namespace of container {target}"))
     }
 
     fn filter(&mut self, profile: &LinuxSeccomp) -> Result<Rc<Program>> {
@@ -218,27 +258,114 @@ impl Server {
         None
     }
 
-    fn exec(&mut self, connection: u64, request: &ExecSync) -> Option<Answer> {
-        match self.try_exec(connection, request) {
-            Ok(execution) => {
-                self.executions.push(execution);
+    fn exec_sync(&mut self, connection: u64, request: &ExecSync) -> Option<Answer> {
+        let joined = match self.join(&request.id, &request.args, Stdio::Output) {
+            Ok(joined) => joined,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let captures = [Capture::new(joined.streams.stdout), Capture::new(joined.streams.stderr)];
+        let limit = usize::try_from(request.output_limit_bytes).unwrap_or(usize::MAX);
+        self.executions.push(Execution {
+            waiting: connection,
+            pid: joined.pid,
+            pidfd: joined.pidfd,
+            channel: Some(joined.channel),
+            purpose: Purpose::Collect { captures, limit },
+            deadline_ms: request.timeout_ms.map(|ms| clock::monotonic_ms().saturating_add(ms)),
+            timed_out: false,
+            failure: None,
+        });
+        None
+    }
+
+    fn exec(&mut self, connection: u64, request: &Exec) -> Option<Answer> {
+        let stdio = match request.tty {
+            true => Stdio::Terminal(request.size.map(window)),
+            false => Stdio::Wanted(request.streams),
+        };
+        let joined = match self.join(&request.id, &request.args, stdio) {
+            Ok(joined) => joined,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let streams = joined.streams;
+        let wanted = [
+            (Descriptor::Stdin, request.streams.stdin, streams.stdin),
+            (Descriptor::Stdout, request.streams.stdout, streams.stdout),
+            (Descriptor::Stderr, request.streams.stderr, streams.stderr),
+        ];
+        let mut descriptors = Vec::new();
+        let mut of_terminal = Vec::new();
+        for (kind, wanted, pipe) in wanted {
+            match pipe {
+                Some(fd) => descriptors.push((kind, fd)),
+                None if wanted && request.tty && kind != Descriptor::Stderr => {
+                    of_terminal.push(kind);
+                }
+                None => {}
+            }
+        }
+        if request.tty {
+            of_terminal.push(Descriptor::Terminal);
+        }
+        self.executions.push(Execution {
+            waiting: connection,
+            pid: joined.pid,
+            pidfd: joined.pidfd,
+            channel: Some(joined.channel),
+            purpose: Purpose::Session { descriptors, of_terminal, opened: false },
+            deadline_ms: None,
+            timed_out: false,
+            failure: None,
+        });
+        None
+    }
+
+    fn attach(&mut self, connection: u64, request: &Attach) -> Option<Answer> {
+        match self.try_attach(connection, request) {
+            Ok((answer, descriptors)) => {
+                if let Some(connection) = self.connections.get_mut(&connection) {
+                    connection.open(&answer, &descriptors);
+                }
                 None
             }
             Err(failure) => Some(Err(failure)),
         }
     }
 
-    fn try_exec(&mut self, connection: u64, request: &ExecSync) -> Result<Execution, Failure> {
-        let Some(container) = self.find(&request.id) else { return Err(not_found(&request.id)) };
-        if !matches!(container.stage, Stage::Running) {
-            let message = format!("container {} is not running", request.id);
-            return Err(failure(FailureKind::State, message));
+    fn try_attach(
+        &mut self,
+        connection: u64,
+        request: &Attach,
+    ) -> Result<(Answer, Vec<OwnedFd>), Failure> {
+        let container = self.running(&request.id)?;
+        let opened = container
+            .open_streams(request.streams)
+            .map_err(|error| failure(FailureKind::Host, format!("open streams: {error}")))?;
+        container.attachments.push(Attachment { connection, taps: opened.taps });
+        Ok((Ok(Reply::Opened { descriptors: opened.kinds }), opened.descriptors))
+    }
+
+    /// A container that must be running.
+    fn running(&mut self, id: &str) -> Result<&mut Container, Failure> {
+        let Some(container) = self.find(id) else { return Err(not_found(id)) };
+        match container.stage {
+            Stage::Running => Ok(container),
+            _ => Err(failure(FailureKind::State, format!("container {id} is not running"))),
         }
-        if request.args.is_empty() || request.args.iter().any(|text| text.contains('\0')) {
+    }
+
+    /// Clones a further process into a running container.
+    fn join(&mut self, id: &str, arguments: &[String], stdio: Stdio) -> Result<Joined, Failure> {
+        let container = self.running(id)?;
+        if arguments.is_empty() || arguments.iter().any(|text| text.contains('\0')) {
             return Err(failure(FailureKind::Invalid, "the command is empty or holds a NUL byte"));
         }
         let mut process = container.process.clone();
-        process.arguments.clone_from(&request.args);
+        process.arguments = arguments.to_owned();
+        let has_type = process.environment.iter().any(|variable| variable.starts_with("TERM="));
+        if matches!(stdio, Stdio::Terminal(_)) && !has_type {
+            process.environment.push("TERM=xterm".to_owned());
+        }
         let score = process.oom_score_adj;
         let (init, cgroup) =
             (container.pidfd.try_clone(), container.cgroup.as_fd().try_clone_to_owned());
@@ -251,7 +378,7 @@ impl Server {
             cgroup: cgroup.as_fd(),
             own_pid_namespace: Some(self.sandbox().pid_namespace()),
             keeper: Keeper::Shim,
-            stdio: Stdio::Output,
+            stdio,
             identity: Who::Known { user: &user, home: home.as_deref() },
             filter: filter.as_deref(),
         };
@@ -261,18 +388,12 @@ impl Server {
             // Refusals were told when the container was made.
             let _ = launch::adjust_oom_score(self.sandbox().procfs(), joined.pid, score);
         }
-        Ok(Execution {
-            waiting: connection,
-            pid: joined.pid,
-            pidfd: joined.pidfd,
-            channel: Some(joined.channel),
-            captures: [Capture::new(joined.streams.stdout), Capture::new(joined.streams.stderr)],
-            limit: usize::try_from(request.output_limit_bytes).unwrap_or(usize::MAX),
-            deadline_ms: request.timeout_ms.map(|ms| clock::monotonic_ms().saturating_add(ms)),
-            timed_out: false,
-            failure: None,
-        })
+        Ok(joined)
     }
+}
+
+fn window(size: TerminalSize) -> Winsize {
+    Winsize { ws_col: size.columns, ws_row: size.rows, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 /// Signals a process of a cgroup by pidfd; one that is gone meanwhile needs none.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
-use rustix::thread::{ThreadNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
 
 use crate::container::sysctl;
 use crate::container::{Doing, Result, empty_root};
@@ -83,6 +83,13 @@ impl Sandbox {
     /// The PID namespace that children are born into.
     pub(super) fn pid_namespace(&self) -> BorrowedFd<'_> {
         self.pid_namespace.as_fd()
+    }
+
+    /// Lets further children be born into the sandbox's PID namespace again.
+    pub(super) fn return_to_pid_namespace(&self) -> Result<()> {
+        let kind = Some(LinkNameSpaceType::ProcessID);
+        move_into_link_name_space(self.pid_namespace.as_fd(), kind)
+            .doing(|| "return to the sandbox's PID namespace")
     }
 
     /// Kills the reaper and unpins the namespaces.

@@ -10,6 +10,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
+use super::attachment::Tap;
 use super::connection::{Connection, Mode};
 use super::container::{Container, Stage};
 use super::execution::Execution;
@@ -17,14 +18,16 @@ use super::requests::failure;
 use super::sandbox::Sandbox;
 use crate::cgroup::Cgroup;
 use crate::clock;
-use crate::container::channel::{self, Message};
 use crate::container::{Doing, Result};
-use crate::protocol::{Answer, ContainerPhase, Event, FailureKind, Reply, Request, ShimConfig};
+use crate::protocol::{
+    Answer, ContainerPhase, Event, Failure, FailureKind, Reply, Request, ShimConfig,
+};
 use crate::seccomp::Program;
 use crate::sys;
 
 const RETRY_MS: u64 = 2;
-const MAX_CONNECTIONS: usize = 64;
+/// Each session holds one.
+const MAX_CONNECTIONS: usize = 400;
 
 /// What became ready.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +37,7 @@ pub(super) enum Token {
     Connection(u64),
     Channel(u64),
     Output(u64, usize),
+    Taps(u64),
     ExecutionChannel(usize),
     Capture(usize, usize),
 }
@@ -147,9 +151,14 @@ impl Server {
                 tokens.push(Token::Channel(*key));
                 fds.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
             }
-            for (index, output) in container.outputs.iter().enumerate() {
+            for (index, output) in container.readable_outputs() {
                 tokens.push(Token::Output(*key, index));
                 fds.push(PollFd::from_borrowed_fd(output.fd.as_fd(), PollFlags::IN));
+            }
+            let taps = container.attachments.iter().flat_map(|attachment| &attachment.taps);
+            for tap in taps.filter(|tap| tap.is_holding()) {
+                tokens.push(Token::Taps(*key));
+                fds.push(PollFd::from_borrowed_fd(tap.as_fd(), PollFlags::OUT));
             }
         }
         for (index, execution) in self.executions.iter().enumerate() {
@@ -157,11 +166,9 @@ impl Server {
                 tokens.push(Token::ExecutionChannel(index));
                 fds.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
             }
-            for (stream, capture) in execution.captures.iter().enumerate() {
-                if let Some(fd) = &capture.fd {
-                    tokens.push(Token::Capture(index, stream));
-                    fds.push(PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
-                }
+            for (stream, fd) in execution.open_captures() {
+                tokens.push(Token::Capture(index, stream));
+                fds.push(PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
             }
         }
         match rustix::event::poll(&mut fds, self.timeout().as_ref()) {
@@ -179,7 +186,13 @@ impl Server {
         let retry = (draining || !self.leftovers.is_empty()).then_some(RETRY_MS);
         let deadlines =
             self.executions.iter().filter(|e| !e.timed_out).filter_map(|e| e.deadline_ms);
-        let until = deadlines.map(|deadline| deadline.saturating_sub(now)).chain(retry).min()?;
+        let taps = self.containers.values().flat_map(|container| &container.attachments);
+        let taps = taps.flat_map(|attachment| &attachment.taps).filter_map(Tap::deadline_ms);
+        let until = deadlines
+            .chain(taps)
+            .map(|deadline| deadline.saturating_sub(now))
+            .chain(retry)
+            .min()?;
         Some(Timespec {
             tv_sec: i64::try_from(until / 1000).unwrap_or(i64::MAX),
             tv_nsec: (until % 1000 * 1_000_000) as i64,
@@ -210,19 +223,13 @@ impl Server {
                     container.read_output(index);
                 }
             }
-            Token::ExecutionChannel(index) => {
-                let Some(execution) = self.executions.get_mut(index) else { return };
-                let Some(channel) = &execution.channel else { return };
-                match channel::receive(channel.as_fd()) {
-                    Err(Errno::AGAIN | Errno::INTR) => {}
-                    Ok(Some(received)) => {
-                        if let Message::Failed(failure) = received.message {
-                            execution.failure = Some(failure);
-                        }
-                    }
-                    Ok(None) | Err(_) => execution.channel = None,
+            Token::Taps(key) => {
+                let now = clock::monotonic_ms();
+                if let Some(container) = self.containers.get_mut(&key) {
+                    container.advance_taps(now);
                 }
             }
+            Token::ExecutionChannel(index) => self.hear_execution(index),
             Token::Capture(index, stream) => {
                 if let Some(execution) = self.executions.get_mut(index) {
                     execution.read(stream);
@@ -258,21 +265,22 @@ impl Server {
         }
     }
 
-    fn serve_request(&mut self, key: u64, request: Request) {
+    fn serve_request(&mut self, key: u64, request: Result<Request, Failure>) {
         let mode = match request {
-            Request::Subscribe => Mode::Subscribed,
+            Ok(Request::Subscribe) => Mode::Subscribed,
             _ => Mode::Busy,
         };
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.mode = mode;
         }
         match request {
-            Request::Subscribe => self.subscribe(key),
-            Request::Shutdown => self.shut_down(key),
+            Ok(Request::Subscribe) => self.subscribe(key),
+            Ok(Request::Shutdown) => self.shut_down(key),
+            Err(failure) => self.answer(key, Err(failure)),
             _ if self.shutdown.is_some() => {
                 self.answer(key, Err(failure(FailureKind::State, "the shim is shutting down")));
             }
-            request => {
+            Ok(request) => {
                 if let Some(answer) = self.carry_out(key, request) {
                     self.answer(key, answer);
                 }
