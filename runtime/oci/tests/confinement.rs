@@ -325,8 +325,8 @@ fn what_the_host_cannot_enforce_is_told_and_what_berth_does_not_offer_is_refused
     let denied = text.contains("/tmp/kmsg: Operation not permitted");
     assert_eq!(denied, !has("bpf(2)"), "{text} {:?}", record.warnings);
     for (path, value, field) in [
-        ("uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.uidMappings"),
-        ("namespaces", json!([{"type": "user"}]), "linux.namespaces: user"),
+        ("uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.gidMappings"),
+        ("namespaces", json!([{"type": "user"}]), "linux.uidMappings"),
         ("rootfsPropagation", json!("sideways"), "linux.rootfsPropagation"),
     ] {
         let mut request = shim.container("x", &["/bin/true"]);

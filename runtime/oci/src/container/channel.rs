@@ -26,6 +26,10 @@ pub(crate) enum Message {
     Ready { user: ResolvedUser, home: Option<String>, warnings: Vec<String> },
     /// It failed and exits.
     Failed(Failure),
+    /// The sender is in a new user namespace and waits until its ids are mapped.
+    Mappings,
+    /// The sender's sibling, whose pidfd comes with it, is the container's first process and waits.
+    Child,
 }
 
 /// A received message, with the descriptor that came along.
@@ -57,6 +61,38 @@ pub(crate) fn send(
     rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
         .doing(|| "report to the shim")?;
     Ok(())
+}
+
+/// Waits for the next message; `None` at the end.
+pub(crate) fn wait(socket: BorrowedFd<'_>) -> Result<Option<Received>, Errno> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        match receive(socket) {
+            Err(Errno::AGAIN) => {
+                let mut waiting = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+                rustix::io::retry_on_intr(|| poll(&mut waiting, None))?;
+            }
+            Err(Errno::INTR) => {}
+            received => return received,
+        }
+    }
+}
+
+/// Lets a child that waits for it go on.
+pub(crate) fn release(socket: BorrowedFd<'_>) -> Result<()> {
+    rustix::net::send(socket, b"r", SendFlags::NOSIGNAL)
+        .map(drop)
+        .doing(|| "release the process of a new container")
+}
+
+/// The child's side of [`release`]; exits when the keeper is gone.
+pub(super) fn await_release(socket: BorrowedFd<'_>) -> Result<()> {
+    let mut byte = [0; 1];
+    let read = || rustix::io::read(socket, &mut byte[..]);
+    match rustix::io::retry_on_intr(read).doing(|| "wait for the keeper")? {
+        0 => crate::sys::exit_now(1),
+        _ => Ok(()),
+    }
 }
 
 /// Takes the next message: `Ok(None)` at the end, `EAGAIN` when there is none yet.

@@ -1,20 +1,25 @@
 //! What a container's first process does from its clone to the command.
 //!
 //! ```text
-//! clone3 ─ harden ─ join namespaces ─ cut mounts off ─ open bind sources ─ make root ─ attach
+//! clone3 ─ harden ─ join namespaces ─ cut mounts off ─ open what the host has ─ attach the root
 //!   ─ resolve user ─ mounts ─ devices ─ terminal ─ sysctls ─ read-only and masked paths
-//!   ─ pivot ─ host name ─ [`super::process`]
+//!   ─ hooks ─ pivot ─ host name ─ [`super::process`]
 //! ```
-//! It copies the shim's memory and is single-threaded as the shim is, so ordinary code may run here.
+//! It copies the keeper's memory and is single-threaded as the keeper is, so ordinary code may run
+//! here. With a user namespace the first four steps are those of [`super::stage`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::Mode;
-use rustix::thread::move_into_link_name_space;
+use oci_spec::runtime::LinuxNamespaceType;
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::host::Host;
 use super::plan::Plan;
 use super::process::{self, Execution, Gate, Keeper};
-use super::{Doing, Result, devices, masks, mounts, rootfs, stdio, sysctl};
+use super::rootfd::RootFd;
+use super::{Doing, Error, Result, devices, idmap, masks, mounts, rootfs, stdio, sysctl};
 use crate::seccomp::Program;
 use crate::sys::{self, MountAttributes};
 
@@ -41,36 +46,51 @@ pub(super) struct Ends {
 
 /// Becomes the container.
 pub(super) fn run(plan: &Plan, environment: &Environment<'_>, ends: Ends) -> ! {
-    let Err(error) = set_up(plan, environment, &ends);
+    let Err(error) = run_directly(plan, environment, &ends);
     process::fail(ends.channel.as_fd(), error)
 }
 
-fn set_up(
+fn run_directly(
     plan: &Plan,
     environment: &Environment<'_>,
     ends: &Ends,
 ) -> Result<std::convert::Infallible> {
     process::harden(environment.keeper)?;
-    enter_namespaces(plan, environment)?;
+    let joined = enter_namespaces(plan, environment)?;
+    let host = Host::open(plan, environment.procfs)?;
+    enter_mounts(&joined)?;
+    set_up(plan, environment, ends, host)
+}
+
+/// All that is done in the container's own namespaces.
+pub(super) fn set_up(
+    plan: &Plan,
+    environment: &Environment<'_>,
+    ends: &Ends,
+    host: Host,
+) -> Result<std::convert::Infallible> {
+    if plan.namespaces.own_cgroup {
+        // Not at the clone: its root would be the keeper's cgroup.
+        sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace")?;
+    }
     rustix::process::setsid().doing(|| "make a session")?;
     rustix::process::umask(Mode::empty());
-    rootfs::cut_off(plan.root_propagation)?;
-    let null = masks::open_null()?;
-    let sources = mounts::open_sources(&plan.mounts)?;
-    let root = rootfs::attach(rootfs::make(&plan.rootfs, environment.procfs)?)?;
+    let root = rootfs::attach(host.rootfs)?;
     let identity = process::resolve_user(&root, &plan.user)?;
-    for (mount, source) in plan.mounts.iter().zip(sources) {
+    for (mount, source) in plan.mounts.iter().zip(host.sources) {
         mounts::attach(&root, mount, source)?;
     }
-    if let Some(list) = &plan.devices {
-        devices::make(&root, list)?;
+    match (&plan.devices, &host.devices) {
+        (Some(list), Some(nodes)) => devices::bind(&root, list, nodes)?,
+        (Some(list), None) => devices::make(&root, list)?,
+        (None, _) => {}
     }
     ends.stdio.connect(&root, stdio::Place::Console, ends.channel.as_fd())?;
     for one in &plan.sysctls {
         sysctl::write(environment.procfs, one)?;
     }
     masks::protect(&root, &plan.read_only)?;
-    masks::mask(&root, &plan.masked, &null)?;
+    masks::mask(&root, &plan.masked, &host.null)?;
     finish_root(plan, root)?;
     let execution = Execution {
         plan: &plan.process,
@@ -89,24 +109,81 @@ fn set_up(
     process::execute(execution)
 }
 
-fn enter_namespaces(plan: &Plan, environment: &Environment<'_>) -> Result<()> {
+/// Opens a namespace by its path on the host.
+pub(super) fn open_namespace(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty())
+        .doing(|| format!("linux.namespaces: open {}", path.display()))
+}
+
+/// Enters the sandbox's namespaces and those of paths. A mount namespace is only returned: before it
+/// is entered, what the host has must have been opened.
+pub(super) fn enter_namespaces(
+    plan: &Plan,
+    environment: &Environment<'_>,
+) -> Result<Option<OwnedFd>> {
     for namespace in &environment.namespaces {
         move_into_link_name_space(*namespace, None).doing(|| "enter a namespace of the sandbox")?;
     }
-    for path in &plan.join {
-        let operation = || format!("enter namespace {}", path.display());
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-        let file = rustix::fs::open(path, flags, Mode::empty()).doing(operation)?;
-        move_into_link_name_space(file.as_fd(), None).doing(operation)?;
+    let mut mount = None;
+    for join in &plan.namespaces.join {
+        let namespace = open_namespace(&join.path)?;
+        refuse_own(plan, environment, (join.kind, &namespace))?;
+        if join.kind == LinuxNamespaceType::Mount {
+            mount = Some(namespace);
+            continue;
+        }
+        move_into_link_name_space(namespace.as_fd(), Some(link_type(join.kind)))
+            .doing(|| format!("linux.namespaces: enter {}", join.path.display()))?;
     }
-    if plan.own_cgroup_namespace {
-        // Not at the clone: its root would be the shim's cgroup.
-        sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace")?;
+    Ok(mount)
+}
+
+/// What the file of a namespace must be.
+fn link_type(kind: LinuxNamespaceType) -> LinkNameSpaceType {
+    use LinuxNamespaceType as N;
+    match kind {
+        N::Mount => LinkNameSpaceType::Mount,
+        N::Cgroup => LinkNameSpaceType::ControlGroup,
+        N::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        N::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        N::User => LinkNameSpaceType::User,
+        N::Pid => LinkNameSpaceType::ProcessID,
+        N::Network => LinkNameSpaceType::Network,
+        N::Time => LinkNameSpaceType::Time,
+    }
+}
+
+/// Enters a mount namespace of a path.
+pub(super) fn enter_mounts(namespace: &Option<OwnedFd>) -> Result<()> {
+    match namespace {
+        Some(namespace) => move_into_link_name_space(namespace.as_fd(), None)
+            .doing(|| "linux.namespaces: enter the mount namespace"),
+        None => Ok(()),
+    }
+}
+
+/// A sysctl must not reach the host by way of a path that names the host's own namespace.
+fn refuse_own(
+    plan: &Plan,
+    environment: &Environment<'_>,
+    (kind, namespace): (LinuxNamespaceType, &OwnedFd),
+) -> Result<()> {
+    let Some(sysctl) = plan.sysctls.iter().find(|one| one.namespace() == Some(kind)) else {
+        return Ok(());
+    };
+    let operation = || "compare namespaces";
+    let own = format!("{}/ns/{kind}", idmap::own_pid(environment.procfs)?);
+    let own = rustix::fs::statat(environment.procfs, own, rustix::fs::AtFlags::empty());
+    let (own, other) = (own.doing(operation)?, rustix::fs::fstat(namespace).doing(operation)?);
+    if (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino) {
+        let reason = "the namespace of the path is the host's own";
+        return Err(Error::invalid(format!("sysctl {}", sysctl.name()), reason));
     }
     Ok(())
 }
 
-fn finish_root(plan: &Plan, root: super::rootfd::RootFd) -> Result<()> {
+fn finish_root(plan: &Plan, root: RootFd) -> Result<()> {
     if plan.root_read_only {
         let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
         sys::set_mount_attributes(root.as_fd(), read_only).doing(|| "make the root read-only")?;

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::plan::ProcessPlan;
@@ -72,13 +73,7 @@ fn enter(
     streams: &Ends,
 ) -> Result<std::convert::Infallible> {
     process::harden(target.keeper)?;
-    let all = ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::CONTROL_GROUP
-        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::NETWORK;
-    rustix::thread::move_into_thread_name_spaces(target.init, all)
-        .doing(|| "enter the container's namespaces")?;
+    enter_namespaces(target.init)?;
     rustix::process::setsid().doing(|| "make a session")?;
     let root = RootFd::from(rootfs::open_root()?);
     streams.connect(&root, stdio::Place::Elsewhere, channel.as_fd())?;
@@ -101,4 +96,25 @@ fn enter(
         warnings: Vec::new(),
     };
     process::execute(execution)
+}
+
+/// Enters the namespaces of a process. Which of them are others than one's own only the kernel knows:
+/// it refuses to enter the user namespace one is in, and older kernels know no time namespaces.
+fn enter_namespaces(process: BorrowedFd<'_>) -> Result<()> {
+    let all = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::CONTROL_GROUP
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::NETWORK;
+    let user = ThreadNameSpaceType::USER;
+    let time = ThreadNameSpaceType::TIME;
+    let attempts = [all | user | time, all | time, all | user, all];
+    let last = attempts.len() - 1;
+    for (index, namespaces) in attempts.into_iter().enumerate() {
+        match rustix::thread::move_into_thread_name_spaces(process, namespaces) {
+            Err(Errno::INVAL) if index < last => {}
+            result => return result.doing(|| "enter the container's namespaces"),
+        }
+    }
+    Ok(())
 }

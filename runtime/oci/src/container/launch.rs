@@ -10,7 +10,7 @@ use super::child::{self, Ends};
 use super::plan::Plan;
 pub(crate) use super::process::Keeper;
 pub(crate) use super::stdio::{Stdio, Streams};
-use super::{Doing, Result, channel, stdio};
+use super::{Doing, Result, channel, stage, stdio};
 use crate::sys::{self, CloneFlags, Cloned};
 
 /// A cloned child and the keeper's ends.
@@ -40,7 +40,12 @@ pub(crate) fn launch(
         }
     };
     let (streams, child_stdio) = stdio::make(stdio)?;
-    let flags = CloneFlags { namespaces: plan.namespaces, cgroup: Some(cgroup) };
+    if plan.namespaces.needs_stage() {
+        let ends = Ends { channel: child_channel, gate: child_gate, stdio: child_stdio };
+        let (channel, pid, pidfd) = stage::launch(plan, environment, cgroup, channel, ends)?;
+        return Ok(Launched { pid, pidfd, channel, gate, streams });
+    }
+    let flags = CloneFlags { namespaces: plan.namespaces.create, cgroup: Some(cgroup) };
     match sys::clone3(&flags).doing(|| "clone a process into its cgroup")? {
         Cloned::Child => {
             drop((channel, gate, streams));

@@ -15,7 +15,7 @@ use super::rootfd::{RootFd, file_type};
 use super::{Doing, Result};
 use crate::sys::{self, MountAttributes};
 
-/// The host's null device, opened before the pivot.
+/// The host's null device as a mount that is attached nowhere yet, verified.
 pub(super) fn open_null() -> Result<OwnedFd> {
     let operation = || "open the null device";
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -23,7 +23,10 @@ pub(super) fn open_null() -> Result<OwnedFd> {
     let stat = rustix::fs::fstat(&null).doing(operation)?;
     let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
         && stat.st_rdev == rustix::fs::makedev(1, 3);
-    if is_null { Ok(null) } else { Err(Errno::NODEV).doing(operation) }
+    match is_null {
+        true => copy(null.as_fd(), OpenTreeFlags::empty()).doing(operation),
+        false => Err(Errno::NODEV).doing(operation),
+    }
 }
 
 /// Makes paths read-only.
@@ -41,26 +44,31 @@ pub(super) fn protect(root: &RootFd, paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Hides paths.
+/// Hides paths. A cover is moved onto the first of them; the others get copies of it there.
 pub(super) fn mask(root: &RootFd, paths: &[PathBuf], null: &OwnedFd) -> Result<()> {
     let mut empty: Option<OwnedFd> = None;
+    let mut null_is_attached = false;
     for path in paths {
         let operation = || format!("mask {}", path.display());
         let Some(place) = existing(root, path).doing(operation)? else {
             continue;
         };
         let is_directory = file_type(place.as_fd()).doing(operation)? == FileType::Directory;
-        let cover = match (is_directory, &empty) {
-            (false, _) => copy(null.as_fd(), OpenTreeFlags::empty()).doing(operation)?,
-            (true, Some(first)) => copy(first.as_fd(), OpenTreeFlags::empty()).doing(operation)?,
-            (true, None) => {
-                let made = empty_directory().doing(operation)?;
-                move_onto(made.as_fd(), place.as_fd()).doing(operation)?;
-                empty = Some(made);
-                continue;
-            }
+        let attached = match (is_directory, &empty) {
+            (false, _) => null_is_attached.then_some(null),
+            (true, first) => first.as_ref(),
         };
-        move_onto(cover.as_fd(), place.as_fd()).doing(operation)?;
+        if let Some(first) = attached {
+            let cover = copy(first.as_fd(), OpenTreeFlags::empty()).doing(operation)?;
+            move_onto(cover.as_fd(), place.as_fd()).doing(operation)?;
+        } else if is_directory {
+            let made = empty_directory().doing(operation)?;
+            move_onto(made.as_fd(), place.as_fd()).doing(operation)?;
+            empty = Some(made);
+        } else {
+            move_onto(null.as_fd(), place.as_fd()).doing(operation)?;
+            null_is_attached = true;
+        }
     }
     Ok(())
 }

@@ -9,20 +9,26 @@ pub(crate) mod channel;
 mod child;
 mod command;
 mod console;
+mod copy_up;
 mod credentials;
 mod devices;
 pub(crate) mod empty_root;
+mod host;
 pub(crate) mod identity;
+mod idmap;
 pub(crate) mod join;
 pub(crate) mod launch;
 mod masks;
 mod mount_options;
+mod mount_plan;
 mod mounts;
+pub(crate) mod namespaces;
 mod overlay;
 pub(crate) mod plan;
 mod process;
 pub(crate) mod rootfd;
 mod rootfs;
+mod stage;
 mod stdio;
 pub(crate) mod sysctl;
 
@@ -45,6 +51,9 @@ pub(crate) enum Error {
     /// systemd refused an operation, or did not answer.
     #[error("{operation}: {source}")]
     Bus { operation: String, source: crate::dbus::Error },
+    /// A child said why.
+    #[error("{0}")]
+    Told(Failure),
     /// The seccomp profile cannot be honoured.
     #[error(transparent)]
     Seccomp(#[from] crate::seccomp::Error),
@@ -58,6 +67,7 @@ impl Error {
     /// The failure as the agent is told it; `otherwise` classes what the kernel refused.
     pub(crate) fn into_failure(self, otherwise: FailureKind) -> Failure {
         let (kind, exit_code) = match &self {
+            Self::Told(failure) => return failure.clone(),
             Self::System { .. } | Self::Bus { .. } => (otherwise, None),
             Self::Invalid { .. } | Self::Seccomp(_) => (FailureKind::Invalid, None),
             Self::Command { exit_code, .. } => (FailureKind::Start, Some(*exit_code)),

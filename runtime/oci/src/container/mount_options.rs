@@ -14,6 +14,17 @@ pub(crate) enum Source {
     Bind,
     /// The source path's mount with all below it.
     BindTree,
+    /// What is mounted at the destination already, changed.
+    Present,
+}
+
+/// Which ids of a mount are mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdMap {
+    /// Those of the mount itself.
+    Mount,
+    /// Those of all below it too.
+    Tree,
 }
 
 /// A mount's parsed options.
@@ -28,6 +39,9 @@ pub(crate) struct Options {
     pub(crate) propagation: Vec<MountAttributes>,
     /// What the file system itself reads: a flag, or a key and a value.
     pub(crate) data: Vec<(String, Option<String>)>,
+    pub(crate) id_map: Option<IdMap>,
+    /// What the destination holds is copied into the new file system.
+    pub(crate) copies_up: bool,
 }
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
@@ -92,7 +106,10 @@ pub(crate) fn parse(field: &str, options: &[String]) -> Result<Options> {
         tree_attributes: MountAttributes { recursive: true, ..MountAttributes::default() },
         propagation: Vec::new(),
         data: Vec::new(),
+        id_map: None,
+        copies_up: false,
     };
+    let mut remount = false;
     for option in options {
         let recursive = option.strip_prefix('r').and_then(attribute);
         if let Some(change) = attribute(option) {
@@ -106,7 +123,12 @@ pub(crate) fn parse(field: &str, options: &[String]) -> Result<Options> {
                 "bind" => parsed.source = Source::Bind,
                 "rbind" => parsed.source = Source::BindTree,
                 "defaults" | "async" | "nomand" | "noiversion" | "loud" | "silent" => {}
-                "idmap" | "ridmap" | "tmpcopyup" | "remount" | "move" => {
+                "idmap" => parsed.id_map = Some(IdMap::Mount),
+                "ridmap" => parsed.id_map = Some(IdMap::Tree),
+                "tmpcopyup" => parsed.copies_up = true,
+                "remount" => remount = true,
+                "iversion" => {
+                    // The kernel's mount API has no word for it.
                     return Err(Error::invalid(field, format!("option {option} is not supported")));
                 }
                 "newinstance" => {} // Every devpts is one since Linux 4.7.
@@ -116,6 +138,10 @@ pub(crate) fn parse(field: &str, options: &[String]) -> Result<Options> {
                 }),
             }
         }
+    }
+    if remount {
+        // A remount of a bind changes the mount alone, whose attributes are all there is to it.
+        parsed.source = Source::Present;
     }
     Ok(parsed)
 }
@@ -162,10 +188,11 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_options_are_refused_by_name() {
-        for option in ["idmap", "ridmap", "tmpcopyup"] {
-            let error = parse("mounts[/x]", &[option.to_owned()]).unwrap_err();
-            assert_eq!(error.to_string(), format!("mounts[/x]: option {option} is not supported"));
-        }
+    fn options_that_are_no_attributes_are_told_apart() {
+        assert_eq!(parse_str("rbind,ridmap").id_map, Some(IdMap::Tree));
+        assert!(parse_str("tmpcopyup,size=1m").copies_up);
+        assert_eq!(parse_str("bind,remount,ro").source, Source::Present);
+        let error = parse("mounts[/x]", &["iversion".to_owned()]).unwrap_err();
+        assert_eq!(error.to_string(), "mounts[/x]: option iversion is not supported");
     }
 }

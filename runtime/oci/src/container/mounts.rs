@@ -5,12 +5,15 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
+};
 
-use super::mount_options::Source;
-use super::plan::Mount;
+use super::mount_options::Source as Origin;
+use super::mount_plan::{IdSource, MappedIds, Mount};
+use super::plan::Plan;
 use super::rootfd::{RootFd, file_type};
-use super::{Doing, Error, Result};
+use super::{Doing, Error, Result, copy_up, idmap};
 use crate::sys::{self, MountAttributes};
 
 /// Moves a mount onto a place.
@@ -28,40 +31,95 @@ pub(super) fn copy(place: BorrowedFd<'_>, recursive: OpenTreeFlags) -> Result<Ow
     rustix::mount::open_tree(place, "", flags)
 }
 
-/// Opens the sources of all bind mounts, in the host's tree; others have none yet.
-pub(super) fn open_sources(mounts: &[Mount]) -> Result<Vec<Option<OwnedFd>>> {
-    mounts.iter().map(open_source).collect()
+/// What a mount takes from the host.
+#[derive(Debug, Default)]
+pub(super) struct Source {
+    /// A bind's tree, attached nowhere.
+    tree: Option<OwnedFd>,
+    /// Whose ids those of a new file system are mapped by.
+    user_namespace: Option<OwnedFd>,
 }
 
-fn open_source(mount: &Mount) -> Result<Option<OwnedFd>> {
+/// Opens the sources of all mounts, in the host's tree.
+pub(super) fn open_sources(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Vec<Source>> {
+    plan.mounts.iter().map(|mount| open_source(mount, procfs)).collect()
+}
+
+fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
+    let user_namespace = match &mount.ids {
+        None => None,
+        Some(MappedIds { by: IdSource::Mappings(mappings), .. }) => {
+            Some(idmap::namespace(procfs, mappings)?)
+        }
+        Some(MappedIds { by: IdSource::Namespace(path), .. }) => {
+            Some(super::child::open_namespace(path)?)
+        }
+    };
     let recursive = match mount.options.source {
-        Source::New => return Ok(None),
-        Source::Bind => OpenTreeFlags::empty(),
-        Source::BindTree => OpenTreeFlags::AT_RECURSIVE,
+        Origin::New | Origin::Present => return Ok(Source { tree: None, user_namespace }),
+        Origin::Bind => OpenTreeFlags::empty(),
+        Origin::BindTree => OpenTreeFlags::AT_RECURSIVE,
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive;
-    rustix::mount::open_tree(CWD, mount.source.as_path(), flags).map(Some).doing(|| {
+    let tree = rustix::mount::open_tree(CWD, mount.source.as_path(), flags).doing(|| {
         format!("open {} to mount it at /{}", mount.source.display(), mount.destination.display())
+    })?;
+    // Done here, where the privilege over the host's file system is.
+    map_ids(mount, tree.as_fd(), user_namespace.as_ref())?;
+    Ok(Source { tree: Some(tree), user_namespace: None })
+}
+
+fn map_ids(mount: &Mount, tree: BorrowedFd<'_>, namespace: Option<&OwnedFd>) -> Result<()> {
+    let (Some(ids), Some(namespace)) = (&mount.ids, namespace) else { return Ok(()) };
+    sys::map_mount_ids(tree, namespace.as_fd(), ids.recursive).doing(|| {
+        let field = format!("mounts[/{}].uidMappings", mount.destination.display());
+        format!("{field}: map the ids, which not every file system can")
     })
 }
 
 /// Attaches a mount at its destination.
-pub(super) fn attach(root: &RootFd, mount: &Mount, source: Option<OwnedFd>) -> Result<()> {
+pub(super) fn attach(root: &RootFd, mount: &Mount, source: Source) -> Result<()> {
     let operation = |what: &str| format!("{what} mount /{}", mount.destination.display());
-    let place = place(root, mount, source.as_ref())?;
-    let tree = match source {
+    if mount.options.source == Origin::Present {
+        return change(root, mount).doing(|| operation("remount"));
+    }
+    let place = place(root, mount, source.tree.as_ref())?;
+    let tree = match source.tree {
         Some(tree) => {
             set(tree.as_fd(), mount.options.attributes)
                 .doing(|| operation("set the options of"))?;
             tree
         }
-        None => make(mount).doing(|| operation(&format!("make {}", mount.kind)))?,
+        None => {
+            let made = make(mount).doing(|| operation(&format!("make {}", mount.kind)))?;
+            map_ids(mount, made.as_fd(), source.user_namespace.as_ref())?;
+            made
+        }
     };
+    if mount.options.copies_up {
+        copy_up::copy(place.as_fd(), tree.as_fd()).doing(|| operation("copy up into"))?;
+    }
     set(tree.as_fd(), mount.options.tree_attributes).doing(|| operation("set the options of"))?;
     for propagation in &mount.options.propagation {
         set(tree.as_fd(), *propagation).doing(|| operation("set the propagation of"))?;
     }
     move_onto(tree.as_fd(), place.as_fd()).doing(|| operation("attach"))
+}
+
+/// Changes what is mounted at the destination: the mount, and with a type its file system too.
+fn change(root: &RootFd, mount: &Mount) -> Result<(), Errno> {
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let place = root.find(&mount.destination)?;
+    if !matches!(mount.kind.as_str(), "" | "none" | "bind") {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let context = rustix::mount::fspick(&place, "", flags)?;
+        configure(context.as_fd(), mount)?;
+        rustix::mount::fsconfig_reconfigure(&context)?;
+    }
+    set(place.as_fd(), mount.options.attributes).map_err(errno)?;
+    set(place.as_fd(), mount.options.tree_attributes).map_err(errno)?;
+    let mut propagation = mount.options.propagation.iter();
+    propagation.try_for_each(|change| set(place.as_fd(), *change).map_err(errno))
 }
 
 fn set(mount: BorrowedFd<'_>, attributes: MountAttributes) -> std::io::Result<()> {
@@ -99,15 +157,20 @@ fn make(mount: &Mount) -> Result<OwnedFd, Errno> {
         false => &mount.source,
     };
     rustix::mount::fsconfig_set_string(&context, "source", source)?;
-    for (key, value) in &mount.options.data {
-        match value {
-            Some(value) => {
-                rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())?
-            }
-            None => rustix::mount::fsconfig_set_flag(&context, key.as_str())?,
-        }
-    }
+    configure(context.as_fd(), mount)?;
     rustix::mount::fsconfig_create(&context)?;
     let attributes = MountAttrFlags::from_bits_retain(mount.options.attributes.set as u32);
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+fn configure(context: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
+    for (key, value) in &mount.options.data {
+        match value {
+            Some(value) => {
+                rustix::mount::fsconfig_set_string(context, key.as_str(), value.as_str())?
+            }
+            None => rustix::mount::fsconfig_set_flag(context, key.as_str())?,
+        }
+    }
+    Ok(())
 }

@@ -4,25 +4,22 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType as N, Process, Spec};
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
-use super::mount_options::{self, Options, Source};
+use super::mount_options::{self, Source};
+use super::mount_plan::{self, Mount};
+use super::namespaces::{self, Namespaces, User};
 use super::sysctl::{self, OwnNamespaces, Sysctl};
 use super::{Error, Result, credentials};
-use crate::protocol::{CreateContainer, PidNamespace, Rootfs, ShimConfig, UserSelector};
+use crate::protocol::{CreateContainer, Rootfs, ShimConfig, UserSelector};
 use crate::sys::MountAttributes;
 
 /// A container, ready to be carried out.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// `CLONE_NEW*` of the child.
-    pub(crate) namespaces: u64,
-    /// The child unshares its cgroup namespace once it is in its cgroup.
-    pub(crate) own_cgroup_namespace: bool,
-    /// Namespace files to enter besides the sandbox's.
-    pub(crate) join: Vec<PathBuf>,
+    pub(crate) namespaces: Namespaces,
     pub(crate) rootfs: Rootfs,
     pub(crate) root_read_only: bool,
     /// What the host's mounts become for the child, and in the end its root.
@@ -38,6 +35,13 @@ pub(crate) struct Plan {
     pub(crate) domainname: Option<String>,
     pub(crate) user: UserSelector,
     pub(crate) process: ProcessPlan,
+}
+
+impl Plan {
+    /// Whether device nodes are the host's, bound: in a user namespace none can be made.
+    pub(super) fn binds_devices(&self) -> bool {
+        self.namespaces.user != User::Shared
+    }
 }
 
 /// A process of a container: the first, or a further one.
@@ -69,16 +73,6 @@ pub(crate) struct Capabilities {
     pub(crate) effective: CapabilitySet,
     pub(crate) permitted: CapabilitySet,
     pub(crate) ambient: CapabilitySet,
-}
-
-/// A mount.
-#[derive(Debug, Clone)]
-pub(crate) struct Mount {
-    pub(crate) destination: PathBuf,
-    /// The file system's type; empty for binds.
-    pub(crate) kind: String,
-    pub(crate) source: PathBuf,
-    pub(crate) options: Options,
 }
 
 /// A device node.
@@ -115,26 +109,23 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
     refuse_unsupported(spec)?;
     let default_linux = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default_linux);
-    let namespaces = namespaces(sandbox, linux)?;
-    let mounts = mounts(spec)?;
+    let namespaces = namespaces::plan(sandbox, linux)?;
+    let mounts = mount_plan::plan(spec, &namespaces.user)?;
     let dev_is_bound = mounts
         .iter()
         .any(|mount| mount.destination == Path::new("dev") && mount.options.source != Source::New);
     let devices = if dev_is_bound { None } else { Some(devices(linux)?) };
     let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
-    let cloned = |flag: i32| namespaces.clone & flag as u64 != 0;
-    let own_uts = cloned(libc::CLONE_NEWUTS);
+    let own_uts = namespaces.has(N::Uts);
     let own = OwnNamespaces {
-        network: sandbox.new_network || cloned(libc::CLONE_NEWNET),
-        ipc: sandbox.new_ipc || cloned(libc::CLONE_NEWIPC),
+        network: sandbox.new_network || namespaces.has(N::Network),
+        ipc: sandbox.new_ipc || namespaces.has(N::Ipc),
         uts: sandbox.hostname.is_some() || own_uts,
     };
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Error::invalid("process", "is missing"))?;
     Ok(Plan {
-        namespaces: namespaces.clone,
-        own_cgroup_namespace: namespaces.own_cgroup,
-        join: namespaces.join,
+        namespaces,
         rootfs: request.rootfs.clone(),
         root_read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         root_propagation: root_propagation(linux)?,
@@ -143,8 +134,8 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         masked: paths(linux.masked_paths()),
         read_only: paths(linux.readonly_paths()),
         sysctls: sysctls(linux, &own)?,
-        hostname: spec.hostname().clone().filter(|name| own_uts && !name.is_empty()),
-        domainname: spec.domainname().clone().filter(|name| own_uts && !name.is_empty()),
+        hostname: uts_name("hostname", spec.hostname(), own_uts)?,
+        domainname: uts_name("domainname", spec.domainname(), own_uts)?,
         user: request.user.clone(),
         process: plan_process(process)?,
     })
@@ -199,62 +190,21 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
     let Some(linux) = spec.linux() else {
         return Ok(());
     };
-    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     refuse(&[
-        ("linux.uidMappings", mapped(linux.uid_mappings())),
-        ("linux.gidMappings", mapped(linux.gid_mappings())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.personality", linux.personality().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().is_some()),
         ("linux.mountLabel", is_set(linux.mount_label())),
     ])
 }
 
-struct Namespaces {
-    clone: u64,
-    own_cgroup: bool,
-    join: Vec<PathBuf>,
-}
-
-fn namespaces(sandbox: &ShimConfig, linux: &Linux) -> Result<Namespaces> {
-    use LinuxNamespaceType as N;
-    let mut result =
-        Namespaces { clone: libc::CLONE_NEWNS as u64, own_cgroup: false, join: Vec::new() };
-    if sandbox.pid == PidNamespace::Container {
-        result.clone |= libc::CLONE_NEWPID as u64;
+/// A name is set only in a UTS namespace that the host's is not.
+fn uts_name(field: &str, name: &Option<String>, own: bool) -> Result<Option<String>> {
+    match name.as_ref().filter(|name| !name.is_empty()) {
+        Some(_) if !own => Err(Error::invalid(field, "is given without a UTS namespace")),
+        name => Ok(name.cloned()),
     }
-    for namespace in linux.namespaces().iter().flatten() {
-        let kind = namespace.typ();
-        let sandbox_has_it = match kind {
-            N::Network => sandbox.new_network,
-            N::Ipc => sandbox.new_ipc,
-            N::Uts => sandbox.hostname.is_some(),
-            N::Pid | N::Mount => true,
-            N::Cgroup | N::User | N::Time => false,
-        };
-        match (kind, namespace.path()) {
-            (N::User | N::Time, _) => {
-                let field = format!("linux.namespaces: {kind}");
-                return Err(Error::invalid(field, "is not supported"));
-            }
-            _ if sandbox_has_it => {}
-            (N::Network | N::Ipc | N::Uts, Some(path)) => result.join.push(path.clone()),
-            (N::Cgroup, None) => result.own_cgroup = true,
-            (N::Cgroup, Some(_)) => {
-                return Err(Error::invalid(
-                    "linux.namespaces: cgroup",
-                    "joining one is not supported",
-                ));
-            }
-            (N::Network, None) => result.clone |= libc::CLONE_NEWNET as u64,
-            (N::Ipc, None) => result.clone |= libc::CLONE_NEWIPC as u64,
-            (N::Uts, None) => result.clone |= libc::CLONE_NEWUTS as u64,
-            (N::Pid | N::Mount, _) => {}
-        }
-    }
-    Ok(result)
 }
 
 fn root_propagation(linux: &Linux) -> Result<Option<MountAttributes>> {
@@ -265,38 +215,6 @@ fn root_propagation(linux: &Linux) -> Result<Option<MountAttributes>> {
     parsed
         .map(Some)
         .ok_or_else(|| Error::invalid("linux.rootfsPropagation", format!("{text} is unknown")))
-}
-
-fn mounts(spec: &Spec) -> Result<Vec<Mount>> {
-    let mut mounts = Vec::new();
-    for mount in spec.mounts().iter().flatten() {
-        let field = format!("mounts[{}]", mount.destination().display());
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(Error::invalid(field, "id-mapped mounts are not supported"));
-        }
-        if !mount.destination().is_absolute() {
-            return Err(Error::invalid(field, "the destination is not an absolute path"));
-        }
-        let mut kind = mount.typ().clone().unwrap_or_default();
-        let mut options =
-            mount_options::parse(&field, mount.options().as_deref().unwrap_or_default())?;
-        if options.source == Source::New && matches!(kind.as_str(), "bind" | "none" | "") {
-            options.source = Source::Bind;
-        }
-        if kind == "cgroup" {
-            kind = "cgroup2".to_owned();
-        }
-        let source = mount.source().clone().unwrap_or_default();
-        if options.source != Source::New && !source.is_absolute() {
-            return Err(Error::invalid(field, "the source is not an absolute path"));
-        }
-        let destination = super::rootfd::clean(mount.destination());
-        if destination.as_os_str().is_empty() {
-            return Err(Error::invalid(field, "cannot mount over the root"));
-        }
-        mounts.push(Mount { destination, kind, source, options });
-    }
-    Ok(mounts)
 }
 
 fn devices(linux: &Linux) -> Result<Vec<Device>> {

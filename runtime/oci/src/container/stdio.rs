@@ -86,6 +86,19 @@ pub(super) fn make(stdio: Stdio) -> Result<(Streams, Ends)> {
 }
 
 impl Ends {
+    /// Makes pipes belong to another user.
+    pub(super) fn give_to(&self, uid: rustix::fs::Uid, gid: rustix::fs::Gid) -> Result<()> {
+        let Self::Descriptors(streams) = self else { return Ok(()) };
+        for stream in streams.iter() {
+            let kind = super::rootfd::file_type(stream.as_fd());
+            if kind.doing(|| "look at a standard stream")? == rustix::fs::FileType::Fifo {
+                rustix::fs::fchown(stream, Some(uid), Some(gid))
+                    .doing(|| "give a standard stream to the container's root")?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes them the process' standard streams. A terminal is made in the devpts of `root`.
     pub(super) fn connect(
         &self,

@@ -6,6 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::{Doing, Error, Result};
@@ -49,6 +50,28 @@ pub(crate) fn parse(name: &str, value: &str) -> Result<Sysctl> {
     Ok(Sysctl { path, value: value.to_owned() })
 }
 
+impl Sysctl {
+    /// The name in the dotted form.
+    pub(super) fn name(&self) -> String {
+        let path = self.path.strip_prefix("sys").unwrap_or(&self.path);
+        path.display().to_string().replace('/', ".")
+    }
+
+    /// The kind of namespace it belongs to; none for what is the whole host's.
+    pub(super) fn namespace(&self) -> Option<LinuxNamespaceType> {
+        let name = self.path.strip_prefix("sys").unwrap_or(&self.path).display().to_string();
+        let ipc = ["kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/"];
+        match name.as_str() {
+            name if name.starts_with("net/") => Some(LinuxNamespaceType::Network),
+            name if ipc.iter().any(|prefix| name.starts_with(prefix)) => {
+                Some(LinuxNamespaceType::Ipc)
+            }
+            "kernel/domainname" | "kernel/hostname" => Some(LinuxNamespaceType::Uts),
+            _ => None,
+        }
+    }
+}
+
 /// Which namespaces a process does not share with the host.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OwnNamespaces {
@@ -59,19 +82,17 @@ pub(crate) struct OwnNamespaces {
 
 /// Refuses a sysctl of no namespace of one's own: the host's value must never change.
 pub(crate) fn require_own(sysctl: &Sysctl, own: &OwnNamespaces) -> Result<()> {
-    let name = sysctl.path.strip_prefix("sys").unwrap_or(&sysctl.path).display().to_string();
-    let ipc = ["kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/"];
-    let belongs = match name.as_str() {
-        name if name.starts_with("net/") => own.network,
-        name if ipc.iter().any(|prefix| name.starts_with(prefix)) => own.ipc,
-        "kernel/domainname" | "kernel/hostname" => own.uts,
-        _ => false,
+    let belongs = match sysctl.namespace() {
+        Some(LinuxNamespaceType::Network) => own.network,
+        Some(LinuxNamespaceType::Ipc) => own.ipc,
+        Some(LinuxNamespaceType::Uts) => own.uts,
+        Some(_) | None => false,
     };
     if belongs {
         return Ok(());
     }
-    let field = format!("sysctl {}", name.replace('/', "."));
-    Err(Error::invalid(field, "belongs to no namespace of the pod's own"))
+    let reason = "belongs to no namespace of the container's own";
+    Err(Error::invalid(format!("sysctl {}", sysctl.name()), reason))
 }
 
 /// Writes one, in the namespaces of the caller, through the root of a procfs.

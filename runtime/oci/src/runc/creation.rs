@@ -298,6 +298,8 @@ fn await_ready(context: &Context, wish: &Wish, process: &Launched) -> Result<Opt
                 }
                 return Ok(terminal);
             }
+            // Answered while it was cloned.
+            Message::Mappings | Message::Child => {}
             Message::Failed(failure) => return Err(Error::Process(failure)),
         }
     }

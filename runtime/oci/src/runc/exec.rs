@@ -312,6 +312,8 @@ fn attend_start(
                     context.journal.say(Level::Warning, &warning);
                 }
             }
+            // Answered while it was cloned.
+            Message::Mappings | Message::Child => {}
             Message::Failed(failure) => return Err(Error::Process(failure)),
         }
     }

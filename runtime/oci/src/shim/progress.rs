@@ -67,6 +67,8 @@ impl Server {
                     self.answer(waiting, Ok(Reply::Created(record)));
                 }
             }
+            // Answered while the child was made.
+            Message::Mappings | Message::Child => {}
             Message::Failed(told) => match &mut container.stage {
                 Stage::Creating { failure, .. } | Stage::Starting { failure, .. } => {
                     *failure = Some(told);

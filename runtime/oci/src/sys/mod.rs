@@ -7,12 +7,12 @@ mod process;
 mod restrict;
 
 pub(crate) use process::{
-    CloneFlags, Cloned, adopt_descriptor, block_signals, clone3, close_range_from, execute,
-    exit_now, is_inherited, loopback_up, release_signals, reset_signals, signal_descriptor,
-    signal_process, unshare, wait_signal,
+    CloneFlags, Cloned, adopt_descriptor, block_signals, clone_sibling, clone3, close_range_from,
+    execute, exit_now, is_inherited, loopback_up, release_signals, reset_signals,
+    signal_descriptor, signal_process, unshare, wait_signal,
 };
 pub(crate) use restrict::{
     DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program,
     attached_device_programs, close_all_from, detach_device_program, load_device_program,
-    load_filter, set_mount_attributes,
+    load_filter, map_mount_ids, set_mount_attributes,
 };

@@ -29,16 +29,30 @@ pub(crate) enum Cloned {
 /// The caller must be single-threaded, as the whole of `berth-oci` is: a lock held by another thread
 /// would stay locked in the child.
 pub(crate) fn clone3(flags: &CloneFlags<'_>) -> io::Result<Cloned> {
-    let mut pidfd: RawFd = -1;
     // SAFETY: an all-zero clone_args is valid: plain integers.
     let mut args: libc::clone_args = unsafe { zeroed() };
-    args.flags = flags.namespaces | libc::CLONE_PIDFD as u64;
-    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    args.flags = flags.namespaces;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = flags.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
+    clone_by(args)
+}
+
+/// The same with the caller's parent as the parent of the new process.
+pub(crate) fn clone_sibling(namespaces: u64) -> io::Result<Cloned> {
+    // SAFETY: an all-zero clone_args is valid: plain integers.
+    let mut args: libc::clone_args = unsafe { zeroed() };
+    // It ends with the caller's own exit signal.
+    args.flags = namespaces | libc::CLONE_PARENT as u64;
+    clone_by(args)
+}
+
+fn clone_by(mut args: libc::clone_args) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    args.flags |= libc::CLONE_PIDFD as u64;
+    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
     // SAFETY: args outlives the call and holds valid pointers; without CLONE_VM the child gets a copy
     // of the stack and returns here as after fork.
     let result = unsafe {

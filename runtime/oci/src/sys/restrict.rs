@@ -31,7 +31,25 @@ pub(crate) fn set_mount_attributes(
         propagation: attributes.propagation,
         userns_fd: 0,
     };
-    let recursive = if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
+    change_mount(mount, &attr, if attributes.recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+/// Maps the ids of a detached mount by those of a user namespace. Linux 5.12.
+pub(crate) fn map_mount_ids(
+    mount: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace.as_raw_fd() as u64,
+    };
+    change_mount(mount, &attr, if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+fn change_mount(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: i32) -> io::Result<()> {
     // SAFETY: the path is an empty C string, attr outlives the call and its size is given.
     let result = unsafe {
         libc::syscall(
@@ -39,7 +57,7 @@ pub(crate) fn set_mount_attributes(
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | recursive,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };

@@ -1,0 +1,35 @@
+//! What a container takes from the host, opened while the host's tree is still in sight and the
+//! process still has the privilege for it.
+//!
+//! Sources of binds, devices and the root file system are paths of the host, chosen by whoever wrote
+//! the specification; none of them is a path of the container.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::plan::Plan;
+use super::{Result, devices, masks, mounts, rootfs};
+
+/// Descriptors of the host's files.
+pub(super) struct Host {
+    pub(super) null: OwnedFd,
+    /// For each mount of the plan.
+    pub(super) sources: Vec<mounts::Source>,
+    /// For each device of the plan, where nodes cannot be made.
+    pub(super) devices: Option<Vec<OwnedFd>>,
+    pub(super) rootfs: OwnedFd,
+}
+
+impl Host {
+    /// Opens everything, in a mount namespace of one's own that is cut off from the host's here.
+    pub(super) fn open(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Self> {
+        rootfs::cut_off(plan.root_propagation)?;
+        let null = masks::open_null()?;
+        let sources = mounts::open_sources(plan, procfs)?;
+        let devices = match &plan.devices {
+            Some(list) if plan.binds_devices() => Some(devices::open(list)?),
+            _ => None,
+        };
+        let rootfs = rootfs::make(&plan.rootfs, procfs)?;
+        Ok(Self { null, sources, devices, rootfs })
+    }
+}
