@@ -17,6 +17,11 @@ const RETRY_LIMIT: u32 = 128;
 const CONFINED: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 const ONE_STEP: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
+/// Refuses to work on kernels, and below filters, that lack openat2(2): nothing replaces it.
+pub(crate) fn require_openat2() -> Result<(), Errno> {
+    openat2(rustix::fs::CWD, Path::new("/"), OFlags::PATH, CONFINED).map(drop)
+}
+
 /// A directory that stands for `/`.
 #[derive(Debug)]
 pub(crate) struct RootFd(OwnedFd);

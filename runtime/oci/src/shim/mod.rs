@@ -23,8 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::DumpableBehavior;
 
-use crate::container::Result;
-use crate::container::{Doing, Error};
+use crate::container::{Doing, Error, Result, rootfd};
 use crate::protocol::ShimConfig;
 use crate::sys;
 
@@ -35,6 +34,7 @@ const READY_DESCRIPTOR: i32 = 3;
 pub(crate) fn run(directory: &Path) -> Result<()> {
     let ready = sys::adopt_descriptor(READY_DESCRIPTOR);
     sys::close_range_from(READY_DESCRIPTOR + 1).doing(|| "close inherited descriptors")?;
+    rootfd::require_openat2().doing(|| "confine a lookup by openat2(2)")?;
     become_reaper()?;
     let config = read_config(directory)?;
     let sandbox = sandbox::Sandbox::make(directory, &config)?;
