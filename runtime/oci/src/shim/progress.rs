@@ -160,7 +160,8 @@ impl Server {
         match (received.message, received.descriptor) {
             (Message::Failed(failure), _) => execution.failure = Some(failure),
             (Message::Console, Some(master)) => execution.take_terminal(&master),
-            (Message::Console, None) | (Message::Ready { .. }, _) => {}
+            (Message::Console, None)
+            | (Message::Ready { .. } | Message::Mappings | Message::Child, _) => {}
         }
     }
 

@@ -84,7 +84,7 @@ impl Server {
     fn try_create(&mut self, connection: u64, request: &CreateContainer) -> Result<Container> {
         let mut plan = plan::plan(&self.config, request)?;
         if request.pid_target.is_some() && self.has_pid_targets() {
-            plan.namespaces &= !(libc::CLONE_NEWPID as u64);
+            plan.namespaces.create &= !(libc::CLONE_NEWPID as u64);
         }
         let linux = request.spec.linux().as_ref();
         let filter = match linux.and_then(|linux| linux.seccomp().as_ref()) {
