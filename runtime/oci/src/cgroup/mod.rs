@@ -272,6 +272,10 @@ impl Cgroup {
                         true => format!("unified resource {file:?} can't be set: {absence}"),
                         false => absence,
                     };
+                    if setting.value.split(' ').next() == Some("max") {
+                        // Where nothing can be limited, nothing is.
+                        continue;
+                    }
                     if missing == Missing::Refused {
                         return Err(Error::invalid(field, reason));
                     }
