@@ -272,7 +272,7 @@ impl Cgroup {
                         true => format!("unified resource {file:?} can't be set: {absence}"),
                         false => absence,
                     };
-                    if setting.value.split(' ').next() == Some("max") {
+                    if setting.is_default() {
                         // Where nothing can be limited, nothing is.
                         continue;
                     }

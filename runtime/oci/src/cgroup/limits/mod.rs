@@ -41,6 +41,12 @@ impl Setting {
     pub(super) fn controller(&self) -> &str {
         self.file.split('.').next().unwrap_or_default()
     }
+
+    /// Whether the value is the one that a cgroup has by itself.
+    pub(super) fn is_default(&self) -> bool {
+        let unlimited = self.value.split(' ').next() == Some("max");
+        unlimited || (self.file == "cpu.weight" && self.value == "100")
+    }
 }
 
 #[derive(Default)]
