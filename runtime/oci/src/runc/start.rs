@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use lexopt::Parser;
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::error::During;
@@ -56,15 +55,9 @@ pub(super) fn executed(connection: &impl AsFd) -> Result<()> {
 
 /// The next message of a container's process; nothing once it has closed its end.
 pub(super) fn hear(connection: BorrowedFd<'_>) -> Result<Option<Received>> {
-    let operation = || "hear from the container's process";
-    loop {
-        let mut poll = [PollFd::from_borrowed_fd(connection, PollFlags::IN)];
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, None)).during(operation)?;
-        return match channel::receive(connection) {
-            Err(Errno::AGAIN | Errno::INTR) => continue,
-            // It ended with something unread.
-            Err(Errno::CONNRESET) => Ok(None),
-            received => received.during(operation),
-        };
+    match channel::wait(connection) {
+        // It ended with something unread.
+        Err(Errno::CONNRESET) => Ok(None),
+        received => received.during(|| "hear from the container's process"),
     }
 }
