@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
+use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::clock;
@@ -34,6 +34,12 @@ fn read_all(file: &OwnedFd) -> Result<String, Errno> {
             count => text.extend_from_slice(&chunk[..count]),
         }
     }
+}
+
+/// What an open file holds now; who polls it is woken by changes from here on.
+pub(super) fn reread(file: &OwnedFd) -> Result<String, Errno> {
+    rustix::fs::seek(file, SeekFrom::Start(0))?;
+    read_all(file)
 }
 
 impl Directory {
@@ -67,13 +73,26 @@ impl Directory {
         Ok(find_key(&self.read(name)?, key))
     }
 
+    pub(super) fn open_to_read(&self, name: &str) -> Result<OwnedFd, Errno> {
+        self.file(name, OFlags::RDONLY)
+    }
+
     /// The names of the cgroups below.
     pub(super) fn children(&self) -> Result<Vec<String>, Errno> {
+        self.names(FileType::Directory)
+    }
+
+    /// The names of its files.
+    pub(super) fn files(&self) -> Result<Vec<String>, Errno> {
+        self.names(FileType::RegularFile)
+    }
+
+    fn names(&self, kind: FileType) -> Result<Vec<String>, Errno> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.0)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy();
-            if entry.file_type() == rustix::fs::FileType::Directory && name != "." && name != ".." {
+            if entry.file_type() == kind && name != "." && name != ".." {
                 names.push(name.into_owned());
             }
         }
@@ -90,8 +109,7 @@ impl Directory {
     ) -> Result<bool, Errno> {
         let file = self.file("cgroup.events", OFlags::RDONLY)?;
         loop {
-            rustix::fs::seek(&file, SeekFrom::Start(0))?;
-            if find_key(&read_all(&file)?, key) == Some(value) {
+            if find_key(&reread(&file)?, key) == Some(value) {
                 return Ok(true);
             }
             let left = deadline_ms.saturating_sub(clock::monotonic_ms());

@@ -8,10 +8,13 @@
 mod devices;
 mod directory;
 mod limits;
+pub(crate) mod merge;
 pub(crate) mod place;
 mod placeholder;
+mod stats;
 mod systemd;
 mod tree;
+mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +28,9 @@ use self::directory::Directory;
 use self::limits::{Setting, Tolerance};
 use self::place::{Hierarchy, Place, Unit};
 use self::placeholder::Placeholder;
+pub(crate) use self::stats::Stats;
 use self::systemd::Manager;
+pub(crate) use self::watch::{Happening, Watch};
 use crate::clock;
 use crate::container::{Doing, Error, Result};
 
@@ -310,6 +315,19 @@ impl Cgroup {
     pub(crate) fn oom_killed(&self) -> bool {
         let kills = self.directory.read_key("memory.events", "oom_kill");
         kills.is_ok_and(|count| count.is_some_and(|count| count > 0))
+    }
+
+    /// Its counters.
+    pub(crate) fn stats(&self) -> Result<Stats> {
+        let path = &self.place.path;
+        Stats::read(&self.directory)
+            .doing(|| format!("read the counters of cgroup {}", path.display()))
+    }
+
+    /// Watches it from now on.
+    pub(crate) fn watch(&self) -> Result<Watch> {
+        let path = &self.place.path;
+        Watch::new(&self.directory).doing(|| format!("watch cgroup {}", path.display()))
     }
 
     /// Kills every process in it and below. Linux 5.14.

@@ -1,0 +1,152 @@
+//! A running container's resources, and those that `update` asks for, made one. Pure.
+//!
+//! The rules are runc's: what is not spoken of stays, throttles are replaced device by device. Works on
+//! JSON, so that a field is never lost for being unknown here; what is unknown is refused later.
+
+use serde_json::{Map, Value, json};
+
+use super::limits;
+use crate::container::{Error, Result};
+
+/// `current` changed to what `wanted` speaks of. Both are `linux.resources` objects.
+pub(crate) fn merge(current: &Value, wanted: &Value) -> Result<Value> {
+    let mut merged = current.clone();
+    if !merged.is_object() {
+        merged = json!({});
+    }
+    let mut wanted = wanted.clone();
+    let unified = wanted.as_object_mut().and_then(|wanted| wanted.remove("unified"));
+    overlay(&mut merged, &wanted);
+    settle_cpu(&mut merged, &wanted);
+    settle_memory(&mut merged, &wanted);
+    settle_unified(&mut merged, unified)?;
+    Ok(merged)
+}
+
+fn overlay(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (_, Value::Null) => {}
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over.iter().filter(|(_, value)| !value.is_null()) {
+                overlay(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (Value::Array(base), Value::Array(over)) if over.iter().all(is_device) => {
+            for device in over {
+                let same = |one: &&mut Value| {
+                    one["major"] == device["major"] && one["minor"] == device["minor"]
+                };
+                match base.iter_mut().find(same) {
+                    Some(known) => overlay(known, device),
+                    None => base.push(device.clone()),
+                }
+            }
+        }
+        (base, over) => *base = over.clone(),
+    }
+}
+
+/// A throttle or weight of a block device; the rules of the device filter have no rate.
+fn is_device(value: &Value) -> bool {
+    value.get("rate").is_some() || value.get("weight").is_some()
+}
+
+fn remove(merged: &mut Value, part: &str, field: &str) {
+    if let Some(part) = merged.get_mut(part).and_then(Value::as_object_mut) {
+        part.remove(field);
+    }
+}
+
+/// An idle cgroup has no shares, and one that is idle no longer has the default's.
+fn settle_cpu(merged: &mut Value, wanted: &Value) {
+    if !wanted["cpu"]["idle"].is_null() && wanted["cpu"]["shares"].is_null() {
+        remove(merged, "cpu", "shares");
+    }
+}
+
+/// Memory without a limit leaves none on swap.
+fn settle_memory(merged: &mut Value, wanted: &Value) {
+    if wanted["memory"]["limit"] == json!(-1) && wanted["memory"]["swap"].is_null() {
+        remove(merged, "memory", "swap");
+    }
+}
+
+/// What was set by file name goes where a field now sets the same file: the later word counts.
+fn settle_unified(merged: &mut Value, wanted: Option<Value>) -> Result<()> {
+    let Some(merged) = merged.as_object_mut() else { return Ok(()) };
+    let kept = merged.remove("unified");
+    let resources = serde_json::from_value(Value::Object(merged.clone()))
+        .map_err(|error| Error::invalid("linux.resources", error.to_string()))?;
+    let files: Vec<String> =
+        limits::plan(&resources)?.into_iter().map(|setting| setting.file).collect();
+    let mut unified = match kept {
+        Some(Value::Object(kept)) => kept,
+        _ => Map::new(),
+    };
+    unified.retain(|file, _| !files.contains(file));
+    if let Some(Value::Object(wanted)) = wanted {
+        unified.extend(wanted);
+    }
+    if !unified.is_empty() {
+        merged.insert("unified".to_owned(), Value::Object(unified));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_spoken_of_stays() {
+        let current = json!({
+            "memory": {"limit": 100, "swap": 200}, "pids": {"limit": 5},
+            "cpu": {"quota": 10, "period": 20},
+            "devices": [{"allow": false, "access": "rwm"}],
+        });
+        let wanted = json!({"memory": {"limit": 150, "swap": null}, "cpu": {"quota": 15}});
+        let expected = json!({
+            "memory": {"limit": 150, "swap": 200}, "pids": {"limit": 5},
+            "cpu": {"quota": 15, "period": 20},
+            "devices": [{"allow": false, "access": "rwm"}],
+        });
+        assert_eq!(merge(&current, &wanted).unwrap(), expected);
+        assert_eq!(merge(&Value::Null, &json!({})).unwrap(), json!({}));
+    }
+
+    #[test]
+    fn throttles_are_replaced_device_by_device() {
+        let entry = |minor: u64, rate: u64| json!({"major": 8, "minor": minor, "rate": rate});
+        let current = json!({"blockIO": {"throttleReadBpsDevice": [entry(0, 1), entry(16, 2)]}});
+        let wanted = json!({"blockIO": {"throttleReadBpsDevice": [entry(16, 3), entry(32, 4)]}});
+        let merged = merge(&current, &wanted).unwrap();
+        let expected = json!([entry(0, 1), entry(16, 3), entry(32, 4)]);
+        assert_eq!(merged["blockIO"]["throttleReadBpsDevice"], expected);
+    }
+
+    #[test]
+    fn idle_and_unlimited_take_what_contradicts_them_along() {
+        let current = json!({"cpu": {"shares": 1024}, "memory": {"limit": 5, "swap": 9}});
+        let merged = merge(&current, &json!({"cpu": {"idle": 1}})).unwrap();
+        assert_eq!(merged["cpu"], json!({"idle": 1}));
+        let merged = merge(&current, &json!({"memory": {"limit": -1}})).unwrap();
+        assert_eq!(merged["memory"], json!({"limit": -1}));
+    }
+
+    #[test]
+    fn a_field_overrides_the_same_file_set_by_name_before() {
+        let current = json!({"unified": {"memory.max": "5", "memory.oom.group": "1"}});
+        let merged = merge(&current, &json!({"memory": {"limit": 9}})).unwrap();
+        assert_eq!(merged["unified"], json!({"memory.oom.group": "1"}));
+        let wanted = json!({"memory": {"limit": 9}, "unified": {"memory.max": "7"}});
+        let merged = merge(&current, &wanted).unwrap();
+        assert_eq!(merged["unified"], json!({"memory.max": "7", "memory.oom.group": "1"}));
+    }
+
+    #[test]
+    fn contradictions_are_errors() {
+        let current = json!({"memory": {"limit": 100, "swap": 200}});
+        assert!(merge(&current, &json!({"memory": {"limit": 300}})).is_err());
+        assert!(merge(&current, &json!({"memory": 7})).is_err());
+    }
+}
