@@ -3,7 +3,6 @@
 //! The library holds what the agent shares with the executable: the [`protocol`] of the shim, its
 //! [`frame`]s, and the default [`seccomp`] profile. [`run`] is the executable itself.
 
-#[allow(dead_code, reason = "some of it waits for the command line")]
 mod cgroup;
 mod clock;
 mod container;

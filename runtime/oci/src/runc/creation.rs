@@ -225,6 +225,7 @@ fn try_make(
         resources: linux.and_then(|linux| linux.resources().as_ref()),
         annotations: prepared.bundle.spec.annotations().as_ref(),
     })?;
+    record.cgroup = cgroup.place().clone();
     let listener = match wish.command {
         Command::Create => Some(held.listen()?),
         Command::RunDetached | Command::RunForeground => None,

@@ -13,6 +13,7 @@ mod create;
 mod creation;
 mod delete;
 mod error;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -21,12 +22,15 @@ mod inherited;
 mod journal;
 mod kill;
 mod list;
+mod pause;
+mod ps;
 mod record;
 mod signal;
 mod spec;
 mod start;
 mod state;
 mod store;
+mod update;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -49,17 +53,22 @@ struct Context {
 /// A command: its name and what it does with the rest of the arguments. Returns the exit code.
 type Run = fn(&Context, &mut Parser) -> Result<u8>;
 
-const COMMANDS: [(&str, &str, Run); 10] = [
+const COMMANDS: [(&str, &str, Run); 15] = [
     ("create", create::USAGE, create::create),
     ("delete", delete::USAGE, delete::delete),
+    ("events", events::USAGE, events::events),
     ("exec", exec::USAGE, exec::exec),
     ("features", features::USAGE, features::features),
     ("kill", kill::USAGE, kill::kill),
     ("list", list::USAGE, list::list),
+    ("pause", pause::USAGE, pause::pause),
+    ("ps", ps::USAGE, ps::ps),
+    ("resume", pause::RESUME_USAGE, pause::resume),
     ("run", create::RUN_USAGE, create::run),
     ("spec", spec::USAGE, spec::spec),
     ("start", start::USAGE, start::start),
     ("state", state::USAGE, state::state),
+    ("update", update::USAGE, update::update),
 ];
 
 /// Runs the command line, without the program's name.
