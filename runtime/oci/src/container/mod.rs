@@ -19,7 +19,7 @@ mod idmap;
 pub(crate) mod join;
 pub(crate) mod launch;
 mod masks;
-mod mount_options;
+pub(crate) mod mount_options;
 mod mount_plan;
 mod mounts;
 pub(crate) mod namespaces;

@@ -84,11 +84,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Global::Command { name, options }) => {
-            let Some(found) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
-                eprintln!("berth-oci: no such command: {name:?}");
-                return ExitCode::FAILURE;
-            };
-            options.with_context(|context| perform(context, found, &mut parser))
+            options.with_context(|context| perform(context, &name, &mut parser))
         }
         Err(error) => {
             eprintln!("berth-oci: {error}");
@@ -97,8 +93,11 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn perform(context: &Context, command: &(&str, &str, Run), parser: &mut Parser) -> ExitCode {
-    let (name, usage, run) = command;
+fn perform(context: &Context, name: &str, parser: &mut Parser) -> ExitCode {
+    let Some((_, usage, run)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
+        context.journal.fail(&format!("no such command: {name:?}"));
+        return ExitCode::FAILURE;
+    };
     match run(context, parser) {
         Ok(code) => ExitCode::from(code),
         Err(Error::Help) => {
@@ -109,13 +108,13 @@ fn perform(context: &Context, command: &(&str, &str, Run), parser: &mut Parser) 
             if let Error::Usage(_) = error {
                 eprintln!("usage: berth-oci [global options] {usage}");
             }
-            let message = match *name {
+            let message = match name {
                 "create" | "run" | "exec" => format!("berth-oci {name} failed: {}", error.chain()),
                 _ => error.chain(),
             };
             context.journal.fail(&message);
             // What `exec` returns must not be mistaken for the command's own.
-            ExitCode::from(if *name == "exec" { 255 } else { 1 })
+            ExitCode::from(if name == "exec" { 255 } else { 1 })
         }
     }
 }
