@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Images(ImagesFlags),
     /// Pull an image into this node's store
     Pull(PullFlags),
+    /// Write the OCI runtime that berth carries to a file, for Podman, containerd and others
+    OciRuntime(OciRuntimeFlags),
     /// Write the demo image, made from this executable, as an OCI layout tar
     DemoImage(DemoImageFlags),
     /// Answer HTTP requests with this pod's name (the demo image's command)
@@ -192,6 +194,13 @@ pub(crate) struct PullFlags {
     /// The user, and where to read the password is standard input
     #[arg(long, value_name = "USER")]
     pub(crate) username: Option<String>,
+}
+
+/// `berth oci-runtime`.
+#[derive(Debug, Args)]
+pub(crate) struct OciRuntimeFlags {
+    /// Where to; what is there is replaced, while containers it started run on
+    pub(crate) file: PathBuf,
 }
 
 /// `berth demo-image`.

@@ -71,6 +71,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Logs(flags) => logs::run(flags).await,
         Command::Images(flags) => images::images(flags).await,
         Command::Pull(flags) => images::pull(flags).await,
+        Command::OciRuntime(flags) => embedded::install(&flags.file),
         Command::DemoImage(flags) => demo_image(&flags.file),
         Command::DemoServer(flags) => demo::serve(flags.port).await,
     }

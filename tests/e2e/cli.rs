@@ -109,3 +109,20 @@ fn help_names_every_command() {
         );
     }
 }
+
+#[test]
+fn the_oci_runtime_is_written_to_a_file_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("berth-oci");
+    std::fs::write(&file, "something older").unwrap();
+    let write =
+        |to: &std::path::Path| Command::new(berth()).arg("oci-runtime").arg(to).output().unwrap();
+    let written = write(&file);
+    assert!(written.status.success(), "{}", told(&written));
+    let version = Command::new(&file).arg("--version").output().unwrap();
+    let text = String::from_utf8_lossy(&version.stdout).into_owned();
+    assert!(text.starts_with("berth-oci version ") && text.contains("spec: 1."), "{text}");
+    let nowhere = write(&directory.path().join("missing/berth-oci"));
+    assert!(!nowhere.status.success() && told(&nowhere).contains("missing/berth-oci"));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}

@@ -7,7 +7,7 @@ use crate::node::Node;
 const README: &str = include_str!("../../README.md");
 
 /// The commands of the README's code blocks, and what runs each.
-const RUN_BY: [(&str, &str); 15] = [
+const RUN_BY: [(&str, &str); 16] = [
     ("make build", "Makefile: the same cargo command as build-tools"),
     (
         "target/release/berth up -f tests/demo/demo.yaml",
@@ -31,6 +31,10 @@ const RUN_BY: [(&str, &str); 15] = [
         "images::an_image_is_pulled_from_a_registry_and_run",
     ),
     ("berth reset", "node::Node::finish, after every test"),
+    (
+        "berth oci-runtime /usr/local/bin/berth-oci",
+        "cli::the_oci_runtime_is_written_to_a_file_of_its_own",
+    ),
     ("make test", "CI"),
 ];
 
