@@ -4,6 +4,7 @@
 //! tests with a paused clock decide it.
 
 mod api;
+mod images;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +16,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_runtime::interface::{
     ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, Exec, ExecOutput,
-    Image, ImageError, ImageId, Images, LogLimits, NamespaceMode, PidMode, PodIdentity,
-    ProgressSink, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId,
-    SandboxState, SandboxStatus, Security, Session, StopSignal, Streams,
+    LogLimits, NamespaceMode, PidMode, PodIdentity, Resources, Runtime, RuntimeError, RuntimeEvent,
+    SandboxConfig, SandboxId, SandboxState, SandboxStatus, Security, Session, StopSignal, Streams,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -25,6 +25,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 pub(crate) use api::FakeApi;
+pub(crate) use images::{FakeImages, image};
 
 use crate::clock::Clock;
 use crate::worker::materials::{ContainerRequest, Materials};
@@ -62,6 +63,14 @@ pub(crate) struct RuntimeState {
     pub(crate) exits_at_once: BTreeMap<String, i32>,
     /// Containers of these names do not end on a signal, only when killed.
     pub(crate) stubborn: BTreeSet<String>,
+    /// Containers of these names take so long to end on a signal.
+    pub(crate) lingers: BTreeMap<String, Duration>,
+    /// Containers of these names end on a signal with this code; 143 otherwise.
+    pub(crate) stop_codes: BTreeMap<String, i32>,
+    /// Commands that fail, or take their time: exit code and duration.
+    pub(crate) commands: BTreeMap<String, (i32, Duration)>,
+    /// What happened to containers: `start c`, `exec c command`, `signal c`, `exit c code`.
+    pub(crate) history: Vec<String>,
     /// Every call, in order.
     pub(crate) calls: Vec<String>,
     /// The most live sandboxes there ever were of one namespace and name.
@@ -124,6 +133,7 @@ impl FakeRuntime {
     fn end(&self, id: &ContainerId, code: i32) {
         let finished = self.now();
         let mut event = None;
+        let mut ended = String::new();
         for sandbox in &mut self.state().sandboxes {
             for container in &mut sandbox.containers {
                 if container.id == *id
@@ -136,12 +146,16 @@ impl FakeRuntime {
                         oom_killed: false,
                         message: String::new(),
                     };
+                    ended = format!("exit {} {code}", container.config.name);
                     event = Some(RuntimeEvent::Exited {
                         pod: sandbox.config.pod.clone(),
                         container: id.clone(),
                     });
                 }
             }
+        }
+        if event.is_some() {
+            self.state().history.push(ended);
         }
         if let Some(event) = event {
             let _ = self.events.send(event);
@@ -310,6 +324,7 @@ impl Runtime for FakeRuntime {
         if let Err(error) = failing {
             return Err(RuntimeError::Start { exit_code: 127, message: error.to_string() });
         }
+        self.state().history.push(format!("start {name}"));
         let at_once = self.state().exits_at_once.get(&name).copied();
         if let Some(code) = at_once {
             self.end(container, code);
@@ -320,18 +335,38 @@ impl Runtime for FakeRuntime {
     async fn stop_container(
         &self,
         container: &ContainerId,
-        _signal: StopSignal,
+        signal: StopSignal,
         grace: Duration,
     ) -> Result<(), RuntimeError> {
         self.enter("stop_container", container.as_str())?;
-        let name = self.with(container, |c| c.config.name.clone())?;
-        let stubborn = self.state().stubborn.contains(&name);
-        match stubborn {
+        let (name, runs) = self.with(container, |c| {
+            (c.config.name.clone(), matches!(c.state, ContainerState::Running { .. }))
+        })?;
+        if !runs {
+            return Ok(());
+        }
+        let (stubborn, lingers, code) = {
+            let mut state = self.state();
+            let number = match signal {
+                StopSignal::ImageDefault => String::new(),
+                StopSignal::Signal(number) => format!(" {number}"),
+            };
+            state.history.push(format!("signal {name}{number}"));
+            (
+                state.stubborn.contains(&name),
+                state.lingers.get(&name).copied().unwrap_or_default(),
+                state.stop_codes.get(&name).copied().unwrap_or(143),
+            )
+        };
+        match stubborn || lingers > grace {
             true => {
                 tokio::time::sleep(grace).await;
                 self.end(container, 137);
             }
-            false => self.end(container, 143),
+            false => {
+                tokio::time::sleep(lingers).await;
+                self.end(container, code);
+            }
         }
         Ok(())
     }
@@ -348,12 +383,24 @@ impl Runtime for FakeRuntime {
         &self,
         container: &ContainerId,
         command: Vec<String>,
-        _timeout: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> Result<ExecOutput, RuntimeError> {
-        let outcome = self.enter("exec_sync", &command.join(" "));
-        self.with(container, |_| ())?;
+        let command = command.join(" ");
+        let outcome = self.enter("exec_sync", &command);
+        let name = self.with(container, |c| c.config.name.clone())?;
+        let known = {
+            let mut state = self.state();
+            state.history.push(format!("exec {name} {command}"));
+            state.commands.get(&command).copied()
+        };
+        let (code, takes) = known.unwrap_or_default();
+        if timeout.is_some_and(|timeout| timeout < takes) {
+            tokio::time::sleep(timeout.unwrap_or_default()).await;
+            return Err(RuntimeError::Invalid("command timed out".to_owned()));
+        }
+        tokio::time::sleep(takes).await;
         Ok(ExecOutput {
-            exit_code: i32::from(outcome.is_err()),
+            exit_code: code.max(i32::from(outcome.is_err())),
             stdout: b"said".to_vec(),
             stderr: Vec::new(),
         })
@@ -387,72 +434,6 @@ impl Runtime for FakeRuntime {
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
         self.events.subscribe()
-    }
-}
-
-/// An image store in memory: knows every image but those that are told to be missing.
-#[derive(Default)]
-pub(crate) struct FakeImages {
-    /// References whose pull fails, with the registry's message.
-    pub(crate) broken: Mutex<BTreeMap<String, String>>,
-    /// References that are in the store.
-    pub(crate) present: Mutex<BTreeSet<String>>,
-    /// How long a pull takes.
-    pub(crate) takes: Mutex<Duration>,
-}
-
-pub(crate) fn image(reference: &str) -> Image {
-    let digit = format!("{:x}", reference.len() % 16);
-    let id = ImageId::try_from(format!("sha256:{}", digit.repeat(64))).unwrap();
-    Image {
-        digests: vec![format!("registry.test/{reference}@{id}")],
-        id,
-        tags: vec![reference.to_owned()],
-        size_bytes: 42,
-        user: String::new(),
-        pinned: false,
-    }
-}
-
-#[async_trait]
-impl Images for FakeImages {
-    async fn status(&self, reference: &str) -> Result<Option<Image>, ImageError> {
-        if reference.contains(' ') {
-            return Err(ImageError::InvalidName {
-                reference: reference.to_owned(),
-                message: "invalid reference format".to_owned(),
-            });
-        }
-        let present = lock(&self.present).contains(reference);
-        Ok(present.then(|| image(reference)))
-    }
-
-    async fn pull(
-        &self,
-        reference: &str,
-        _credentials: Vec<Credentials>,
-        _progress: Option<ProgressSink>,
-    ) -> Result<Image, ImageError> {
-        let takes = *lock(&self.takes);
-        tokio::time::sleep(takes).await;
-        if let Some(message) = lock(&self.broken).get(reference) {
-            return Err(ImageError::Pull {
-                reference: reference.to_owned(),
-                message: message.clone(),
-            });
-        }
-        lock(&self.present).insert(reference.to_owned());
-        Ok(image(reference))
-    }
-
-    async fn list(&self) -> Result<Vec<Image>, ImageError> {
-        let present = lock(&self.present);
-        Ok(present.iter().map(|r| image(r)).collect())
-    }
-
-    async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        lock(&self.present).remove(reference);
-        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::events::Severity;
 use crate::http_call::{self, Call};
 use crate::worker::Context;
+use crate::worker::members;
 
 /// Runs the container's `postStart` hook, if it has one. The error is the event's message.
 pub(crate) async fn post_start(
@@ -29,36 +30,31 @@ pub(crate) async fn post_start(
     })
 }
 
-/// Runs the container's `preStop` hook, if it has one, within `grace`. Returns what is left of the
-/// grace period, at least a second (upstream leaves two; `Differs:` ours is the shortest grace).
+/// Runs the container's `preStop` hook, if it has one, until `deadline` at most.
 pub(crate) async fn pre_stop(
     context: &Context,
     pod: &Pod,
     (name, id): (&str, &ContainerId),
-    grace: Duration,
-) -> Duration {
-    let spec = pod.spec.as_ref();
-    let inits = spec.and_then(|s| s.init_containers.as_ref());
-    let apps = spec.map(|s| &s.containers);
-    let mut containers = apps.into_iter().flatten().chain(inits.into_iter().flatten());
-    let Some(container) = containers.find(|c| c.name == name) else {
-        return grace;
+    deadline: Instant,
+) {
+    let Some((_, container)) = members::find(pod, name) else {
+        return;
     };
     let lifecycle = container.lifecycle.as_ref();
     let Some(handler) = lifecycle.and_then(|l| l.pre_stop.as_ref()) else {
-        return grace;
+        return;
     };
-    let begun = Instant::now();
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let ips = pod_ips(context, uid).await;
-    let hook = run(context, (container, id), handler, &ips);
-    let outcome = tokio::time::timeout(grace, hook).await;
-    if let Ok(Err(error)) = outcome {
-        let message = format!("PreStopHook failed: {error}");
+    let hook = run(context, (&container, id), handler, &ips);
+    if let Ok(Err(error)) = tokio::time::timeout_at(deadline, hook).await {
+        let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
+        tracing::info!(pod = pod_name, container = name, %error, "preStop hook failed");
         let events = &context.events;
+        // What the hook said may be secret; it stays in the log.
+        let message = "PreStopHook failed";
         events.container((pod, name), Severity::Warning, "FailedPreStopHook", message);
     }
-    grace.saturating_sub(begun.elapsed()).max(crate::worker::MIN_GRACE)
 }
 
 async fn pod_ips(context: &Context, uid: &str) -> Vec<IpAddr> {

@@ -22,8 +22,10 @@ use k8s_openapi::api::core::v1::{Container, Probe};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::http_call::{self, Call};
+use crate::worker::memory::ProbeResults;
 
 /// How often a probe that could not be run at all is tried before that counts as a failure.
 const TRIES: usize = 3;
@@ -88,10 +90,23 @@ pub fn is_run(probe: Option<&Probe>) -> bool {
     probe.is_some_and(|p| p.exec.is_some() || p.http_get.is_some() || p.tcp_socket.is_some())
 }
 
+/// What is known of a container when its probes begin.
+#[derive(Debug, Clone, Copy)]
+pub struct Found<'a> {
+    /// The pod's addresses.
+    pub ips: &'a [IpAddr],
+    /// What its probes said to the agent before this one.
+    pub known: ProbeResults,
+    /// When the container started.
+    pub begun: Instant,
+}
+
 /// The probes of one pod.
 pub struct Probers {
     runtime: Arc<dyn Runtime>,
     tasks: HashMap<ContainerId, JoinHandle<()>>,
+    /// Cancelled once the pod ends: only readiness is of interest then.
+    calm: CancellationToken,
     reports: mpsc::Sender<Report>,
     inbox: mpsc::Receiver<Report>,
 }
@@ -100,17 +115,21 @@ impl Probers {
     /// None yet.
     pub fn new(runtime: Arc<dyn Runtime>) -> Self {
         let (reports, inbox) = mpsc::channel(REPORTS);
-        Self { runtime, tasks: HashMap::new(), reports, inbox }
+        Self { runtime, tasks: HashMap::new(), calm: CancellationToken::new(), reports, inbox }
     }
 
-    /// Probes a running container from now on; once only. `started`: its startup probe has
-    /// succeeded before (the agent was restarted).
+    /// Ends startup and liveness probes for good: the pod is ending. Readiness is still probed, so
+    /// that a pod on its way out says when it stops serving.
+    pub fn calm_down(&self) {
+        self.calm.cancel();
+    }
+
+    /// Probes a running container from now on; once only.
     pub fn watch(
         &mut self,
         record: &ContainerStatus,
         container: &Container,
-        ips: &[IpAddr],
-        started: bool,
+        Found { ips, known, begun }: Found<'_>,
     ) {
         let all = [&container.startup_probe, &container.readiness_probe, &container.liveness_probe];
         let has_probes = all.into_iter().any(|p| is_run(p.as_ref()));
@@ -123,9 +142,10 @@ impl Probers {
             container: container.clone(),
             ips: ips.to_vec(),
             reports: self.reports.clone(),
-            begun: Instant::now(),
+            calm: self.calm.clone(),
+            begun,
         };
-        let task = tokio::spawn(prober.run(started));
+        let task = tokio::spawn(prober.run(known));
         self.tasks.insert(record.id.clone(), task);
     }
 
@@ -163,6 +183,7 @@ struct Prober {
     container: Container,
     ips: Vec<IpAddr>,
     reports: mpsc::Sender<Report>,
+    calm: CancellationToken,
     begun: Instant,
 }
 
@@ -227,34 +248,44 @@ impl Tally {
 }
 
 impl Prober {
-    async fn run(self, started: bool) {
-        if let Some(probe) = self.container.startup_probe.clone()
-            && is_run(Some(&probe))
-            && !started
-            && self.watch(Kind::Startup, &probe).await != Some(true)
+    async fn run(self, known: ProbeResults) {
+        let startup = self.container.startup_probe.as_ref().filter(|p| is_run(Some(p)));
+        if let Some(probe) = startup.filter(|_| !known.started)
+            && self.calmly(self.watch(Kind::Startup, probe, None)).await != Some(true)
+            && !self.calm.is_cancelled()
         {
             return;
         }
         let readiness = async {
-            if let Some(probe) = self.container.readiness_probe.as_ref().filter(|p| is_run(Some(p)))
-            {
-                self.watch(Kind::Readiness, probe).await;
+            let probe = self.container.readiness_probe.as_ref().filter(|p| is_run(Some(p)));
+            if let Some(probe) = probe {
+                let before = known.ready.then_some(true);
+                self.watch(Kind::Readiness, probe, before).await;
             }
         };
         let liveness = async {
-            if let Some(probe) = self.container.liveness_probe.as_ref().filter(|p| is_run(Some(p)))
-            {
-                self.watch(Kind::Liveness, probe).await;
+            let probe = self.container.liveness_probe.as_ref().filter(|p| is_run(Some(p)));
+            if let Some(probe) = probe {
+                self.calmly(self.watch(Kind::Liveness, probe, None)).await;
             }
         };
         tokio::join!(readiness, liveness);
     }
 
+    /// Goes on with `probing` until the pod ends.
+    async fn calmly(&self, probing: impl Future<Output = Option<bool>>) -> Option<bool> {
+        tokio::select! {
+            verdict = probing => verdict,
+            () = self.calm.cancelled() => None,
+        }
+    }
+
     /// Probes until there is a verdict that ends it: any for startup, a bad one for liveness.
-    async fn watch(&self, kind: Kind, probe: &Probe) -> Option<bool> {
+    /// `before` is what it said to an earlier agent.
+    async fn watch(&self, kind: Kind, probe: &Probe, before: Option<bool>) -> Option<bool> {
         let numbers = Numbers::of(probe);
         tokio::time::sleep_until(self.begun + numbers.initial_delay).await;
-        let mut tally = Tally::default();
+        let mut tally = Tally { verdict: before, ..Tally::default() };
         loop {
             let next = Instant::now() + numbers.period;
             let mut result = self.attempt(probe, &numbers).await;

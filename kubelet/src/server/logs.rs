@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::State;
-use crate::worker::runs;
+use crate::worker::{members, runs};
 
 /// The query of the log API.
 #[derive(Debug, Default, Deserialize)]
@@ -68,7 +68,7 @@ async fn find(
         (StatusCode::NOT_FOUND, message)
     };
     let pod = state.shelf.find(namespace, name).ok_or_else(missing)?;
-    if !has_container(&pod, container) {
+    if members::find(&pod, container).is_none() {
         let message = format!("container {container:?} not found in pod {name:?}\n");
         return Err((StatusCode::NOT_FOUND, message));
     }
@@ -147,13 +147,6 @@ async fn watch_end(
         }
     }
     ended.cancel();
-}
-
-fn has_container(pod: &Pod, name: &str) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    let inits = spec.init_containers.iter().flatten();
-    let mut all = inits.chain(&spec.containers);
-    all.any(|c| c.name == name)
 }
 
 fn waiting(pod: &Pod, container: &str) -> Refusal {

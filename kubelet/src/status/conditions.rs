@@ -9,12 +9,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Input, containers};
 use crate::clock;
+use crate::worker::members::{self, Role};
 use crate::worker::memory::Phase;
-use crate::worker::runs;
+use crate::worker::{plan, runs};
 
 /// The conditions that this agent decides.
-pub const OWN: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWN: [&str; 6] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "AllContainersRestarting",
+];
 
 struct Verdict {
     holds: bool,
@@ -41,7 +48,7 @@ pub fn compute(
 ) -> Vec<PodCondition> {
     let sandbox_up = runs::live_sandbox(input.sandboxes).is_some() && !phase.is_terminal();
     let sandbox = Verdict { holds: sandbox_up, reason: None, message: None };
-    let containers_ready = containers_ready(status, phase);
+    let containers_ready = containers_ready(input, status, phase);
     let ready = ready(input, &containers_ready);
     let mut conditions = vec![
         condition(input, "PodReadyToStartContainers", sandbox),
@@ -50,6 +57,9 @@ pub fn compute(
         condition(input, "ContainersReady", containers_ready),
         scheduled(input),
     ];
+    if members::may_restart_all(input.pod) {
+        conditions.push(condition(input, "AllContainersRestarting", restarting(input, phase)));
+    }
     let pod = input.pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     let foreign = pod.into_iter().flatten();
     conditions.extend(foreign.filter(|c| !OWN.contains(&c.type_.as_str())).cloned());
@@ -84,10 +94,36 @@ fn second(time: Timestamp) -> Time {
     Time(clock::whole_seconds(time))
 }
 
+/// The scheduler's condition with the generation that is served here; this node's own for a pod that
+/// no scheduler has seen.
 fn scheduled(input: &Input<'_>) -> PodCondition {
-    find(input.pod.status.as_ref(), "PodScheduled")
-        .cloned()
-        .unwrap_or_else(|| condition(input, "PodScheduled", Verdict::yes()))
+    let own = condition(input, "PodScheduled", Verdict::yes());
+    match find(input.pod.status.as_ref(), "PodScheduled") {
+        Some(theirs) => {
+            PodCondition { observed_generation: own.observed_generation, ..theirs.clone() }
+        }
+        None => own,
+    }
+}
+
+fn restarting(input: &Input<'_>, phase: Phase) -> Verdict {
+    let plan_input = plan::Input {
+        pod: input.pod,
+        goal: plan::Goal::Run,
+        sandboxes: input.sandboxes,
+        memory: input.memory,
+        now: input.now,
+    };
+    match phase {
+        Phase::Succeeded => Verdict::no("PodCompleted", None),
+        Phase::Failed => Verdict::no("PodFailed", None),
+        _ if plan::reset::is_under_way(&plan_input) => Verdict {
+            holds: true,
+            reason: Some("RestartAllContainersStarted"),
+            message: Some("container exited with restart policy rule".to_owned()),
+        },
+        _ => Verdict { holds: false, reason: None, message: None },
+    }
 }
 
 fn initialized_condition(input: &Input<'_>, phase: Phase, initialized: bool) -> Verdict {
@@ -104,16 +140,21 @@ fn initialized_condition(input: &Input<'_>, phase: Phase, initialized: bool) -> 
     }
 }
 
-fn containers_ready(status: &PodStatus, phase: Phase) -> Verdict {
+fn containers_ready(input: &Input<'_>, status: &PodStatus, phase: Phase) -> Verdict {
     match phase {
         Phase::Succeeded => return Verdict::no("PodCompleted", None),
         Phase::Failed => return Verdict::no("PodFailed", None),
         _ => {}
     }
-    let unready: Vec<&str> = status
-        .container_statuses
-        .iter()
-        .flatten()
+    let inits = members::init_containers(input.pod).iter();
+    let sidecars: Vec<&str> = inits
+        .filter(|c| members::role_of_init(c) == Role::Sidecar)
+        .map(|c| c.name.as_str())
+        .collect();
+    let inits = status.init_container_statuses.iter().flatten();
+    let unready: Vec<&str> = inits
+        .filter(|c| sidecars.contains(&c.name.as_str()))
+        .chain(status.container_statuses.iter().flatten())
         .filter(|c: &&ContainerStatus| !c.ready)
         .map(|c| c.name.as_str())
         .collect();

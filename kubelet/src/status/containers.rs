@@ -15,41 +15,38 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{Input, Stage};
 use crate::clock;
 use crate::probe;
+use crate::worker::members::{self, Role, Ruling};
 use crate::worker::memory::{self, Failed, Failure, ImageState};
-use crate::worker::plan::{self, RestartPolicy};
 use crate::worker::runs::{self, Ended, Run};
 
 /// The scheme of container identifiers in a status.
 pub const SCHEME: &str = "berth";
 
-/// What a container is to its pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// An init container.
-    Init,
-    /// An app container whose pod is initialized.
-    App,
-    /// An app container that waits for the init containers.
-    AppBeforeInit,
-}
-
-/// Whether all init containers have completed (in the live sandbox, if there is one).
+/// Whether all init containers are through (in the live sandbox, if there is one).
 pub fn initialized(input: &Input<'_>) -> bool {
     incomplete_inits(input).is_empty()
 }
 
-/// The init containers that have not completed. Empty once an app container was made.
+/// The init containers that have not succeeded, and the sidecars that have not started. Empty once
+/// an app container was made.
 pub fn incomplete_inits(input: &Input<'_>) -> Vec<String> {
-    let apps = plan::app_containers(input.pod);
-    let app_seen = apps.iter().any(|c| !matches!(newest(input, c).0, Run::None));
-    plan::init_containers(input.pod)
-        .iter()
-        .filter(|c| match newest(input, c).0 {
-            Run::Ended { ended, .. } => ended.exit_code != 0 && !app_seen,
-            _ => !app_seen,
-        })
-        .map(|c| c.name.clone())
-        .collect()
+    let apps = members::app_containers(input.pod);
+    if apps.iter().any(|c| !matches!(newest(input, c).0, Run::None)) {
+        return Vec::new();
+    }
+    let is_through = |container: &Container| match (
+        members::role_of_init(container),
+        newest(input, container).0,
+    ) {
+        (Role::Sidecar, Run::Running(record)) => {
+            input.memory.probes.get(&record.id).is_some_and(|results| results.started)
+        }
+        (Role::Sidecar, _) => false,
+        (_, Run::Ended { ended, .. }) => ended.exit_code == 0,
+        _ => false,
+    };
+    let inits = members::init_containers(input.pod).iter();
+    inits.filter(|c| !is_through(c)).map(|c| c.name.clone()).collect()
 }
 
 fn newest<'a>(input: &Input<'a>, container: &Container) -> (Run<'a>, Option<Ended>) {
@@ -58,12 +55,12 @@ fn newest<'a>(input: &Input<'a>, container: &Container) -> (Run<'a>, Option<Ende
 }
 
 /// The status of one container.
-pub fn status(input: &Input<'_>, container: &Container, role: Role) -> ContainerStatus {
+pub fn status(input: &Input<'_>, (role, container): (Role, &Container)) -> ContainerStatus {
     let (run, before) = newest(input, container);
     let mut status = ContainerStatus {
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
-        started: Some(false),
+        started: (role != Role::Ephemeral).then_some(false),
         last_state: Some(ContainerState::default()),
         ..ContainerStatus::default()
     };
@@ -72,14 +69,17 @@ pub fn status(input: &Input<'_>, container: &Container, role: Role) -> Container
             status.state = Some(waiting(not_started(input, container, role)));
             status.restart_count = remembered_restarts(input, container);
         }
-        Run::Running(record) => running(input, container, record, before, &mut status),
+        Run::Running(record) => {
+            running(input, (role, container), (record, before), &mut status);
+        }
         Run::Ended { ended, .. } => {
             status.restart_count = count(ended.restart_count);
             status.image.clone_from(&ended.image);
             status.image_id = ended.image_id.clone();
             status.container_id = ended.id.as_deref().map(with_scheme);
-            let waits =
-                will_restart(input, role, &ended).then(|| between_runs(input, container)).flatten();
+            let waits = will_restart(input, (role, container), &ended)
+                .then(|| between_runs(input, container, &ended))
+                .flatten();
             match waits {
                 Some(failure) => {
                     status.state = Some(waiting(failure));
@@ -112,9 +112,8 @@ fn remembered_restarts(input: &Input<'_>, container: &Container) -> i32 {
 
 fn running(
     input: &Input<'_>,
-    container: &Container,
-    record: &Record,
-    before: Option<Ended>,
+    (role, container): (Role, &Container),
+    (record, before): (&Record, Option<Ended>),
     status: &mut ContainerStatus,
 ) {
     let RuntimeState::Running { started_at } = record.state else {
@@ -126,11 +125,16 @@ fn running(
         started: !has_startup,
         ready: !has_startup && !probe::is_run(container.readiness_probe.as_ref()),
     });
-    status.started = Some(probes.started);
-    status.ready = probes.started && probes.ready && input.stage == Stage::Running;
+    // Probes have no say about ephemeral containers, and those none about the pod.
+    if role != Role::Ephemeral {
+        status.started = Some(probes.started);
+        status.ready = probes.started && probes.ready;
+    }
     status.restart_count = count(record.config.attempt);
     status.container_id = Some(with_scheme(record.id.as_str()));
+    status.image.clone_from(&record.config.image_reference);
     status.image_id = runs::shown_image_id(record);
+    status.stop_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
     status.state = Some(ContainerState {
         running: Some(ContainerStateRunning {
             started_at: Some(Time(clock::whole_seconds(clock::from_nanoseconds(started_at)))),
@@ -201,25 +205,23 @@ fn terminated(ended: &Ended) -> ContainerState {
     }
 }
 
-fn will_restart(input: &Input<'_>, role: Role, ended: &Ended) -> bool {
+fn will_restart(input: &Input<'_>, (role, container): (Role, &Container), ended: &Ended) -> bool {
     if input.stage == Stage::Ending || input.memory.verdict.is_some() {
         return false;
     }
-    match role {
-        Role::Init => ended.exit_code != 0 && RestartPolicy::of(input.pod) != RestartPolicy::Never,
-        Role::App | Role::AppBeforeInit => super::restarts(input.pod, ended.exit_code),
-    }
+    ended.reason == members::RESTARTING_ALL
+        || members::ruling(input.pod, (role, container), ended.exit_code) != Ruling::Stay
 }
 
 fn not_started(input: &Input<'_>, container: &Container, role: Role) -> Failure {
     let failure = match role {
-        Role::AppBeforeInit => None,
-        Role::Init if !is_next_init(input, container) => None,
+        Role::App if !initialized(input) => None,
+        Role::Init | Role::Sidecar if !is_next_init(input, container) => None,
         _ => problem(input, container),
     };
     failure.unwrap_or_else(|| {
-        let has_inits = !plan::init_containers(input.pod).is_empty();
-        let reason = match has_inits {
+        let has_inits = !members::init_containers(input.pod).is_empty();
+        let reason = match has_inits && role != Role::Ephemeral {
             true => "PodInitializing",
             false => "ContainerCreating",
         };
@@ -232,9 +234,12 @@ fn is_next_init(input: &Input<'_>, container: &Container) -> bool {
 }
 
 /// Why a container that ended is not running again yet; `None` while nothing holds it up.
-fn between_runs(input: &Input<'_>, container: &Container) -> Option<Failure> {
+fn between_runs(input: &Input<'_>, container: &Container, ended: &Ended) -> Option<Failure> {
     if let Some(problem) = problem(input, container) {
         return Some(problem);
+    }
+    if ended.reason == members::RESTARTING_ALL {
+        return Some(Failure::new(members::RESTARTING_ALL, runs::RESET_MESSAGE));
     }
     let memory = input.memory.containers.get(&container.name)?;
     let (_, at) = memory.ended_at.as_ref()?;

@@ -21,8 +21,8 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::qos;
-use crate::worker::memory::{Memory, Phase};
-use crate::worker::plan::{self, RestartPolicy};
+use crate::worker::members::{self, Role};
+use crate::worker::memory::{Memory, Operation, Phase};
 use crate::worker::runs;
 
 /// What a status is made from.
@@ -57,17 +57,16 @@ pub enum Stage {
 
 /// Makes the status.
 pub fn compute(input: &Input<'_>) -> PodStatus {
-    let inits = plan::init_containers(input.pod);
-    let apps = plan::app_containers(input.pod);
     let initialized = containers::initialized(input);
-    let init_statuses: Vec<_> =
-        inits.iter().map(|c| containers::status(input, c, containers::Role::Init)).collect();
-    let role = match initialized {
-        true => containers::Role::App,
-        false => containers::Role::AppBeforeInit,
-    };
-    let app_statuses: Vec<_> = apps.iter().map(|c| containers::status(input, c, role)).collect();
-    let phase = phase(input, initialized, &app_statuses);
+    let inits = members::init_containers(input.pod).iter();
+    let inits: Vec<_> =
+        inits.map(|c| containers::status(input, (members::role_of_init(c), c))).collect();
+    let apps = members::app_containers(input.pod).iter();
+    let apps: Vec<_> = apps.map(|c| containers::status(input, (Role::App, c))).collect();
+    let ephemeral = members::ephemeral_containers(input.pod).iter().map(members::as_container);
+    let ephemeral: Vec<_> =
+        ephemeral.map(|c| containers::status(input, (Role::Ephemeral, &c))).collect();
+    let phase = phase(input, initialized, &apps);
     let mut status = PodStatus {
         phase: Some(phase.as_str().to_owned()),
         observed_generation: input.pod.metadata.generation,
@@ -79,8 +78,9 @@ pub fn compute(input: &Input<'_>) -> PodStatus {
                 .clone()
                 .unwrap_or_else(|| Time(clock::whole_seconds(input.wall))),
         ),
-        init_container_statuses: (!inits.is_empty()).then_some(init_statuses),
-        container_statuses: Some(app_statuses),
+        init_container_statuses: (!inits.is_empty()).then_some(inits),
+        container_statuses: Some(apps),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         ..PodStatus::default()
     };
     if let Some(verdict) = input.memory.verdict.as_ref().filter(|_| phase.is_terminal()) {
@@ -126,6 +126,12 @@ fn phase(input: &Input<'_>, initialized: bool, apps: &[ContainerStatus]) -> Phas
             true => Phase::Succeeded,
             false => Phase::Failed,
         };
+    }
+    let making = |o: &Operation| matches!(o, Operation::Start(_) | Operation::Sandbox);
+    let is_over = !runs_still && !input.memory.in_flight.keys().any(making);
+    if input.stage == Stage::Ending && is_over && previous == Phase::Pending {
+        // It will not run any more, and nobody can say that it did well.
+        return Phase::Failed;
     }
     let computed = match () {
         () if !initialized || counts.waiting > 0 => Phase::Pending,
@@ -211,9 +217,4 @@ fn qos_class(pod: &Pod) -> String {
             Err(_) => qos::Class::BestEffort.as_str().to_owned(),
         },
     }
-}
-
-/// Whether the pod's policy restarts a container that ended with `exit_code`.
-pub(crate) fn restarts(pod: &Pod, exit_code: i32) -> bool {
-    RestartPolicy::of(pod).restarts(exit_code)
 }

@@ -19,7 +19,7 @@ pub static POD_SPEC: Table = Table {
         ("dnsConfig", Honoured),
         ("dnsPolicy", Honoured),
         ("enableServiceLinks", Honoured),
-        ("ephemeralContainers", Report("ephemeral containers are not started")),
+        ("ephemeralContainers", Honoured),
         ("hostAliases", Honoured),
         ("hostIPC", Honoured),
         ("hostNetwork", Honoured),
@@ -36,7 +36,7 @@ pub static POD_SPEC: Table = Table {
         ("preemptionPolicy", Honoured),
         ("priority", Honoured),
         ("priorityClassName", Honoured),
-        ("readinessGates", Refuse("readiness gates are not supported")),
+        ("readinessGates", Honoured),
         ("resourceClaims", Refuse("dynamic resource allocation is not supported")),
         ("resources", Object(&RESOURCES)),
         ("restartPolicy", Honoured),
@@ -59,7 +59,6 @@ pub static POD_SPEC: Table = Table {
 
 const GRPC: &str = "gRPC probes are not run; they count as successful";
 const DEVICES: &str = "block devices are not supported";
-const RESTART_RULES: &str = "restart rules of single containers are not supported";
 
 /// `Container`, as a main container.
 pub static CONTAINER: Table = Table {
@@ -78,8 +77,8 @@ pub static CONTAINER: Table = Table {
         ("readinessProbe", Object(&PROBE)),
         ("resizePolicy", Depends(resize_policy)),
         ("resources", Object(&RESOURCES)),
-        ("restartPolicy", Refuse("restart policies of single containers are not supported")),
-        ("restartPolicyRules", Refuse(RESTART_RULES)),
+        ("restartPolicy", Honoured),
+        ("restartPolicyRules", Honoured),
         ("securityContext", Object(&SECURITY)),
         ("startupProbe", Object(&PROBE)),
         ("stdin", Honoured),
@@ -110,11 +109,8 @@ pub static INIT_CONTAINER: Table = Table {
         ("readinessProbe", Object(&PROBE)),
         ("resizePolicy", Depends(resize_policy)),
         ("resources", Object(&RESOURCES)),
-        (
-            "restartPolicy",
-            Refuse("sidecars (init containers that are restarted) are not supported"),
-        ),
-        ("restartPolicyRules", Refuse(RESTART_RULES)),
+        ("restartPolicy", Honoured),
+        ("restartPolicyRules", Honoured),
         ("securityContext", Object(&SECURITY)),
         ("startupProbe", Object(&PROBE)),
         ("stdin", Honoured),
@@ -134,7 +130,7 @@ pub static LIFECYCLE: Table = Table {
     fields: &[
         ("postStart", Object(&HANDLER)),
         ("preStop", Object(&HANDLER)),
-        ("stopSignal", Refuse("stop signals other than the image's are not supported")),
+        ("stopSignal", Honoured),
     ],
 };
 

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_runtime::interface::{
-    ContainerId, Image, RuntimeError, SandboxId, SandboxStatus, StopSignal,
+    ContainerId, ContainerState, Image, RuntimeError, SandboxId, SandboxStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
 use tokio::task::{Id, JoinError};
 use tokio::time::Instant;
 
 use super::materials::ContainerRequest;
-use super::memory::{Failed, Failure, ImageState, Operation, VolumeState};
-use super::plan::Action;
-use super::{Context, Worker, image, runs, sight};
+use super::members;
+use super::memory::{Ending, Failed, Failure, Hook, ImageState, Operation, VolumeState};
+use super::plan::{Action, Afterwards, Removal};
+use super::{Context, Worker, image, runs, sight, stop_signal};
 use crate::backoff::with_jitter;
 use crate::events::Severity;
 use crate::hooks;
@@ -80,11 +81,20 @@ impl Worker {
             }
             Action::EnsureImage { container } => self.ensure_image(context, pod, container),
             start @ Action::StartContainer { .. } => self.start(context, pod, sandboxes, start),
-            stop @ Action::StopContainer { .. } => self.stop(context, pod, stop),
-            Action::RemoveContainer { id, container } => {
-                self.remove_container(context, pod, sandboxes, (id, container));
+            end @ Action::EndContainer { .. } => self.end(&pod, end),
+            Action::RunPreStop { id, container, deadline } => {
+                self.spawn(Operation::PreStop(id.clone()), None, async move {
+                    hooks::pre_stop(&context, &pod, (&container, &id), deadline).await;
+                    Outcome::Done
+                });
             }
-            Action::AbandonPulls => self.abandon_pulls(),
+            Action::StopContainer { id, container, grace } => {
+                self.stop(context, &pod, (id, &container), grace);
+            }
+            remove @ Action::RemoveContainer { .. } => {
+                self.remove_container(context, pod, sandboxes, remove);
+            }
+            Action::AbandonPulls => self.abandon(|o| matches!(o, Operation::Image(_))),
             Action::RemoveDirectories => {
                 self.spawn(Operation::Directories, None, async move {
                     outcome(context.materials.remove_directories(&pod).await)
@@ -121,10 +131,10 @@ impl Worker {
     fn ensure_image(&mut self, context: Arc<Context>, pod: Arc<Pod>, container: String) {
         let name = container.clone();
         self.spawn(Operation::Image(name), None, async move {
-            let Some(spec) = sight::container(&pod, &container) else {
+            let Some((_, spec)) = members::find(&pod, &container) else {
                 return Outcome::Failed(Failure::new("ErrImagePull", "no such container"));
             };
-            match image::ensure(&context, &pod, spec).await {
+            match image::ensure(&context, &pod, &spec).await {
                 Ok(image) => Outcome::Image(image),
                 Err(failure) => Outcome::Failed(failure),
             }
@@ -150,39 +160,55 @@ impl Worker {
             && let Some((id, at)) = &memory.ended_at
             && *id == newest.id
         {
-            memory.restart_backoff.charge(*at, now);
+            match memory.replaced.take().as_ref() == Some(id) {
+                // It did not fail, it was told to make way.
+                true => memory.restart_backoff.reset(),
+                false => memory.restart_backoff.charge(*at, now),
+            }
         }
+        let target = target(&pod, sandboxes, &container);
         let ips = sandboxes
             .iter()
             .find(|s| s.id == sandbox)
             .map(|s| s.ips.clone())
             .filter(|ips| !ips.is_empty())
             .unwrap_or_else(|| context.node_ips.clone());
-        let start = Start { container: container.clone(), attempt, image, sandbox, ips };
+        let start = Start { container: container.clone(), attempt, image, sandbox, ips, target };
         self.spawn(Operation::Start(container), None, async move {
             start_container(context, pod, start).await
         });
     }
 
-    fn stop(&mut self, context: Arc<Context>, pod: Arc<Pod>, action: Action) {
-        let Action::StopContainer { id, container, grace, message } = action else {
+    /// Notes that a container ends, or has to be gone earlier than it was told.
+    fn end(&mut self, pod: &Pod, action: Action) {
+        let Action::EndContainer { id, container, deadline, message, next } = action else {
             return;
         };
-        let operation = Operation::Stop(id.clone());
-        let is_shortened = self.memory.busy(&operation);
-        if !is_shortened {
-            let place = (&*pod, container.as_str());
-            let events = &self.context.events;
-            events.container(place, Severity::Normal, "Killing", message);
+        if next == Afterwards::Again {
+            self.memory.container(&container).replaced = Some(id.clone());
         }
+        if let Some(known) = self.memory.ending.get_mut(&id) {
+            known.deadline = known.deadline.min(deadline);
+            return;
+        }
+        let events = &self.context.events;
+        events.container((pod, container.as_str()), Severity::Normal, "Killing", message);
+        self.memory.ending.insert(id, Ending { deadline, hook: Hook::Due });
+    }
+
+    fn stop(
+        &mut self,
+        context: Arc<Context>,
+        pod: &Pod,
+        (id, container): (ContainerId, &str),
+        grace: Duration,
+    ) {
+        // Its time is up, or it has ended; what it still does changes nothing.
+        self.abandon(|operation| matches!(operation, Operation::PreStop(other) if *other == id));
         let kills_at = Some(Instant::now() + grace);
-        self.spawn(operation, kills_at, async move {
-            let left = match is_shortened {
-                true => grace,
-                false => hooks::pre_stop(&context, &pod, (&container, &id), grace).await,
-            };
-            let stop = context.runtime.stop_container(&id, StopSignal::ImageDefault, left);
-            stopped(stop.await)
+        let signal = stop_signal::of(pod, container);
+        self.spawn(Operation::Stop(id.clone()), kills_at, async move {
+            stopped(context.runtime.stop_container(&id, signal, grace).await)
         });
     }
 
@@ -191,14 +217,27 @@ impl Worker {
         context: Arc<Context>,
         pod: Arc<Pod>,
         sandboxes: &[SandboxStatus],
-        (id, container): (ContainerId, String),
+        action: Action,
     ) {
+        let Action::RemoveContainer { id, container, because } = action else {
+            return;
+        };
         let record = sandboxes.iter().flat_map(|s| &s.containers).find(|c| c.id == id);
-        if let Some(ended) = record.and_then(|r| runs::ended(r, &self.memory.termination_messages))
-        {
-            self.memory.container(&container).remembered.fold(ended);
+        let attempt = record.map_or(0, |r| r.config.attempt);
+        let ended = record.and_then(|r| runs::ended(r, &self.memory.termination_messages));
+        if because == Removal::Reset {
+            self.charge_cause(&pod, &container, ended.as_ref().map(|e| e.exit_code));
         }
-        let keep = record.map_or(0, |r| r.config.attempt.saturating_add(2));
+        let memory = &mut self.memory.container(&container).remembered;
+        match (ended, because) {
+            (Some(ended), Removal::Old) => memory.fold(ended),
+            (Some(ended), Removal::Reset) => memory.fold(runs::reset(ended)),
+            (None, _) => {}
+        }
+        let keep = match because {
+            Removal::Old => attempt.saturating_add(2),
+            Removal::Reset => attempt.saturating_add(1),
+        };
         self.spawn(Operation::RemoveContainer(id.clone()), None, async move {
             let removed = context.runtime.remove_container(&id).await;
             context.materials.drop_old_logs(&pod, &container, keep).await;
@@ -206,9 +245,22 @@ impl Worker {
         });
     }
 
-    fn abandon_pulls(&mut self) {
+    /// A container that has all others restarted with it waits longer each time.
+    fn charge_cause(&mut self, pod: &Pod, name: &str, exit_code: Option<i32>) {
+        let found = members::find(pod, name).zip(exit_code);
+        let is_cause = found.is_some_and(|((role, container), code)| {
+            members::ruling(pod, (role, &container), code) == members::Ruling::RestartAll
+        });
+        let memory = self.memory.container(name);
+        if let (true, Some((_, at))) = (is_cause, &memory.ended_at) {
+            memory.restart_backoff.charge(*at, Instant::now());
+        }
+    }
+
+    /// Aborts what is under way and meets `which`.
+    pub(super) fn abandon(&self, which: impl Fn(&Operation) -> bool) {
         for (operation, abort) in self.tasks.values() {
-            if matches!(operation, Operation::Image(_)) {
+            if which(operation) {
                 abort.abort();
             }
         }
@@ -273,6 +325,11 @@ impl Worker {
             | Operation::Image(_)
             | Operation::Stop(_)
             | Operation::RemoveContainer(_) => {}
+            Operation::PreStop(id) => {
+                if let Some(ending) = self.memory.ending.get_mut(&id) {
+                    ending.hook = Hook::Done;
+                }
+            }
         }
     }
 
@@ -317,6 +374,22 @@ impl Worker {
         if self.next_refresh().is_some() {
             self.memory.refresh_at = Some(Instant::now());
         }
+        for (_, container) in members::lasting(after) {
+            let known = members::find(before, &container.name);
+            if known.is_some_and(|(_, known)| known.image != container.image) {
+                self.forget_image(&container.name);
+            }
+        }
+    }
+
+    /// What was learnt of a container's image says nothing of another one.
+    fn forget_image(&mut self, name: &str) {
+        self.abandon(|o| matches!(o, Operation::Image(other) if other == name));
+        let memory = self.memory.container(name);
+        memory.image = ImageState::Unknown;
+        memory.pull_backoff.reset();
+        memory.start_failure = None;
+        memory.start_backoff.reset();
     }
 
     fn note_failure(&mut self, operation: Operation, failure: Failure, now: Instant) {
@@ -425,20 +498,38 @@ struct Start {
     image: Image,
     sandbox: SandboxId,
     ips: Vec<std::net::IpAddr>,
+    /// The container whose processes it sees, if it names one.
+    target: Result<Option<ContainerId>, Failure>,
+}
+
+/// The running container that an ephemeral one looks into.
+fn target(
+    pod: &Pod,
+    sandboxes: &[SandboxStatus],
+    name: &str,
+) -> Result<Option<ContainerId>, Failure> {
+    let mut ephemeral = members::ephemeral_containers(pod).iter();
+    let wanted = ephemeral.find(|c| c.name == name).and_then(|c| c.target_container_name.as_ref());
+    let Some(wanted) = wanted.filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    let mut records = sandboxes.iter().flat_map(|s| &s.containers);
+    let found = records
+        .find(|c| c.config.name == *wanted && matches!(c.state, ContainerState::Running { .. }));
+    found.map(|record| Some(record.id.clone())).ok_or_else(|| {
+        let message = format!("unable to find target container {wanted}");
+        Failure::new("CreateContainerConfigError", message)
+    })
 }
 
 async fn start_container(context: Arc<Context>, pod: Arc<Pod>, start: Start) -> Outcome {
     let started = try_start(&context, &pod, &start).await;
     if let Err(failure) = &started {
         let place = (&*pod, start.container.as_str());
-        let message = format!("Error: {}", failure.message);
-        let reason = match failure.reason.as_str() {
-            "PostStartHookError" => "FailedPostStartHook",
-            _ => "Failed",
-        };
-        let message = match reason {
-            "Failed" => message,
-            _ => failure.message.clone(),
+        // What a hook said may be secret; it stays in the log and the status.
+        let (reason, message) = match failure.reason.as_str() {
+            "PostStartHookError" => ("FailedPostStartHook", "PostStartHook failed".to_owned()),
+            _ => ("Failed", format!("Error: {}", failure.message)),
         };
         context.events.container(place, Severity::Warning, reason, message);
     }
@@ -446,8 +537,9 @@ async fn start_container(context: Arc<Context>, pod: Arc<Pod>, start: Start) -> 
 }
 
 async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Failure> {
-    let spec = sight::container(pod, &start.container)
+    let (_, spec) = members::find(pod, &start.container)
         .ok_or_else(|| Failure::new("CreateContainerConfigError", "no such container"))?;
+    let spec = &*spec;
     let request = ContainerRequest {
         pod,
         container: spec,
@@ -455,9 +547,11 @@ async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Fa
         image: &start.image,
         pod_ips: start.ips.clone(),
     };
+    let target = start.target.clone()?;
     let mut config = context.materials.container(request).await?;
     let shown = image::shown_id(&start.image);
     config.labels.insert(runs::IMAGE_ID_LABEL.to_owned(), shown);
+    config.pid_target = target;
     let created = context.runtime.create_container(&start.sandbox, config).await;
     let id = created.map_err(|error| Failure::new("CreateContainerError", chain(&error)))?;
     let place = (pod, start.container.as_str());
@@ -468,8 +562,8 @@ async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Fa
     events.container(place, Severity::Normal, "Started", "Container started");
     link_log(context, pod, &id).await;
     if let Err(message) = hooks::post_start(context, pod, (spec, &id), &start.ips).await {
-        let grace = super::termination_grace(pod);
-        stop_after_hook(context, &id, grace).await;
+        events.container(place, Severity::Normal, "Killing", "FailedPostStartHook");
+        stop_after_hook(context, pod, (&spec.name, &id)).await;
         return Err(Failure::new("PostStartHookError", message));
     }
     Ok(())
@@ -484,8 +578,11 @@ async fn link_log(context: &Context, pod: &Pod, id: &ContainerId) {
     }
 }
 
-async fn stop_after_hook(context: &Context, id: &ContainerId, grace: Duration) {
-    let stop = context.runtime.stop_container(id, StopSignal::ImageDefault, grace);
+async fn stop_after_hook(context: &Context, pod: &Pod, (name, id): (&str, &ContainerId)) {
+    let deadline = Instant::now() + super::termination_grace(pod);
+    hooks::pre_stop(context, pod, (name, id), deadline).await;
+    let left = deadline.saturating_duration_since(Instant::now()).max(super::MIN_GRACE);
+    let stop = context.runtime.stop_container(id, stop_signal::of(pod, name), left);
     if let Err(error) = stop.await {
         tracing::warn!(container = %id, %error, "container not stopped after its postStart hook");
     }

@@ -30,6 +30,8 @@ pub enum Operation {
     Image(String),
     /// Create and start the named container.
     Start(String),
+    /// Run a container's `preStop` hook.
+    PreStop(ContainerId),
     /// Stop a container.
     Stop(ContainerId),
     /// Remove a container's record.
@@ -107,6 +109,24 @@ pub struct Doom {
     pub grace: Duration,
 }
 
+/// A container that is being ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// When it has to be gone.
+    pub deadline: Instant,
+    /// How far its `preStop` hook is.
+    pub hook: Hook,
+}
+
+/// How far a `preStop` hook is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// It has not ended; perhaps there is none.
+    Due,
+    /// It has ended, well or not.
+    Done,
+}
+
 /// What is known of one container.
 #[derive(Debug, Clone)]
 pub struct Container {
@@ -124,6 +144,8 @@ pub struct Container {
     pub restart_backoff: Backoff,
     /// When the newest run's end was seen.
     pub ended_at: Option<(ContainerId, Instant)>,
+    /// The run that was ended so that the container runs as it is specified now.
+    pub replaced: Option<ContainerId>,
 }
 
 /// A final judgement on a pod: it will not run again.
@@ -216,12 +238,14 @@ pub struct Memory {
     pub stopped: BTreeSet<SandboxId>,
     /// How many sandboxes the pod has had.
     pub sandbox_attempts: u32,
-    /// The containers by name; init and app containers share the name space.
+    /// The containers by name; all kinds share the name space.
     pub containers: BTreeMap<String, Container>,
     /// What the probes have said.
     pub probes: BTreeMap<ContainerId, ProbeResults>,
     /// Running containers that have to end.
     pub doomed: BTreeMap<ContainerId, Doom>,
+    /// Running containers that are being ended.
+    pub ending: BTreeMap<ContainerId, Ending>,
     /// What ended containers left in their termination log.
     pub termination_messages: BTreeMap<ContainerId, String>,
     /// The final judgement.
@@ -244,6 +268,7 @@ impl Memory {
             containers: containers.map(|name| (name.to_owned(), Container::new(pacing))).collect(),
             probes: BTreeMap::new(),
             doomed: BTreeMap::new(),
+            ending: BTreeMap::new(),
             termination_messages: BTreeMap::new(),
             verdict: None,
             directories_removed: false,
@@ -292,6 +317,7 @@ impl Container {
             start_backoff: Backoff::new(pacing.create),
             restart_backoff: Backoff::new(pacing.restart),
             ended_at: None,
+            replaced: None,
         }
     }
 }

@@ -15,6 +15,7 @@
 mod apply;
 mod image;
 pub mod materials;
+pub mod members;
 pub mod memory;
 pub mod plan;
 pub mod provision;
@@ -22,6 +23,7 @@ pub mod recovery;
 pub mod roster;
 pub mod runs;
 mod sight;
+pub mod stop_signal;
 
 #[cfg(test)]
 mod tests;
@@ -48,7 +50,6 @@ use apply::{Finished, Outcome};
 use materials::Materials;
 use memory::{Memory, Operation, Pacing, Phase, Verdict};
 use plan::Goal;
-use recovery::Moment;
 
 /// What every worker shares.
 pub struct Context {
@@ -158,6 +159,9 @@ impl Worker {
             let now = Instant::now();
             let deadline = self.judge(&wish, &sandboxes, now);
             let goal = self.goal(&wish);
+            if goal != Goal::Run {
+                self.probes.calm_down();
+            }
             let plan = plan::plan(&plan::Input {
                 pod: &wish.pod,
                 goal,
@@ -214,7 +218,7 @@ impl Worker {
 
     fn remember(&mut self, sandboxes: &[SandboxStatus]) {
         let pod = Arc::clone(&self.wishes.borrow().pod);
-        let moment = Moment { now: Instant::now(), wall: self.context.clock.now() };
+        let moment = self.moment();
         let pacing = self.context.pacing;
         self.memory = recovery::recover(&pod, &self.published, sandboxes, pacing, moment);
     }

@@ -370,7 +370,7 @@ impl Materials for Provision {
         };
         let directory = self.pod_directory(pod).ok()?;
         let name = record.config.name.clone();
-        let spec = super::sight::container(pod, &name)?;
+        let (_, spec) = super::members::find(pod, &name)?;
         let policy = TerminationPolicy::parse(spec.termination_message_policy.as_deref());
         let containers = pod.spec.as_ref().map_or(1, |spec| {
             spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len)

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use tokio::time::Instant;
 
+use super::members;
 use super::memory::{Memory, Pacing, Phase, ProbeResults, Verdict};
-use super::plan;
 use super::runs::{self, Remembered};
 use crate::backoff::{self, Backoff};
 use crate::clock;
@@ -41,8 +41,8 @@ pub fn recover(
     pacing: Pacing,
     moment: Moment,
 ) -> Memory {
-    let inits = plan::init_containers(pod).iter();
-    let names = inits.chain(plan::app_containers(pod)).map(|c| &*c.name);
+    let names = members::names(pod);
+    let is_resetting = is_resetting(status);
     let mut memory = Memory::new(pacing, names.clone());
     memory.verdict = verdict(status);
     memory.sandbox_attempts =
@@ -52,6 +52,9 @@ pub fn recover(
         let container = memory.container(name);
         container.remembered = remembered(known, sandboxes, name);
         let records = runs::records(sandboxes, name);
+        if is_resetting && records.is_empty() && !sandboxes.is_empty() {
+            container.remembered.last = container.remembered.last.take().map(runs::reset);
+        }
         if let Some((_, newest)) = records.last()
             && let ContainerState::Exited { finished_at, .. } = newest.state
         {
@@ -72,9 +75,17 @@ fn verdict(status: &PodStatus) -> Option<Verdict> {
     Some(Verdict { phase, reason: status.reason.clone(), message: status.message.clone() })
 }
 
+/// Whether the agent ended while it took containers away to start them all again.
+fn is_resetting(status: &PodStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|c| c.type_ == "AllContainersRestarting" && c.status == "True")
+}
+
 fn find<'a>(status: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {
     let inits = status.init_container_statuses.iter().flatten();
-    inits.chain(status.container_statuses.iter().flatten()).find(|c| c.name == name)
+    let ephemeral = status.ephemeral_container_statuses.iter().flatten();
+    let apps = status.container_statuses.iter().flatten();
+    inits.chain(apps).chain(ephemeral).find(|c| c.name == name)
 }
 
 fn remembered(

@@ -10,10 +10,14 @@ use berth_runtime::interface::{SandboxState, SandboxStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as api;
 
+use super::members::RESTARTING_ALL;
 use crate::clock;
 
 /// The exit code of a container of which nothing is known any more.
 pub const UNKNOWN_EXIT_CODE: i32 = 137;
+
+/// What a status says of a run that a restart of all containers took away.
+pub const RESET_MESSAGE: &str = "The container is removed because RestartAllContainers in place";
 
 /// The label of a container record that holds the image's identity as the status shows it.
 pub const IMAGE_ID_LABEL: &str = "berth.io/image-id";
@@ -182,6 +186,16 @@ pub fn ended(status: &ContainerStatus, messages: &BTreeMap<ContainerId, String>)
         image: status.config.image_reference.clone(),
         image_id: shown_image_id(status),
     })
+}
+
+/// How a run is remembered that was taken away so that all containers of the pod start again.
+pub fn reset(ended: Ended) -> Ended {
+    Ended {
+        exit_code: UNKNOWN_EXIT_CODE,
+        reason: RESTARTING_ALL.to_owned(),
+        message: Some(RESET_MESSAGE.to_owned()),
+        ..ended
+    }
 }
 
 /// The identity of a record's image as statuses show it.

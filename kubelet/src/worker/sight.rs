@@ -2,15 +2,16 @@
 //! and end, waits that have to be announced.
 
 use berth_runtime::interface::{ContainerState, ContainerStatus, SandboxStatus};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::Worker;
-use super::memory::{Doom, ImageState, ProbeResults};
+use super::members::{self, RestartPolicy, Role};
+use super::memory::{Doom, ImageState, Operation, ProbeResults};
 use super::recovery::Moment;
-use super::{plan, runs, termination_grace};
+use super::{runs, termination_grace};
 use crate::events::Severity;
-use crate::probe::{self, Kind, Report};
+use crate::probe::{self, Found, Kind, Report};
 use crate::status::containers;
 
 impl Worker {
@@ -22,14 +23,18 @@ impl Worker {
         let runs_on = |id: &_| records.iter().any(|r| r.id == *id && is_running(r));
         self.memory.termination_messages.retain(|id, _| known(id));
         self.memory.doomed.retain(|id, _| runs_on(id));
+        self.memory.ending.retain(|id, _| runs_on(id));
         self.memory.probes.retain(|id, _| runs_on(id));
+        self.abandon(|o| matches!(o, Operation::PreStop(id) if !runs_on(id)));
         self.probes.retain(runs_on);
         self.note_attempts(sandboxes);
         for sandbox in sandboxes {
             for record in &sandbox.containers {
                 match record.state {
                     ContainerState::Created => {}
-                    ContainerState::Running { .. } => self.note_running(pod, sandbox, record),
+                    ContainerState::Running { started_at } => {
+                        self.note_running(pod, sandbox, (record, started_at));
+                    }
                     ContainerState::Exited { finished_at, .. } => {
                         self.note_exit(pod, record, finished_at).await;
                     }
@@ -38,16 +43,28 @@ impl Worker {
         }
     }
 
+    pub(super) fn moment(&self) -> Moment {
+        Moment { now: Instant::now(), wall: self.context.clock.now() }
+    }
+
     fn note_attempts(&mut self, sandboxes: &[SandboxStatus]) {
         let attempts = sandboxes.iter().map(|s| s.config.attempt.saturating_add(1));
         let most = attempts.max().unwrap_or(0);
         self.memory.sandbox_attempts = self.memory.sandbox_attempts.max(most);
     }
 
-    fn note_running(&mut self, pod: &Pod, sandbox: &SandboxStatus, record: &ContainerStatus) {
-        let Some(spec) = container(pod, &record.config.name) else {
+    fn note_running(
+        &mut self,
+        pod: &Pod,
+        sandbox: &SandboxStatus,
+        (record, started_at): (&ContainerStatus, i64),
+    ) {
+        let Some((role, spec)) = members::find(pod, &record.config.name) else {
             return;
         };
+        if role == Role::Ephemeral {
+            return;
+        }
         self.memory.probes.entry(record.id.clone()).or_insert(ProbeResults {
             started: !probe::is_run(spec.startup_probe.as_ref()),
             ready: !probe::is_run(spec.readiness_probe.as_ref()),
@@ -56,8 +73,10 @@ impl Worker {
             true => self.context.node_ips.clone(),
             false => sandbox.ips.clone(),
         };
-        let started = self.memory.probes.get(&record.id).is_some_and(|p| p.started);
-        self.probes.watch(record, spec, &ips, started);
+        let known = self.memory.probes.get(&record.id).copied();
+        let known = known.unwrap_or(ProbeResults { started: false, ready: false });
+        let found = Found { ips: &ips, known, begun: self.moment().instant_of(started_at) };
+        self.probes.watch(record, &spec, found);
     }
 
     async fn note_exit(&mut self, pod: &Pod, record: &ContainerStatus, finished_at: i64) {
@@ -68,7 +87,7 @@ impl Worker {
                 self.memory.termination_messages.insert(record.id.clone(), message);
             }
         }
-        let moment = Moment { now: Instant::now(), wall: self.context.clock.now() };
+        let moment = self.moment();
         let name = &record.config.name;
         let attempt = record.config.attempt;
         let memory = self.memory.container(name);
@@ -87,9 +106,9 @@ impl Worker {
         for (name, memory) in &self.memory.containers {
             if let ImageState::Failed(failed) = &memory.image
                 && now >= failed.at + self.memory.pacing.fresh
-                && let Some(spec) = container(pod, name)
+                && let Some((_, spec)) = members::find(pod, name)
             {
-                let wait = containers::image_wait(spec, &failed.failure);
+                let wait = containers::image_wait(&spec, &failed.failure);
                 if wait.reason == "ImagePullBackOff" {
                     told.push((name.clone(), format!("pull/{name}/{:?}", failed.at), wait));
                 }
@@ -148,10 +167,7 @@ impl Worker {
             (Kind::Liveness, true) => {}
             (kind @ (Kind::Startup | Kind::Liveness), false) => {
                 let doom = Doom {
-                    message: format!(
-                        "Container {name} failed {} probe, will be restarted",
-                        kind.noun()
-                    ),
+                    message: doom_message(&pod, name, kind),
                     grace: report.grace.unwrap_or_else(|| termination_grace(&pod)),
                 };
                 self.memory.doomed.entry(report.id).or_insert(doom);
@@ -160,10 +176,18 @@ impl Worker {
     }
 }
 
-/// The container `name` of the pod, init or app.
-pub(super) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
-    let inits = plan::init_containers(pod).iter();
-    inits.chain(plan::app_containers(pod)).find(|c| c.name == name)
+/// Why a container is ended whose probe failed, as the `Killing` event says it.
+fn doom_message(pod: &Pod, name: &str, kind: Kind) -> String {
+    let probe = kind.noun();
+    match members::find(pod, name) {
+        Some((Role::Sidecar, _)) => format!("Init container {name} failed {probe} probe"),
+        Some((_, container))
+            if RestartPolicy::of_container(pod, &container) == RestartPolicy::Never =>
+        {
+            format!("Container {name} failed {probe} probe")
+        }
+        _ => format!("Container {name} failed {probe} probe, will be restarted"),
+    }
 }
 
 /// Keeps what a sandbox's records tell before they go.

@@ -1,11 +1,151 @@
-//! How a pod ends: containers, sandboxes, volumes, then (when it is removed) records and directories.
+//! How containers and pods end.
+//!
+//! ```text
+//!   container:  told ─► preStop hook ─► its turn ─► signal ─► killed at the deadline
+//!   pod:        containers ─► sandboxes ─► volumes ─► (when removed) records ─► directories
+//! ```
+//!
+//! The hooks of all containers run at once. A sidecar's turn comes when the app containers and the
+//! sidecars after it are gone; at the deadline everybody's turn has come.
 
 use std::time::Duration;
 
-use berth_runtime::interface::SandboxState;
+use berth_runtime::interface::{ContainerStatus, SandboxState};
 
-use super::{Action, Input, Plan, anything_running, begin, running};
-use crate::worker::memory::{Operation, VolumeState};
+use super::{Action, Afterwards, Input, Plan, begin, running};
+use crate::worker::MIN_GRACE;
+use crate::worker::members::{self, Role};
+use crate::worker::memory::{Hook, Operation, VolumeState};
+
+/// What a container has left after its hook, or its wait for its turn, used its time up.
+const LAST_GRACE: Duration = Duration::from_secs(2);
+
+/// How a container is to end.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Wish {
+    /// How long it may take.
+    grace: Duration,
+    /// The text of the `Killing` event.
+    message: String,
+    next: Afterwards,
+    turn: Turn,
+    hooks: Hooks,
+}
+
+/// Whether a container waits for those that end before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Now,
+    InOrder,
+}
+
+/// Whether `preStop` hooks are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hooks {
+    Run,
+    Skip,
+}
+
+impl Wish {
+    /// Alone, whatever the others do.
+    pub(super) fn at_once(grace: Duration, message: String, next: Afterwards) -> Self {
+        Self { grace, message, next, turn: Turn::Now, hooks: Hooks::Run }
+    }
+
+    /// At once, without hooks.
+    pub(super) fn hard(message: String, next: Afterwards) -> Self {
+        Self { grace: LAST_GRACE, message, next, turn: Turn::Now, hooks: Hooks::Skip }
+    }
+
+    /// With its pod.
+    fn with_pod(grace: Duration, container: &str) -> Self {
+        Self {
+            grace,
+            message: format!("Stopping container {container}"),
+            next: Afterwards::AsRuled,
+            turn: Turn::InOrder,
+            hooks: Hooks::Run,
+        }
+    }
+}
+
+/// Takes one running container a step nearer to its end.
+pub(super) fn end(input: &Input<'_>, record: &ContainerStatus, wish: Wish, plan: &mut Plan) {
+    let (id, name) = (&record.id, &record.config.name);
+    let known = input.memory.ending.get(id);
+    let asked = input.now + wish.grace;
+    // An end under way is only ever made shorter.
+    let deadline = known.map_or(asked, |e| e.deadline.min(asked));
+    if known.is_none_or(|e| deadline < e.deadline) {
+        plan.actions.push(Action::EndContainer {
+            id: id.clone(),
+            container: name.clone(),
+            deadline,
+            message: wish.message.clone(),
+            next: wish.next,
+        });
+    }
+    let hook = match wish.hooks == Hooks::Run && has_pre_stop(input, name) {
+        true => known.map_or(Hook::Due, |e| e.hook),
+        false => Hook::Done,
+    };
+    let has_turn = wish.turn == Turn::Now || has_turn(input, name);
+    if input.now < deadline && (hook == Hook::Due || !has_turn) {
+        let operation = Operation::PreStop(id.clone());
+        if hook == Hook::Due && !input.memory.busy(&operation) {
+            plan.actions.push(Action::RunPreStop {
+                id: id.clone(),
+                container: name.clone(),
+                deadline,
+            });
+        }
+        plan.wake_at(deadline);
+        return;
+    }
+    let least = match known {
+        Some(_) if has_pre_stop(input, name) || !has_turn => LAST_GRACE,
+        _ => MIN_GRACE,
+    };
+    let grace = deadline.saturating_duration_since(input.now).max(least);
+    signal(input, record, grace, plan);
+}
+
+fn signal(input: &Input<'_>, record: &ContainerStatus, grace: Duration, plan: &mut Plan) {
+    let operation = Operation::Stop(record.id.clone());
+    let kill_at = input.now + grace;
+    match input.memory.in_flight.get(&operation) {
+        Some(Some(kills_at)) if *kills_at <= kill_at => return,
+        Some(None) => return,
+        Some(Some(_)) => {}
+        None => {
+            if let Some(at) = input.memory.retry_at(&operation, input.now) {
+                plan.wake_at(at);
+                return;
+            }
+        }
+    }
+    plan.actions.push(Action::StopContainer {
+        id: record.id.clone(),
+        container: record.config.name.clone(),
+        grace,
+    });
+}
+
+fn has_pre_stop(input: &Input<'_>, name: &str) -> bool {
+    let found = members::find(input.pod, name);
+    found.is_some_and(|(_, c)| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()))
+}
+
+/// Whether everything that ends before the container has ended.
+fn has_turn(input: &Input<'_>, name: &str) -> bool {
+    let mut earlier = members::lasting(input.pod)
+        .rev()
+        .take_while(|(_, c)| c.name != name)
+        .filter(|(role, _)| matches!(role, Role::App | Role::Sidecar));
+    let is_sidecar = members::find(input.pod, name).is_some_and(|(role, _)| role == Role::Sidecar);
+    let runs = |name: &str| running(input.sandboxes).any(|r| r.config.name == name);
+    !is_sidecar || !earlier.any(|(_, c)| runs(&c.name))
+}
 
 pub(super) fn stop(input: &Input<'_>, grace: Duration) -> Plan {
     let mut plan = Plan::default();
@@ -13,10 +153,13 @@ pub(super) fn stop(input: &Input<'_>, grace: Duration) -> Plan {
     if input.memory.in_flight.keys().any(pulling) {
         plan.actions.push(Action::AbandonPulls);
     }
-    stop_containers(input, grace, &mut plan);
+    for record in running(input.sandboxes) {
+        end(input, record, Wish::with_pod(grace, &record.config.name), &mut plan);
+    }
     let making =
         |o: &Operation| matches!(o, Operation::Sandbox | Operation::Start(_) | Operation::Volumes);
-    if anything_running(input.sandboxes) || input.memory.in_flight.keys().any(making) {
+    let any_running = running(input.sandboxes).next().is_some();
+    if any_running || input.memory.in_flight.keys().any(making) {
         return plan;
     }
     let unstopped: Vec<_> = input
@@ -38,31 +181,6 @@ pub(super) fn stop(input: &Input<'_>, grace: Duration) -> Plan {
     }
     plan.reached = true;
     plan
-}
-
-fn stop_containers(input: &Input<'_>, grace: Duration, plan: &mut Plan) {
-    for record in running(input.sandboxes) {
-        let operation = Operation::Stop(record.id.clone());
-        let kill_at = input.now + grace;
-        match input.memory.in_flight.get(&operation) {
-            // A stop under way is only ever made shorter.
-            Some(Some(kills_at)) if *kills_at <= kill_at => continue,
-            Some(None) => continue,
-            Some(Some(_)) => {}
-            None => {
-                if let Some(at) = input.memory.retry_at(&operation, input.now) {
-                    plan.wake_at(at);
-                    continue;
-                }
-            }
-        }
-        plan.actions.push(Action::StopContainer {
-            id: record.id.clone(),
-            container: record.config.name.clone(),
-            grace,
-            message: format!("Stopping container {}", record.config.name),
-        });
-    }
 }
 
 pub(super) fn remove(input: &Input<'_>, grace: Duration) -> Plan {

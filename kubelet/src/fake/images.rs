@@ -1,0 +1,76 @@
+//! An image store in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_runtime::interface::{Credentials, Image, ImageError, ImageId, Images, ProgressSink};
+
+use super::lock;
+
+/// An image store in memory: knows every image but those that are told to be missing.
+#[derive(Default)]
+pub(crate) struct FakeImages {
+    /// References whose pull fails, with the registry's message.
+    pub(crate) broken: Mutex<BTreeMap<String, String>>,
+    /// References that are in the store.
+    pub(crate) present: Mutex<BTreeSet<String>>,
+    /// How long a pull takes.
+    pub(crate) takes: Mutex<Duration>,
+}
+
+pub(crate) fn image(reference: &str) -> Image {
+    let digit = format!("{:x}", reference.len() % 16);
+    let id = ImageId::try_from(format!("sha256:{}", digit.repeat(64))).unwrap();
+    Image {
+        digests: vec![format!("registry.test/{reference}@{id}")],
+        id,
+        tags: vec![reference.to_owned()],
+        size_bytes: 42,
+        user: String::new(),
+        pinned: false,
+    }
+}
+
+#[async_trait]
+impl Images for FakeImages {
+    async fn status(&self, reference: &str) -> Result<Option<Image>, ImageError> {
+        if reference.contains(' ') {
+            return Err(ImageError::InvalidName {
+                reference: reference.to_owned(),
+                message: "invalid reference format".to_owned(),
+            });
+        }
+        let present = lock(&self.present).contains(reference);
+        Ok(present.then(|| image(reference)))
+    }
+
+    async fn pull(
+        &self,
+        reference: &str,
+        _credentials: Vec<Credentials>,
+        _progress: Option<ProgressSink>,
+    ) -> Result<Image, ImageError> {
+        let takes = *lock(&self.takes);
+        tokio::time::sleep(takes).await;
+        if let Some(message) = lock(&self.broken).get(reference) {
+            return Err(ImageError::Pull {
+                reference: reference.to_owned(),
+                message: message.clone(),
+            });
+        }
+        lock(&self.present).insert(reference.to_owned());
+        Ok(image(reference))
+    }
+
+    async fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let present = lock(&self.present);
+        Ok(present.iter().map(|r| image(r)).collect())
+    }
+
+    async fn remove(&self, reference: &str) -> Result<(), ImageError> {
+        lock(&self.present).remove(reference);
+        Ok(())
+    }
+}
