@@ -67,6 +67,7 @@ pub(crate) enum Subresource {
     Binding,
     Log,
     Eviction,
+    EphemeralContainers,
 }
 
 impl Subresource {
@@ -78,13 +79,14 @@ impl Subresource {
             Self::Binding => "binding",
             Self::Log => "log",
             Self::Eviction => "eviction",
+            Self::EphemeralContainers => "ephemeralcontainers",
         }
     }
 
     /// The verbs it has.
     pub(crate) fn verbs(self) -> &'static [&'static str] {
         match self {
-            Self::Status => &["get", "patch", "update"],
+            Self::Status | Self::EphemeralContainers => &["get", "patch", "update"],
             Self::Finalize => &["update"],
             Self::Binding | Self::Eviction => &["create"],
             Self::Log => &["get"],
@@ -94,7 +96,7 @@ impl Subresource {
     /// Group, version and kind of what is read or written there, if not the resource's own.
     pub(crate) fn object(self) -> Option<(&'static str, &'static str, &'static str)> {
         match self {
-            Self::Status | Self::Finalize => None,
+            Self::Status | Self::Finalize | Self::EphemeralContainers => None,
             Self::Binding => Some(("", "v1", "Binding")),
             Self::Eviction => Some(("policy", "v1", "Eviction")),
             Self::Log => Some(("", "v1", "Pod")),
@@ -281,6 +283,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         scope: Scope::Namespaced,
         subresources: &[
             Subresource::Binding,
+            Subresource::EphemeralContainers,
             Subresource::Eviction,
             Subresource::Log,
             Subresource::Status,

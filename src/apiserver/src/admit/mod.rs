@@ -1,6 +1,7 @@
 //! What makes an object acceptable: defaults, what clients may not set, rules, ownership. The
 //! modules are by kind; this one says which apply when. Everything but Service addresses is pure.
 
+mod ephemeral;
 pub(crate) mod events;
 pub(crate) mod names;
 mod objects;
@@ -27,6 +28,8 @@ pub(crate) enum Change {
     Status,
     /// A namespace's finalizers.
     Finalize,
+    /// A pod's ephemeral containers.
+    EphemeralContainers,
 }
 
 /// Sets what a new object starts with and removes what only the server may set.
@@ -97,6 +100,7 @@ pub(crate) fn prepare_update(
         Change::Finalize => {
             keep(wanted, "status");
         }
+        Change::EphemeralContainers => ephemeral::prepare(current, wanted),
     }
     match (resource.kind, change) {
         (Kind::Namespace, Change::Main) => keep(wanted, "spec"),
@@ -154,6 +158,9 @@ pub(crate) fn check_update(
 ) -> Vec<Cause> {
     let mut causes = Vec::new();
     names::check_metadata(resource, wanted, &mut causes);
+    if change == Change::EphemeralContainers {
+        ephemeral::check(current, wanted, &mut causes);
+    }
     if change != Change::Main {
         return causes;
     }

@@ -67,6 +67,9 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
             check_container(&path, (container, &volumes), causes);
         }
     }
+    if !pod.list("/spec/ephemeralContainers").is_empty() {
+        causes.push(Cause::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+    }
     check_choices(pod, causes);
     for (pointer, least) in [("terminationGracePeriodSeconds", 0), ("activeDeadlineSeconds", 1)] {
         if let Some(value) = pod.int(&format!("/spec/{pointer}")).filter(|value| *value < least) {
@@ -134,6 +137,45 @@ fn check_container(
     }
     check_mounts(path, (container, volumes), causes);
     check_resources(path, container, causes);
+    check_restarts(path, container, causes);
+}
+
+/// A container's own restart policy, and its rules (at most 20, each of at most 255 exit codes).
+fn check_restarts(path: &str, container: &Value, causes: &mut Vec<Cause>) {
+    let policy = container.text("/restartPolicy");
+    if !matches!(policy, "" | "Always" | "OnFailure" | "Never") {
+        let field = format!("{path}.restartPolicy");
+        let allowed = ["Always", "Never", "OnFailure"];
+        causes.push(Cause::unsupported(field, &json!(policy), &allowed));
+    }
+    let rules = container.list("/restartPolicyRules");
+    if !rules.is_empty() && policy.is_empty() {
+        let detail = "must specify restartPolicy when restart rules are used";
+        causes.push(Cause::required(format!("{path}.restartPolicy"), detail));
+    }
+    if rules.len() > 20 {
+        let field = format!("{path}.restartPolicyRules");
+        causes.push(Cause::invalid(field, &json!(rules.len()), "must have at most 20 items"));
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let field = format!("{path}.restartPolicyRules[{index}]");
+        let choices = [
+            ("action", &["Restart", "RestartAllContainers"][..]),
+            ("exitCodes/operator", &["In", "NotIn"][..]),
+        ];
+        for (name, allowed) in choices {
+            let value = rule.text(&format!("/{name}"));
+            if !allowed.contains(&value) {
+                let field = format!("{field}.{}", name.replace('/', "."));
+                causes.push(Cause::unsupported(field, &json!(value), allowed));
+            }
+        }
+        let codes = rule.list("/exitCodes/values").len();
+        if !(1..=255).contains(&codes) {
+            let field = format!("{field}.exitCodes.values");
+            causes.push(Cause::invalid(field, &json!(codes), "must have 1 to 255 items"));
+        }
+    }
 }
 
 fn check_mounts(

@@ -298,6 +298,7 @@ impl Update {
         let change = match self.target.subresource {
             Some(Subresource::Status) => Change::Status,
             Some(Subresource::Finalize) => Change::Finalize,
+            Some(Subresource::EphemeralContainers) => Change::EphemeralContainers,
             _ => Change::Main,
         };
         keep_metadata(current, &mut wanted);
