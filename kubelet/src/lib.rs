@@ -24,6 +24,7 @@ pub mod expansion;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod gate;
+mod grpc_call;
 mod hooks;
 mod http_call;
 pub mod image_policy;

@@ -1,5 +1,5 @@
-//! Probes: startup, readiness and liveness of running containers, by `exec`, `httpGet` and
-//! `tcpSocket`.
+//! Probes: startup, readiness and liveness of running containers, by `exec`, `httpGet`, `tcpSocket`
+//! and `grpc`.
 //!
 //! ```text
 //!   container runs ─► startup (until it succeeds) ─┬─► readiness ─► ready / not ready
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http_call::{self, Call};
 use crate::worker::memory::ProbeResults;
+use crate::{expansion, grpc_call};
 
 /// How often a probe that could not be run at all is tried before that counts as a failure.
 const TRIES: usize = 3;
@@ -67,6 +68,17 @@ impl Kind {
     }
 }
 
+/// What an event says of one probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// It said no.
+    Failed(String),
+    /// It could not be run.
+    Errored(String),
+    /// It said yes in a way that is probably not meant.
+    Warned(String),
+}
+
 /// What a probe says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
@@ -79,15 +91,16 @@ pub struct Report {
     /// The new verdict, where a threshold was reached and it changed.
     pub verdict: Option<bool>,
     /// What went wrong this time.
-    pub failure: Option<String>,
+    pub note: Option<Note>,
     /// The probe's own grace period for a kill.
     pub grace: Option<Duration>,
 }
 
-/// Whether `probe` is there and of a kind that is run; one that is not counts as successful, as
-/// [`crate::unsupported`] tells the pod's owner.
+/// Whether `probe` is there and says how to probe.
 pub fn is_run(probe: Option<&Probe>) -> bool {
-    probe.is_some_and(|p| p.exec.is_some() || p.http_get.is_some() || p.tcp_socket.is_some())
+    probe.is_some_and(|p| {
+        p.exec.is_some() || p.http_get.is_some() || p.tcp_socket.is_some() || p.grpc.is_some()
+    })
 }
 
 /// What is known of a container when its probes begin.
@@ -289,12 +302,12 @@ impl Prober {
         loop {
             let next = Instant::now() + numbers.period;
             let mut result = self.attempt(probe, &numbers).await;
-            let verdict = tally.count(result.is_ok(), &numbers);
+            let verdict = tally.count(result.is_healthy(), &numbers);
             let mut ended = self.tell(kind, probe, verdict, &result).await;
             let mut pause = FAST.0;
             // Fast tries while nothing has succeeded yet; they can only make things better.
             while ended.is_none()
-                && result.is_err()
+                && !result.is_healthy()
                 && kind != Kind::Liveness
                 && tally.verdict != Some(true)
                 && Instant::now() + pause < next
@@ -302,7 +315,7 @@ impl Prober {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(FAST.1);
                 result = self.attempt(probe, &numbers).await;
-                if result.is_ok() {
+                if result.is_healthy() {
                     let verdict = tally.count(true, &numbers);
                     ended = self.tell(kind, probe, verdict, &result).await;
                 }
@@ -320,17 +333,22 @@ impl Prober {
         kind: Kind,
         probe: &Probe,
         verdict: Option<bool>,
-        result: &Result<(), String>,
+        result: &Answer,
     ) -> Option<bool> {
-        let failure = result.as_ref().err().cloned();
-        if verdict.is_some() || failure.is_some() {
+        let note = match result.clone() {
+            Answer::Healthy => None,
+            Answer::Suspect(what) => Some(Note::Warned(what)),
+            Answer::Unhealthy(why) => Some(Note::Failed(why)),
+            Answer::NotRun(why) => Some(Note::Errored(why)),
+        };
+        if verdict.is_some() || note.is_some() {
             let grace = probe.termination_grace_period_seconds;
             let report = Report {
                 id: self.id.clone(),
                 container: self.container.name.clone(),
                 kind,
                 verdict,
-                failure,
+                note,
                 grace: grace.map(|g| Duration::from_secs(u64::try_from(g).unwrap_or(1))),
             };
             if self.reports.send(report).await.is_err() {
@@ -345,71 +363,123 @@ impl Prober {
     }
 
     /// One probe; tried again where it could not be run at all.
-    async fn attempt(&self, probe: &Probe, numbers: &Numbers) -> Result<(), String> {
-        let mut last = String::new();
+    async fn attempt(&self, probe: &Probe, numbers: &Numbers) -> Answer {
+        let mut last = Answer::NotRun(String::new());
         for _ in 0..TRIES {
-            match self.once(probe, numbers).await {
-                Ok(()) => return Ok(()),
-                Err(Trouble::Unhealthy(why)) => return Err(why),
-                Err(Trouble::NotRun(why)) => last = why,
+            last = self.once(probe, numbers).await.unwrap_or_else(Answer::NotRun);
+            if !matches!(last, Answer::NotRun(_)) {
+                break;
             }
         }
-        Err(last)
+        last
     }
 
-    async fn once(&self, probe: &Probe, numbers: &Numbers) -> Result<(), Trouble> {
+    /// One probe. The error is why it could not be run.
+    async fn once(&self, probe: &Probe, numbers: &Numbers) -> Result<Answer, String> {
+        let timeout = numbers.timeout;
         if let Some(exec) = &probe.exec {
-            let command = exec.command.clone().unwrap_or_default();
-            return self.exec(command, numbers.timeout).await;
+            return self.exec(exec.command.clone().unwrap_or_default(), timeout).await;
         }
         if let Some(action) = &probe.http_get {
-            let call = Call::of_action(&self.container, action, &self.ips);
-            let call = call.map_err(Trouble::NotRun)?;
-            let reply = http_call::get(&call, "kube-probe/1.36", numbers.timeout).await;
-            return match reply.map_err(Trouble::Unhealthy)?.status {
-                200..400 => Ok(()),
-                status => {
-                    Err(Trouble::Unhealthy(format!("HTTP probe failed with statuscode: {status}")))
-                }
-            };
+            let call = Call::of_action(&self.container, action, &self.ips)?;
+            return Ok(http_answer(http_call::get(&call, AGENT, timeout).await));
         }
+        let own = self.ips.first().map(ToString::to_string);
+        let no_address = || "the pod has no address".to_owned();
         if let Some(action) = &probe.tcp_socket {
-            let port = http_call::port(&self.container, &action.port);
-            let port = port.map_err(Trouble::NotRun)?;
-            let own = self.ips.first().map(ToString::to_string);
+            let port = http_call::port(&self.container, &action.port)?;
             let host = action.host.clone().filter(|h| !h.is_empty()).or(own);
-            let host = host.ok_or_else(|| Trouble::NotRun("the pod has no address".to_owned()))?;
-            let dialing = http_call::connect(&host, port);
-            return match tokio::time::timeout(numbers.timeout, dialing).await {
-                Ok(connected) => connected.map(drop).map_err(Trouble::Unhealthy),
-                Err(_) => Err(Trouble::Unhealthy(format!("dial tcp {host}:{port}: i/o timeout"))),
-            };
+            let host = host.ok_or_else(no_address)?;
+            let dialing = tokio::time::timeout(timeout, http_call::connect(&host, port)).await;
+            return Ok(match dialing {
+                Ok(Ok(_)) => Answer::Healthy,
+                Ok(Err(why)) => Answer::Unhealthy(why),
+                Err(_) => Answer::Unhealthy(format!("dial tcp {host}:{port}: i/o timeout")),
+            });
         }
-        Err(Trouble::NotRun("this kind of probe is not supported".to_owned()))
+        if let Some(action) = &probe.grpc {
+            let call = grpc_call::Call {
+                host: own.ok_or_else(no_address)?,
+                port: u16::try_from(action.port)
+                    .map_err(|_| format!("invalid port number: {}", action.port))?,
+                service: action.service.clone().unwrap_or_default(),
+            };
+            let checked = grpc_call::check(&call, AGENT, timeout).await;
+            return Ok(checked.map_or_else(Answer::Unhealthy, |()| Answer::Healthy));
+        }
+        Err("missing probe handler".to_owned())
     }
 
-    async fn exec(&self, command: Vec<String>, timeout: Duration) -> Result<(), Trouble> {
+    async fn exec(&self, command: Vec<String>, timeout: Duration) -> Result<Answer, String> {
         let begun = Instant::now();
-        let run = self.runtime.exec_sync(&self.id, command, Some(timeout)).await;
-        let output = run.map_err(|error| match begun.elapsed() >= timeout {
-            true => Trouble::Unhealthy(format!("command timed out: {error}")),
-            false => Trouble::NotRun(error.to_string()),
-        })?;
+        let shown = command.join(" ");
+        let run = self.runtime.exec_sync(&self.id, self.expanded(command), Some(timeout)).await;
+        let output = match run {
+            Ok(output) => output,
+            Err(_) if begun.elapsed() >= timeout => {
+                let why = format!("command timed out: {shown:?} timed out after {timeout:?}");
+                return Ok(Answer::Unhealthy(why));
+            }
+            Err(error) => return Err(error.to_string()),
+        };
         if output.exit_code == 0 {
-            return Ok(());
+            return Ok(Answer::Healthy);
         }
         let mut said = output.stdout;
         said.extend_from_slice(&output.stderr);
         said.truncate(10 << 10);
-        Err(Trouble::Unhealthy(String::from_utf8_lossy(&said).trim_end().to_owned()))
+        Ok(Answer::Unhealthy(String::from_utf8_lossy(&said).trim_end().to_owned()))
+    }
+
+    /// The command with variables in it that have fixed values.
+    fn expanded(&self, command: Vec<String>) -> Vec<String> {
+        let variables = self.container.env.iter().flatten();
+        let known: HashMap<_, _> = variables
+            .filter(|v| v.value_from.is_none())
+            .map(|v| (v.name.as_str(), v.value.as_deref().unwrap_or_default()))
+            .collect();
+        let expand = |word: String| expansion::expand(&word, |name| known.get(name).copied());
+        command.into_iter().map(expand).collect()
     }
 }
 
-enum Trouble {
+/// How probes name themselves.
+const AGENT: &str = "kube-probe/1.36";
+
+/// How much of a body an event shows.
+const SHOWN: usize = 10 << 10;
+
+fn http_answer(reply: Result<http_call::Reply, String>) -> Answer {
+    match reply {
+        Ok(reply) => match reply.status {
+            200..300 => Answer::Healthy,
+            // Redirects on the same host were followed: this one leads away.
+            300..400 => {
+                let body = String::from_utf8_lossy(&reply.body[..reply.body.len().min(SHOWN)]);
+                Answer::Suspect(format!("Probe terminated redirects, Response body: {body}"))
+            }
+            status => Answer::Unhealthy(format!("HTTP probe failed with statuscode: {status}")),
+        },
+        Err(why) => Answer::Unhealthy(why),
+    }
+}
+
+/// What one probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Healthy,
+    /// Healthy, but probably not in the way that was meant.
+    Suspect(String),
     /// It ran and said no.
     Unhealthy(String),
     /// It could not be run.
     NotRun(String),
+}
+
+impl Answer {
+    fn is_healthy(&self) -> bool {
+        matches!(self, Self::Healthy | Self::Suspect(_))
+    }
 }
 
 #[cfg(test)]

@@ -353,6 +353,12 @@ impl Worker {
         if !same || before.spec != after.spec {
             self.refresh_volumes();
         }
+        for (_, container) in members::lasting(after) {
+            let known = members::find(before, &container.name);
+            if known.is_some_and(|(_, known)| known.image != container.image) {
+                self.forget_image(&container.name);
+            }
+        }
     }
 
     /// What the volumes are filled from has changed: nothing waits that failed for want of it.
@@ -373,12 +379,6 @@ impl Worker {
     fn refresh_volumes(&mut self) {
         if self.next_refresh().is_some() {
             self.memory.refresh_at = Some(Instant::now());
-        }
-        for (_, container) in members::lasting(after) {
-            let known = members::find(before, &container.name);
-            if known.is_some_and(|(_, known)| known.image != container.image) {
-                self.forget_image(&container.name);
-            }
         }
     }
 

@@ -11,7 +11,7 @@ use super::memory::{Doom, ImageState, Operation, ProbeResults};
 use super::recovery::Moment;
 use super::{runs, termination_grace};
 use crate::events::Severity;
-use crate::probe::{self, Found, Kind, Report};
+use crate::probe::{self, Found, Kind, Note, Report};
 use crate::status::containers;
 
 impl Worker {
@@ -149,9 +149,17 @@ impl Worker {
         let pod = std::sync::Arc::clone(&self.wishes.borrow().pod);
         let events = &self.context.events;
         let name = report.container.as_str();
-        if let Some(failure) = &report.failure {
-            let message = format!("{} probe failed: {failure}", report.kind.title());
-            events.container((&pod, name), Severity::Warning, "Unhealthy", message);
+        let title = report.kind.title();
+        let told = report.note.map(|note| match note {
+            Note::Failed(why) => ("Unhealthy", format!("{title} probe failed: {why}")),
+            Note::Errored(why) => {
+                let state = "errored and resulted in unknown state";
+                ("Unhealthy", format!("{title} probe {state}: {why}"))
+            }
+            Note::Warned(what) => ("ProbeWarning", format!("{title} probe warning: {what}")),
+        });
+        if let Some((reason, message)) = told {
+            events.container((&pod, name), Severity::Warning, reason, message);
         }
         let Some(healthy) = report.verdict else {
             return;
