@@ -36,7 +36,7 @@ struct SpecFields {
     process: Option<ProcessFields>,
     hostname: Option<String>,
     domainname: Option<String>,
-    hooks: Option<IgnoredAny>,
+    hooks: Option<Hooks>,
     annotations: Option<HashMap<String, String>>,
     linux: Option<Linux>,
 }
@@ -50,7 +50,7 @@ impl From<SpecFields> for Spec {
         spec.set_process(fields.process.map(Process::from));
         spec.set_hostname(fields.hostname);
         spec.set_domainname(fields.domainname);
-        spec.set_hooks(fields.hooks.map(|_| Hooks::default()));
+        spec.set_hooks(fields.hooks);
         spec.set_annotations(fields.annotations);
         spec.set_linux(fields.linux);
         spec

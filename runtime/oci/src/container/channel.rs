@@ -30,6 +30,9 @@ pub(crate) enum Message {
     Mappings,
     /// The sender's sibling, whose pidfd comes with it, is the container's first process and waits.
     Child,
+    /// The namespaces are there and the root is not yet changed: the child waits until the hooks of
+    /// the runtime have run.
+    Hooks,
 }
 
 /// A received message, with the descriptor that came along.

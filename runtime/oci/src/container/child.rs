@@ -15,11 +15,14 @@ use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::channel::{self, Message};
+use super::hooks::{self, Hooks, Subject};
 use super::host::Host;
 use super::plan::Plan;
-use super::process::{self, Execution, Gate, Keeper};
+use super::process::{self, Execution, Gate, Keeper, StartHooks};
 use super::rootfd::RootFd;
 use super::{Doing, Error, Result, devices, idmap, masks, mounts, rootfs, stdio, sysctl};
+use crate::protocol::Rootfs;
 use crate::seccomp::Program;
 use crate::sys::{self, MountAttributes};
 
@@ -31,6 +34,8 @@ pub(crate) struct Environment<'a> {
     /// A detached procfs.
     pub(crate) procfs: BorrowedFd<'a>,
     pub(crate) filter: Option<&'a Program>,
+    /// What hooks are told of the container.
+    pub(crate) subject: &'a Subject,
     /// A listening socket: whoever connects to it lets the command run, and is told how that went.
     /// Absent, a pipe is made for it.
     pub(crate) listener: Option<BorrowedFd<'a>>,
@@ -75,7 +80,7 @@ pub(super) fn set_up(
     }
     rustix::process::setsid().doing(|| "make a session")?;
     rustix::process::umask(Mode::empty());
-    let root = rootfs::attach(host.rootfs)?;
+    let root = rootfs::attach(host.rootfs, place_of_root(plan))?;
     let identity = process::resolve_user(&root, &plan.user)?;
     for (mount, source) in plan.mounts.iter().zip(host.sources) {
         mounts::attach(&root, mount, source)?;
@@ -91,8 +96,13 @@ pub(super) fn set_up(
     }
     masks::protect(&root, &plan.read_only)?;
     masks::mask(&root, &plan.masked, &host.null)?;
+    let pid = run_hooks(plan, environment, ends.channel.as_fd())?;
     finish_root(plan, root)?;
     let execution = Execution {
+        start_hooks: pid.map(|pid| StartHooks {
+            hooks: &plan.hooks.start_container,
+            state: environment.subject.state("created", Some(pid)),
+        }),
         plan: &plan.process,
         user: &identity.user,
         home: identity.home.as_deref(),
@@ -107,6 +117,34 @@ pub(super) fn set_up(
         warnings: Vec::new(),
     };
     process::execute(execution)
+}
+
+/// Where the root is attached: over the host's, or where hooks look for it with all its mounts.
+fn place_of_root(plan: &Plan) -> &Path {
+    match &plan.rootfs {
+        Rootfs::Directory(path) if !plan.hooks.create_container.is_empty() => path,
+        Rootfs::Directory(_) | Rootfs::Overlay { .. } => Path::new("/"),
+    }
+}
+
+/// Lets the keeper run its hooks, then runs those of the container. Returns this process' number on
+/// the host where later hooks are told it.
+fn run_hooks(
+    plan: &Plan,
+    environment: &Environment<'_>,
+    channel: BorrowedFd<'_>,
+) -> Result<Option<i32>> {
+    let Hooks { create_runtime, create_container, start_container, .. } = &plan.hooks;
+    if !create_runtime.is_empty() {
+        channel::send(channel, &Message::Hooks, None)?;
+        channel::await_release(channel)?;
+    }
+    if create_container.is_empty() && start_container.is_empty() {
+        return Ok(None);
+    }
+    let pid = idmap::own_pid(environment.procfs)?;
+    hooks::run(create_container, &environment.subject.state("creating", Some(pid)))?;
+    Ok(Some(pid))
 }
 
 /// Opens a namespace by its path on the host.

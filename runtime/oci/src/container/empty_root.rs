@@ -19,7 +19,10 @@ pub(crate) fn retire(namespaces: &[OwnedFd]) -> Result<()> {
             .doing(|| "enter a namespace of the sandbox")?;
     }
     rootfs::cut_off(None)?;
-    let root = rootfs::attach(masks::empty_directory().doing(|| "make an empty root")?)?;
+    let root = rootfs::attach(
+        masks::empty_directory().doing(|| "make an empty root")?,
+        std::path::Path::new("/"),
+    )?;
     rootfs::pivot(&root)?;
     let none = CapabilitySet::empty();
     let nothing = Capabilities { bounding: none, effective: none, permitted: none, ambient: none };

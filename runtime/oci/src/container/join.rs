@@ -93,6 +93,7 @@ fn enter(
         channel: channel.as_fd(),
         gate: None,
         keeper: target.keeper,
+        start_hooks: None,
         warnings: Vec::new(),
     };
     process::execute(execution)

@@ -13,6 +13,7 @@ mod copy_up;
 mod credentials;
 mod devices;
 pub(crate) mod empty_root;
+pub(crate) mod hooks;
 mod host;
 pub(crate) mod identity;
 mod idmap;

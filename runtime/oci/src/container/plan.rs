@@ -8,6 +8,7 @@ use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType as N, Process
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
+use super::hooks::{self, Hooks};
 use super::mount_options::{self, Source};
 use super::mount_plan::{self, Mount};
 use super::namespaces::{self, Namespaces, User};
@@ -35,6 +36,7 @@ pub(crate) struct Plan {
     pub(crate) domainname: Option<String>,
     pub(crate) user: UserSelector,
     pub(crate) process: ProcessPlan,
+    pub(crate) hooks: Hooks,
 }
 
 impl Plan {
@@ -138,6 +140,7 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         domainname: uts_name("domainname", spec.domainname(), own_uts)?,
         user: request.user.clone(),
         process: plan_process(process)?,
+        hooks: hooks::plan(spec)?,
     })
 }
 
@@ -186,7 +189,6 @@ fn refuse(fields: &[(&str, bool)]) -> Result<()> {
 }
 
 fn refuse_unsupported(spec: &Spec) -> Result<()> {
-    refuse(&[("hooks", spec.hooks().is_some())])?;
     let Some(linux) = spec.linux() else {
         return Ok(());
     };

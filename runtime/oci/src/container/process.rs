@@ -13,6 +13,7 @@ use rustix::thread::CapabilitySet;
 use super::channel::{self, Message};
 use super::command;
 use super::credentials;
+use super::hooks::{self, Hook, State};
 use super::identity::{self, Identity};
 use super::plan::ProcessPlan;
 use super::rootfd::RootFd;
@@ -34,7 +35,14 @@ pub(super) struct Execution<'a> {
     /// What holds the command back; absent runs it at once.
     pub(super) gate: Option<Gate<'a>>,
     pub(super) keeper: Keeper,
+    pub(super) start_hooks: Option<StartHooks<'a>>,
     pub(super) warnings: Vec<String>,
+}
+
+/// Hooks that run when the command may.
+pub(super) struct StartHooks<'a> {
+    pub(super) hooks: &'a [Hook],
+    pub(super) state: State<'a>,
 }
 
 /// Who makes a process, and what becomes of it afterwards.
@@ -236,6 +244,9 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
 
 fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::convert::Infallible> {
     let plan = execution.plan;
+    if let Some(start) = &execution.start_hooks {
+        hooks::run(start.hooks, &start.state)?;
+    }
     let path = match prepared.command {
         Some(path) => path,
         None => command::find(&plan.arguments[0], &prepared.environment)?,

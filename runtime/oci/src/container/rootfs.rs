@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use std::path::Path;
+
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::overlay::{self, Layers};
@@ -55,10 +58,16 @@ pub(super) fn hide_root() -> Result<OwnedFd> {
     Ok(host)
 }
 
-/// Attaches the root file system over the child's `/`, where lookups of the host's paths pass below
-/// it. Sources of binds must have been opened: the host's root mount stops being shared here.
-pub(super) fn attach(rootfs: OwnedFd) -> Result<RootFd> {
+/// Attaches the root file system over a directory of the host, in the child's own mount namespace:
+/// over `/` lookups of the host's paths pass below it. Sources of binds must have been opened: the
+/// host's root mount stops being shared here. A directory that is out of the child's reach, or that
+/// may not be shared as it is, is left for `/`.
+pub(super) fn attach(rootfs: OwnedFd, place: &Path) -> Result<RootFd> {
     let host = hide_root()?;
+    let place = match place == Path::new("/") {
+        true => None,
+        false => rustix::fs::open(place, PATH_DIRECTORY, Mode::empty()).ok(),
+    };
     let tree = MountAttributes {
         propagation: libc::MS_PRIVATE,
         recursive: true,
@@ -67,8 +76,14 @@ pub(super) fn attach(rootfs: OwnedFd) -> Result<RootFd> {
     sys::set_mount_attributes(rootfs.as_fd(), tree)
         .doing(|| "make the root file system private")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&rootfs, "", &host, "", flags)
-        .doing(|| "attach the root file system")?;
+    let attached = match place {
+        Some(place) => rustix::mount::move_mount(&rootfs, "", &place, "", flags),
+        None => Err(Errno::NOENT),
+    };
+    if attached.is_err() {
+        rustix::mount::move_mount(&rootfs, "", &host, "", flags)
+            .doing(|| "attach the root file system")?;
+    }
     Ok(RootFd::from(rootfs))
 }
 

@@ -111,7 +111,7 @@ fn keep(
                 };
             }
             (Message::Failed(failure), _) => return Err(Error::Told(failure)),
-            (Message::Child | Message::Console | Message::Ready { .. }, _) => {
+            (Message::Child | Message::Hooks | Message::Console | Message::Ready { .. }, _) => {
                 return Err(Errno::BADMSG).doing(|| "listen to the process of a new container");
             }
         }

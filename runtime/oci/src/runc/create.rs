@@ -107,7 +107,10 @@ pub(super) fn run(context: &Context, parser: &mut Parser) -> Result<u8> {
     let code = foreground.attend(process)?;
     if !options.keep {
         match entry.hold() {
-            Ok(held) => delete::destroy(held, &created.record)?,
+            Ok(held) => {
+                delete::destroy(held, &created.record)?;
+                created.record.run_poststop(&context.journal);
+            }
             // Deleted by somebody else.
             Err(super::Error::NotFound) => {}
             Err(error) => return Err(error),
@@ -122,5 +125,6 @@ fn let_go(wish: &Wish, created: &mut Created) -> Result<()> {
         rustix::io::write(&gate, b"s").during(|| "start the container's process")?;
     }
     executed(&created.process.channel.as_fd())?;
+    created.record.run_poststart()?;
     creation::announce(wish, &created.process)
 }

@@ -25,7 +25,8 @@ use super::{Context, Error, Result, console, delete, inherited};
 use crate::cgroup::place::{Hierarchy, Place, Wish as CgroupWish};
 use crate::cgroup::{self, Cgroup};
 use crate::clock;
-use crate::container::channel::Message;
+use crate::container::channel::{self, Message};
+use crate::container::hooks;
 use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
 use crate::container::plan::{self, Plan};
 use crate::container::{self, sysctl};
@@ -96,6 +97,7 @@ pub(super) fn undo(context: &Context, held: Held, record: &Record) {
         let message = format!("container {} is left to be deleted: {}", record.id, error.chain());
         context.journal.say(Level::Warning, &message);
     }
+    record.run_poststop(&context.journal);
     // Its first process, which is our child, is dead by now.
     while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
@@ -206,6 +208,8 @@ fn new_record(wish: &Wish, prepared: &Prepared) -> Record {
         init: None,
         cgroup: prepared.place.clone(),
         own_pid_namespace: own_pid_namespace(spec),
+        poststart: prepared.plan.hooks.poststart.clone(),
+        poststop: prepared.plan.hooks.poststop.clone(),
     }
 }
 
@@ -231,11 +235,13 @@ fn try_make(
         Command::RunDetached | Command::RunForeground => None,
     };
     let procfs = host_procfs()?;
+    let subject = record.subject();
     let environment = Environment {
         keeper: Keeper::CommandLine { preserved: inherited::checked_count(wish.preserved)? },
         namespaces: Vec::new(),
         procfs: procfs.as_fd(),
         filter: prepared.filter.as_ref(),
+        subject: &subject,
         listener: listener.as_ref().map(AsFd::as_fd),
     };
     conceal()?;
@@ -246,7 +252,10 @@ fn try_make(
             return Err(Error::State(reason));
         }
     }
-    let terminal = await_ready(context, wish, &process)?;
+    let terminal = await_ready(context, wish, &process, |process| {
+        let state = subject.state("creating", Some(process.pid));
+        Ok(hooks::run(&prepared.plan.hooks.create_runtime, &state)?)
+    })?;
     cgroup.settle()?;
     record.init = Init::of(process.pid);
     held.save(record)?;
@@ -275,7 +284,13 @@ pub(super) fn host_procfs() -> Result<OwnedFd> {
 }
 
 /// Listens to the child until it waits for its start. Returns the terminal where it is kept here.
-fn await_ready(context: &Context, wish: &Wish, process: &Launched) -> Result<Option<OwnedFd>> {
+/// Hooks are run when it asks for them.
+fn await_ready(
+    context: &Context,
+    wish: &Wish,
+    process: &Launched,
+    run_hooks: impl Fn(&Launched) -> Result<()>,
+) -> Result<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
         let Some(received) = hear(process.channel.as_fd())? else {
@@ -298,6 +313,10 @@ fn await_ready(context: &Context, wish: &Wish, process: &Launched) -> Result<Opt
                     context.journal.say(Level::Warning, &warning);
                 }
                 return Ok(terminal);
+            }
+            Message::Hooks => {
+                run_hooks(process)?;
+                channel::release(process.channel.as_fd())?;
             }
             // Answered while it was cloned.
             Message::Mappings | Message::Child => {}

@@ -313,7 +313,7 @@ fn attend_start(
                 }
             }
             // Answered while it was cloned.
-            Message::Mappings | Message::Child => {}
+            Message::Mappings | Message::Child | Message::Hooks => {}
             Message::Failed(failure) => return Err(Error::Process(failure)),
         }
     }

@@ -1,15 +1,19 @@
 //! What is kept of a container between commands, and what it is at a moment.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
+use super::Result;
+use super::journal::{Journal, Level};
 use super::store::Entry;
 use crate::cgroup::Cgroup;
 use crate::cgroup::place::Place;
+use crate::container::hooks::{self, Hook, Subject};
+use crate::sys;
 
 /// A container's record: `state.json`. Written before anything is made, and again with the first
 /// process.
@@ -29,6 +33,11 @@ pub(super) struct Record {
     pub(super) cgroup: Place,
     /// The first process is the first of a PID namespace, whose others die with it.
     pub(super) own_pid_namespace: bool,
+    /// Hooks that are still to run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) poststart: Vec<Hook>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) poststop: Vec<Hook>,
 }
 
 /// The first process. Its start time tells it from another that got its number later.
@@ -97,6 +106,43 @@ fn parse_status_line(text: &str) -> Option<(char, u64)> {
 }
 
 impl Record {
+    /// What hooks and listeners are told of the container.
+    pub(super) fn subject(&self) -> Subject {
+        Subject {
+            version: self.oci_version.clone(),
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
+
+    /// Runs the hooks that follow the start. The container ends with one that fails.
+    pub(super) fn run_poststart(&self) -> Result<()> {
+        if self.poststart.is_empty() {
+            return Ok(());
+        }
+        let pid = self.init.map(|init| init.pid);
+        let subject = self.subject();
+        hooks::run(&self.poststart, &subject.state("running", pid)).inspect_err(|_| {
+            if let Some(init) = self.init.and_then(Init::open) {
+                // It may have ended meanwhile.
+                let _ = sys::signal_process(init.as_fd(), libc::SIGKILL);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Runs the hooks that follow the deletion, each whatever the others do; failures are warnings.
+    pub(super) fn run_poststop(&self, journal: &Journal) {
+        if self.poststop.is_empty() {
+            return;
+        }
+        let subject = self.subject();
+        for error in hooks::run_all(&self.poststop, &subject.state("stopped", None)) {
+            journal.say(Level::Warning, &error.to_string());
+        }
+    }
+
     /// What the container is now.
     pub(super) fn status(&self, entry: &Entry) -> Status {
         let Some(init) = self.init else {
@@ -131,6 +177,8 @@ pub(super) mod tests {
             init: Some(Init { pid: 1, start_time: 2 }),
             cgroup: Place { path: PathBuf::from("/sys/fs/cgroup/x"), unit: None },
             own_pid_namespace: true,
+            poststart: Vec::new(),
+            poststop: Vec::new(),
         }
     }
 

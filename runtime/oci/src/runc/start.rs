@@ -40,6 +40,7 @@ pub(super) fn start(context: &Context, parser: &mut Parser) -> Result<u8> {
         connection => connection.during(|| "reach the container's first process")?,
     };
     executed(&connection)?;
+    record.run_poststart()?;
     Ok(0)
 }
 

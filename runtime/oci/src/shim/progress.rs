@@ -68,7 +68,7 @@ impl Server {
                 }
             }
             // Answered while the child was made.
-            Message::Mappings | Message::Child => {}
+            Message::Mappings | Message::Child | Message::Hooks => {}
             Message::Failed(told) => match &mut container.stage {
                 Stage::Creating { failure, .. } | Stage::Starting { failure, .. } => {
                     *failure = Some(told);
@@ -161,7 +161,7 @@ impl Server {
             (Message::Failed(failure), _) => execution.failure = Some(failure),
             (Message::Console, Some(master)) => execution.take_terminal(&master),
             (Message::Console, None)
-            | (Message::Ready { .. } | Message::Mappings | Message::Child, _) => {}
+            | (Message::Ready { .. } | Message::Mappings | Message::Child | Message::Hooks, _) => {}
         }
     }
 

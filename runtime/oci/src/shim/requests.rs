@@ -14,6 +14,7 @@ use super::server::Server;
 use super::store;
 use crate::cgroup::Cgroup;
 use crate::clock;
+use crate::container::hooks::{Hooks, Subject};
 use crate::container::join::{self, Joined, Target, Who};
 use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
 use crate::container::plan::{self, Plan};
@@ -83,6 +84,9 @@ impl Server {
 
     fn try_create(&mut self, connection: u64, request: &CreateContainer) -> Result<Container> {
         let mut plan = plan::plan(&self.config, request)?;
+        if plan.hooks != Hooks::default() {
+            return Err(Error::invalid("hooks", "a container of a pod has none"));
+        }
         if request.pid_target.is_some() && self.has_pid_targets() {
             plan.namespaces.create &= !(libc::CLONE_NEWPID as u64);
         }
@@ -147,7 +151,9 @@ impl Server {
         warnings: &mut Vec<String>,
     ) -> Result<Launched> {
         let procfs = self.sandbox().procfs();
+        let subject = Subject { id: request.id.clone(), ..Subject::default() };
         let environment = Environment {
+            subject: &subject,
             keeper: Keeper::Shim,
             namespaces: self.sandbox().namespaces(),
             procfs,
