@@ -92,9 +92,28 @@ pub enum Request {
     /// Joins the streams of a running container. Answered by [`Reply::Opened`]; [`Reply::Ended`]
     /// follows with the container's end. Closing the connection detaches.
     Attach(Attach),
+    /// Opens a container's log anew under its path, somebody else having moved it. Answered by
+    /// [`Reply::Done`] once what follows goes to the new file.
+    ReopenLog {
+        /// The container.
+        id: String,
+    },
+    /// Changes when a container's log rotates, from its next record on. Answered by [`Reply::Done`].
+    LimitLog {
+        /// The container.
+        id: String,
+        /// See [`Stdio::log_max_bytes`].
+        max_bytes: u64,
+        /// See [`Stdio::log_max_files`].
+        max_files: u32,
+    },
     /// Turns the connection into a stream of [`Event`]s: first one for every container that has
     /// exited already, then as they happen.
-    Subscribe,
+    Subscribe {
+        /// Send [`Event::LogLost`] too, which agents of the first release do not know.
+        #[serde(default)]
+        log_losses: bool,
+    },
     /// Kills all containers and ends the shim; namespaces are unpinned. Answered by [`Reply::Done`].
     Shutdown,
 }
@@ -369,6 +388,9 @@ pub struct ContainerRecord {
     /// What the host could not enforce: absent controllers, a refused `oom_score_adj` and the like.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Records that its log lacks: its disk was too slow or full.
+    #[serde(default)]
+    pub lost_log_records: u64,
 }
 
 /// The numeric identity of a process.
@@ -422,6 +444,13 @@ pub enum Event {
         id: String,
         /// How.
         exit: ExitRecord,
+    },
+    /// A container's log lacks records; told at most once a second, and before its exit.
+    LogLost {
+        /// The container.
+        id: String,
+        /// How many in all so far.
+        records: u64,
     },
 }
 

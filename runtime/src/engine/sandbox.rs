@@ -294,6 +294,15 @@ async fn follow(shared: Arc<Shared>, sandbox: Arc<Sandbox>, mut events: Events) 
                     });
                 }
             }
+            Ok(Event::LogLost { id, records }) => {
+                let pod = &sandbox.config.pod;
+                tracing::warn!(
+                    pod = %format_args!("{}/{}", pod.namespace, pod.name),
+                    container = id,
+                    records,
+                    "the log lacks records: its disk is too slow, or full"
+                );
+            }
             Err(error) => {
                 if sandbox.phase() == Phase::Ready {
                     tracing::warn!(sandbox = %sandbox.id, %error, "the shim is lost");

@@ -195,7 +195,7 @@ impl Shim {
     pub(super) async fn subscribe(&self) -> Result<Events, Error> {
         let open = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
-            write_frame(&mut stream, &Request::Subscribe).await?;
+            write_frame(&mut stream, &Request::Subscribe { log_losses: true }).await?;
             Ok(Events(stream))
         };
         match tokio::time::timeout(HELLO_DEADLINE, open).await {

@@ -24,7 +24,7 @@ pub(super) enum Mode {
     /// A request is being carried out.
     Busy,
     /// Carries events only.
-    Subscribed,
+    Subscribed { log_losses: bool },
     /// Carries the end of a session only.
     Session,
 }

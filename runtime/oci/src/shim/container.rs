@@ -15,7 +15,7 @@ use super::attachment::{Attachment, Tap};
 use crate::cgroup::Cgroup;
 use crate::clock;
 use crate::container::plan::ProcessPlan;
-use crate::log::{LogFile, Splitter, Stream};
+use crate::log::{self, Splitter, Stream};
 use crate::protocol::{ContainerPhase, ContainerRecord, Descriptor, ExitRecord, Failure, Streams};
 use crate::seccomp::Program;
 
@@ -73,7 +73,11 @@ pub(super) struct Container {
     pub(super) stdin: Stdin,
     pub(super) attachments: Vec<Attachment>,
     pub(super) outputs: Vec<Output>,
-    pub(super) log: LogFile,
+    pub(super) log: log::Key,
+    /// Its log was asked to be complete.
+    pub(super) log_sync_asked: bool,
+    /// When the loss of records was told last.
+    pub(super) log_loss_told_ms: u64,
     pub(super) cgroup: Cgroup,
     pub(super) process: ProcessPlan,
     pub(super) home: Option<String>,
@@ -115,25 +119,30 @@ impl Container {
         !matches!(self.stage, Stage::Draining { .. } | Stage::Exited)
     }
 
+    /// Whether more may be written to its log.
+    pub(super) fn has_log(&self) -> bool {
+        !matches!(self.stage, Stage::Exited)
+    }
+
     /// Reads an output once into the log.
-    pub(super) fn read_output(&mut self, index: usize) -> Flow {
+    pub(super) fn read_output(&mut self, index: usize, logs: &mut log::Link) -> Flow {
         let Some(output) = self.outputs.get_mut(index) else { return Flow::Ended };
         let mut chunk = [0; READ_BYTES];
         let flow = match rustix::io::read(&output.fd, &mut chunk) {
             Ok(0) | Err(Errno::IO) => Flow::Ended, // EIO: the last slave of a terminal closed.
             Ok(count) => {
                 let time = clock::rfc3339_nano(clock::now());
-                let log = &mut self.log;
-                output.splitter.push(&chunk[..count], &time, |record| log.append(record));
+                let mut batch = logs.batch(self.log, clock::monotonic_ms());
+                output.splitter.push(&chunk[..count], &time, |record| batch.add(record));
+                drop(batch);
                 let stream = output.splitter.stream();
-                self.log.flush();
                 self.show(stream, &chunk[..count]);
                 return Flow::More;
             }
             Err(Errno::AGAIN | Errno::INTR) => return Flow::Empty,
             Err(_) => Flow::Ended,
         };
-        self.close_output(index);
+        self.close_output(index, logs);
         flow
     }
 
@@ -202,12 +211,11 @@ impl Container {
         self.outputs.iter().enumerate().filter(move |(_, output)| !held(output))
     }
 
-    fn close_output(&mut self, index: usize) {
+    fn close_output(&mut self, index: usize, logs: &mut log::Link) {
         let mut output = self.outputs.swap_remove(index);
         let time = clock::rfc3339_nano(clock::now());
-        let log = &mut self.log;
-        output.splitter.finish(&time, |record| log.append(record));
-        self.log.flush();
+        let mut batch = logs.batch(self.log, clock::monotonic_ms());
+        output.splitter.finish(&time, |record| batch.add(record));
     }
 
     /// The first process has ended: kills the rest and starts draining.
@@ -241,29 +249,36 @@ impl Container {
     }
 
     /// Drains what is left; `true` once the end may be announced.
-    pub(super) fn is_drained(&mut self) -> bool {
+    pub(super) fn is_drained(&mut self, logs: &mut log::Link) -> bool {
         let Stage::Draining { since_ms, .. } = &self.stage else { return false };
         let overdue = clock::monotonic_ms().saturating_sub(*since_ms) > DRAIN_LIMIT_MS;
-        let held = self.attachments.iter().any(|attachment| attachment.holds(None));
-        if !overdue && (held || !self.outputs.is_empty() && !self.cgroup.is_empty()) {
+        if !overdue && (self.is_held(logs) || !self.outputs.is_empty() && !self.cgroup.is_empty()) {
             return false;
         }
         // Nobody of this container writes any more; whoever else holds the pipe is not waited for.
         while !self.outputs.is_empty() {
             let mut flow = Flow::More;
             for _ in 0..64 {
-                flow = self.read_output(0);
+                flow = self.read_output(0, logs);
                 if flow != Flow::More {
                     break;
                 }
-                if !overdue && self.attachments.iter().any(|attachment| attachment.holds(None)) {
+                if !overdue && self.is_held(logs) {
                     return false;
                 }
             }
             if flow != Flow::Ended {
-                self.close_output(0);
+                self.close_output(0, logs);
             }
         }
-        true
+        if !std::mem::replace(&mut self.log_sync_asked, true) {
+            logs.sync(self.log, clock::monotonic_ms());
+        }
+        overdue || logs.is_synced(self.log)
+    }
+
+    /// Whether its log or somebody attached holds its output back.
+    fn is_held(&self, logs: &log::Link) -> bool {
+        logs.is_holding() || self.attachments.iter().any(|attachment| attachment.holds(None))
     }
 }

@@ -19,6 +19,10 @@ use crate::protocol::{Answer, ContainerPhase, Event, Failure, FailureKind, Reply
 use crate::sys;
 
 const REMOVAL_LIMIT_MS: u64 = 10_000;
+/// How often the loss of log records is told.
+const LOSS_INTERVAL_MS: u64 = 1_000;
+/// How long opening a log anew may take.
+const REOPEN_LIMIT_MS: u64 = 10_000;
 
 impl Server {
     /// A client is gone: what it was waiting for alone ends with it.
@@ -113,6 +117,9 @@ impl Server {
     }
 
     fn reaped(&mut self, pid: i32, exit_code: i32) {
+        if self.logs.reaped(pid) {
+            return;
+        }
         if let Some(index) = self.executions.iter().position(|execution| execution.pid == pid) {
             // What it said last may still be in the channel: a terminal, a failure, the end.
             for _ in 0..4 {
@@ -189,6 +196,7 @@ impl Server {
     fn creation_failed(&mut self, key: u64) {
         let Some(container) = self.containers.remove(&key) else { return };
         let Stage::Creating { waiting, failure: told } = container.stage else { return };
+        self.logs.close(container.log, clock::monotonic_ms());
         let unknown = "the process ended while the container was made";
         let failure = told.unwrap_or_else(|| failure(FailureKind::Create, unknown));
         self.discard(container.cgroup);
@@ -221,6 +229,7 @@ impl Server {
     /// Advances what waits for time to pass.
     pub(super) fn settle(&mut self) {
         let now = clock::monotonic_ms();
+        self.logs.advance(now);
         for execution in &mut self.executions {
             if !execution.timed_out && execution.deadline_ms.is_some_and(|deadline| deadline <= now)
             {
@@ -234,10 +243,14 @@ impl Server {
             if let Some(container) = self.containers.get_mut(&key) {
                 container.advance_taps(now);
             }
-            if self.containers.get_mut(&key).is_some_and(Container::is_drained) {
+            let Some(container) = self.containers.get_mut(&key) else { continue };
+            if container.is_drained(&mut self.logs) {
                 self.exited(key);
+            } else {
+                self.tell_log_loss(key, now);
             }
         }
+        self.answer_reopened(now);
         for leftover in std::mem::take(&mut self.leftovers) {
             self.clear(leftover, now);
         }
@@ -269,19 +282,56 @@ impl Server {
         }
     }
 
+    /// Tells that a log lacks records, at most once a second.
+    fn tell_log_loss(&mut self, key: u64, now: u64) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let records = self.logs.lost(container.log);
+        let due = now.saturating_sub(container.log_loss_told_ms) >= LOSS_INTERVAL_MS;
+        if !due || records <= container.record.lost_log_records {
+            return;
+        }
+        container.record.lost_log_records = records;
+        container.log_loss_told_ms = now;
+        let event = Event::LogLost { id: container.record.id.clone(), records };
+        for connection in self.connections.values_mut() {
+            if connection.mode == (Mode::Subscribed { log_losses: true }) {
+                connection.send(&event);
+            }
+        }
+    }
+
+    /// Answers those whose log has been opened anew.
+    fn answer_reopened(&mut self, now: u64) {
+        for (connection, log, since) in std::mem::take(&mut self.reopening) {
+            if self.logs.is_synced(log) {
+                self.answer(connection, Ok(Reply::Done));
+            } else if now.saturating_sub(since) > REOPEN_LIMIT_MS {
+                let message = "the log's disk does not answer";
+                self.answer(connection, Err(failure(FailureKind::Host, message)));
+            } else {
+                self.reopening.push((connection, log, since));
+            }
+        }
+    }
+
     /// A container's end is complete: records it and tells everybody.
     fn exited(&mut self, key: u64) {
+        self.tell_log_loss(key, u64::MAX);
         let Some(container) = self.containers.get_mut(&key) else { return };
         let Stage::Draining { exit, start_failure, .. } =
             std::mem::replace(&mut container.stage, Stage::Exited)
         else {
             return;
         };
-        if container.log.dropped() > 0 {
-            let warning =
-                format!("{} log records were lost to a failing disk", container.log.dropped());
-            container.record.warnings.push(warning);
+        if container.record.lost_log_records > 0 {
+            let lost = container.record.lost_log_records;
+            container.record.warnings.push(format!("{lost} log records were lost to the disk"));
         }
+        if !self.logs.is_synced(container.log) {
+            let warning = "the log was not wholly on disk when the container ended";
+            container.record.warnings.push(warning.to_owned());
+        }
+        self.logs.close(container.log, clock::monotonic_ms());
         container.record.state = ContainerPhase::Exited(exit.clone());
         let attachments = std::mem::take(&mut container.attachments);
         let exit_code = exit.exit_code;
@@ -295,7 +345,7 @@ impl Server {
             let exit_code = told.exit_code.or(Some(128));
             self.answer(waiting, Err(Failure { kind: FailureKind::Start, exit_code, ..told }));
         }
-        let subscribed = |c: &&mut Connection| c.mode == Mode::Subscribed;
+        let subscribed = |c: &&mut Connection| matches!(c.mode, Mode::Subscribed { .. });
         for connection in self.connections.values_mut().filter(subscribed) {
             connection.send(&event);
         }

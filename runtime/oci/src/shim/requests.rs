@@ -19,7 +19,7 @@ use crate::container::join::{self, Joined, Target, Who};
 use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
 use crate::container::plan::{self, Plan};
 use crate::container::{Doing, Error, Result};
-use crate::log::LogFile;
+use crate::log;
 use crate::protocol::{
     Answer, Attach, ContainerPhase, ContainerRecord, CreateContainer, Descriptor, Exec, ExecSync,
     Failure, FailureKind, PidNamespace, Reply, Request, ResolvedUser, SignalTarget, TerminalSize,
@@ -51,8 +51,12 @@ impl Server {
             Request::ExecSync(request) => self.exec_sync(connection, &request),
             Request::Exec(request) => self.exec(connection, &request),
             Request::Attach(request) => self.attach(connection, &request),
+            Request::ReopenLog { id } => self.reopen_log(connection, &id),
+            Request::LimitLog { id, max_bytes, max_files } => {
+                Some(self.limit_log(&id, max_bytes, max_files))
+            }
             // Taken care of by the server itself.
-            Request::Subscribe | Request::Shutdown => None,
+            Request::Subscribe { .. } | Request::Shutdown => None,
         }
     }
 
@@ -96,8 +100,7 @@ impl Server {
             None => None,
         };
         let stdio = &request.stdio;
-        let log = LogFile::open(&stdio.log_path, stdio.log_max_bytes, stdio.log_max_files)
-            .doing(|| format!("open log {}", stdio.log_path.display()))?;
+        log::probe(&stdio.log_path).doing(|| format!("open log {}", stdio.log_path.display()))?;
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         let (cgroup, mut warnings) =
             Cgroup::make(&self.config.cgroup_root, &request.cgroup_path, resources)?;
@@ -116,6 +119,7 @@ impl Server {
             state: ContainerPhase::Created,
             user: ResolvedUser::default(),
             warnings,
+            lost_log_records: 0,
         };
         let mut container = Container {
             record,
@@ -132,7 +136,9 @@ impl Server {
             },
             attachments: Vec::new(),
             outputs: Vec::new(),
-            log,
+            log: self.logs.register(&stdio.log_path, stdio.log_max_bytes, stdio.log_max_files),
+            log_sync_asked: false,
+            log_loss_told_ms: 0,
             cgroup,
             process: plan.process,
             home: None,
@@ -252,6 +258,25 @@ impl Server {
             }
         };
         result.map(|()| Reply::Done).map_err(|error| error.into_failure(FailureKind::Host))
+    }
+
+    fn reopen_log(&mut self, connection: u64, id: &str) -> Option<Answer> {
+        let Some(container) = self.find(id) else { return Some(Err(not_found(id))) };
+        if !container.has_log() {
+            let message = format!("container {id} has ended, and its log with it");
+            return Some(Err(failure(FailureKind::State, message)));
+        }
+        let (log, now) = (container.log, clock::monotonic_ms());
+        self.logs.reopen(log, now);
+        self.reopening.push((connection, log, now));
+        None
+    }
+
+    fn limit_log(&mut self, id: &str, max_bytes: u64, max_files: u32) -> Answer {
+        let container = self.find(id).ok_or_else(|| not_found(id))?;
+        let log = container.log;
+        self.logs.limit(log, max_bytes, max_files, clock::monotonic_ms());
+        Ok(Reply::Done)
     }
 
     fn delete(&mut self, connection: u64, id: &str) -> Option<Answer> {

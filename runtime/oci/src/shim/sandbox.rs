@@ -13,6 +13,7 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name
 
 use crate::container::sysctl;
 use crate::container::{Doing, Result, empty_root};
+use crate::log::Birthplace;
 use crate::protocol::{PidNamespace, ShimConfig};
 use crate::sys::{self, CloneFlags, Cloned, MountAttributes};
 
@@ -90,6 +91,17 @@ impl Sandbox {
         let kind = Some(LinkNameSpaceType::ProcessID);
         move_into_link_name_space(self.pid_namespace.as_fd(), kind)
             .doing(|| "return to the sandbox's PID namespace")
+    }
+
+    /// Where a process of the shim's own is born that containers must not see; absent where children
+    /// are born into the host's PID namespace anyway.
+    pub(super) fn birthplace(&self) -> Result<Option<Birthplace>> {
+        if self.reaper.is_none() {
+            return Ok(None);
+        }
+        let host = open_namespace(&self.procfs, "pid")?;
+        let own = self.pid_namespace.try_clone().doing(|| "keep the sandbox's PID namespace")?;
+        Ok(Some(Birthplace { host, own }))
     }
 
     /// Kills the reaper and unpins the namespaces.

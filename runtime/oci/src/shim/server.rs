@@ -19,6 +19,7 @@ use super::sandbox::Sandbox;
 use crate::cgroup::Cgroup;
 use crate::clock;
 use crate::container::{Doing, Result};
+use crate::log;
 use crate::protocol::{
     Answer, ContainerPhase, Event, Failure, FailureKind, Reply, Request, ShimConfig,
 };
@@ -26,6 +27,7 @@ use crate::seccomp::Program;
 use crate::sys;
 
 const RETRY_MS: u64 = 2;
+const REOPEN_CHECK_MS: u64 = 100;
 /// Each session holds one.
 const MAX_CONNECTIONS: usize = 400;
 
@@ -38,6 +40,7 @@ pub(super) enum Token {
     Channel(u64),
     Output(u64, usize),
     Taps(u64),
+    Logs,
     ExecutionChannel(usize),
     Capture(usize, usize),
 }
@@ -64,6 +67,9 @@ pub(super) struct Server {
     pub(super) executions: Vec<Execution>,
     pub(super) filters: Vec<(LinuxSeccomp, Rc<Program>)>,
     pub(super) leftovers: Vec<Leftover>,
+    pub(super) logs: log::Link,
+    /// Who waits for a log to be opened anew: connection, log, since when.
+    pub(super) reopening: Vec<(u64, log::Key, u64)>,
     next_key: u64,
     /// Connections that asked for the end.
     shutdown: Option<Vec<u64>>,
@@ -76,6 +82,7 @@ impl Server {
         sandbox: Sandbox,
         listener: UnixListener,
     ) -> Result<Self> {
+        let logs = log::Link::new(sandbox.birthplace()?);
         let signals = sys::signal_descriptor(&[libc::SIGCHLD]).doing(|| "watch for children")?;
         Ok(Self {
             directory,
@@ -88,6 +95,8 @@ impl Server {
             executions: Vec::new(),
             filters: Vec::new(),
             leftovers: Vec::new(),
+            logs,
+            reopening: Vec::new(),
             next_key: 0,
             shutdown: None,
         })
@@ -135,6 +144,11 @@ impl Server {
             PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
+        if let Some((socket, has_backlog)) = self.logs.polled() {
+            let flags = if has_backlog { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            tokens.push(Token::Logs);
+            fds.push(PollFd::from_borrowed_fd(socket, flags));
+        }
         for (key, connection) in &self.connections {
             let mut flags = PollFlags::empty();
             if connection.mode != Mode::Busy {
@@ -151,7 +165,8 @@ impl Server {
                 tokens.push(Token::Channel(*key));
                 fds.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
             }
-            for (index, output) in container.readable_outputs() {
+            let readable = container.readable_outputs().filter(|_| !self.logs.is_holding());
+            for (index, output) in readable {
                 tokens.push(Token::Output(*key, index));
                 fds.push(PollFd::from_borrowed_fd(output.fd.as_fd(), PollFlags::IN));
             }
@@ -184,12 +199,14 @@ impl Server {
         let now = clock::monotonic_ms();
         let draining = self.containers.values().any(|c| matches!(c.stage, Stage::Draining { .. }));
         let retry = (draining || !self.leftovers.is_empty()).then_some(RETRY_MS);
+        let retry = retry.or((!self.reopening.is_empty()).then_some(REOPEN_CHECK_MS));
         let deadlines =
             self.executions.iter().filter(|e| !e.timed_out).filter_map(|e| e.deadline_ms);
         let taps = self.containers.values().flat_map(|container| &container.attachments);
         let taps = taps.flat_map(|attachment| &attachment.taps).filter_map(Tap::deadline_ms);
         let until = deadlines
             .chain(taps)
+            .chain(self.logs.deadline_ms())
             .map(|deadline| deadline.saturating_sub(now))
             .chain(retry)
             .min()?;
@@ -220,7 +237,7 @@ impl Server {
             // Closing an output moves the last one into its place: at worst one is read a turn later.
             Token::Output(key, index) => {
                 if let Some(container) = self.containers.get_mut(&key) {
-                    container.read_output(index);
+                    container.read_output(index, &mut self.logs);
                 }
             }
             Token::Taps(key) => {
@@ -229,6 +246,7 @@ impl Server {
                     container.advance_taps(now);
                 }
             }
+            Token::Logs => self.logs.advance(clock::monotonic_ms()),
             Token::ExecutionChannel(index) => self.hear_execution(index),
             Token::Capture(index, stream) => {
                 if let Some(execution) = self.executions.get_mut(index) {
@@ -267,14 +285,14 @@ impl Server {
 
     fn serve_request(&mut self, key: u64, request: Result<Request, Failure>) {
         let mode = match request {
-            Ok(Request::Subscribe) => Mode::Subscribed,
+            Ok(Request::Subscribe { log_losses }) => Mode::Subscribed { log_losses },
             _ => Mode::Busy,
         };
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.mode = mode;
         }
         match request {
-            Ok(Request::Subscribe) => self.subscribe(key),
+            Ok(Request::Subscribe { .. }) => self.subscribe(key),
             Ok(Request::Shutdown) => self.shut_down(key),
             Err(failure) => self.answer(key, Err(failure)),
             _ if self.shutdown.is_some() => {
@@ -327,6 +345,8 @@ impl Server {
         if let Some(sandbox) = self.sandbox.take() {
             sandbox.release();
         }
+        let logs = std::mem::replace(&mut self.logs, log::Link::new(None));
+        logs.finish();
         // A socket that is gone already is what is wanted.
         let _ = std::fs::remove_file(self.directory.join("shim.sock"));
         for key in self.shutdown.take().unwrap_or_default() {
