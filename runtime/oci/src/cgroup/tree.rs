@@ -72,6 +72,12 @@ fn enable_controllers(directory: &Directory) {
     let available = directory.read("cgroup.controllers").unwrap_or_default();
     let enabled = directory.read(CONTROL).unwrap_or_default();
     let missing = missing_controllers(&available, &enabled);
+    // One with processes can only be made the root of threads, which is no service to them; the
+    // hierarchy's root, which has no type, is free to have both.
+    let populated = || directory.read("cgroup.procs").is_ok_and(|list| !list.is_empty());
+    if directory.read("cgroup.type").is_ok() && !missing.is_empty() && populated() {
+        return;
+    }
     if missing.is_empty() || directory.write(CONTROL, &missing.join(" ")).is_ok() {
         return;
     }

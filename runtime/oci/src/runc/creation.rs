@@ -207,6 +207,7 @@ fn new_record(wish: &Wish, prepared: &Prepared) -> Record {
         annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
         init: None,
         cgroup: prepared.place.clone(),
+        cgroup_made: false,
         own_pid_namespace: own_pid_namespace(spec),
         poststart: prepared.plan.hooks.poststart.clone(),
         poststop: prepared.plan.hooks.poststop.clone(),
@@ -230,6 +231,8 @@ fn try_make(
         annotations: prepared.bundle.spec.annotations().as_ref(),
     })?;
     record.cgroup = cgroup.place().clone();
+    record.cgroup_made = true;
+    held.save(record)?;
     let listener = match wish.command {
         Command::Create => Some(held.listen()?),
         Command::RunDetached | Command::RunForeground => None,

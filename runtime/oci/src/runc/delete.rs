@@ -71,7 +71,9 @@ fn end(record: &Record) {
         // It may have ended meanwhile.
         let _ = sys::signal_process(init.as_fd(), libc::SIGKILL);
     }
-    if let Ok(cgroup) = Cgroup::open(&record.cgroup) {
+    if record.cgroup_made
+        && let Ok(cgroup) = Cgroup::open(&record.cgroup)
+    {
         // Whatever remains is found when the cgroup is removed.
         let _ = cgroup.kill();
     }
@@ -81,7 +83,9 @@ fn end(record: &Record) {
 pub(super) fn destroy(held: Held, record: &Record) -> Result<()> {
     let deadline = clock::monotonic_ms() + END_LIMIT_MS;
     end(record);
-    if let Ok(cgroup) = Cgroup::open(&record.cgroup) {
+    if record.cgroup_made
+        && let Some(cgroup) = Cgroup::find(&record.cgroup)?
+    {
         cgroup.destroy(deadline)?;
     }
     held.remove()

@@ -30,6 +30,9 @@ pub(super) fn kill(context: &Context, parser: &mut Parser) -> Result<u8> {
         _ => return Err(Error::Usage("a container ID and at most a signal are needed".to_owned())),
     };
     let record = context.store.entry(&Id::parse(&id.to_string_lossy())?).load()?;
+    if !record.cgroup_made {
+        return Err(not_running());
+    }
     let init = record.init.and_then(Init::open);
     // Without a PID namespace of its own its other processes outlive the first.
     let everybody = all || (signal == libc::SIGKILL && !record.own_pid_namespace);

@@ -31,6 +31,9 @@ pub(super) struct Record {
     /// Absent until it has been made.
     pub(super) init: Option<Init>,
     pub(super) cgroup: Place,
+    /// Till then what is there is somebody else's, and not to be killed or removed.
+    #[serde(default)]
+    pub(super) cgroup_made: bool,
     /// The first process is the first of a PID namespace, whose others die with it.
     pub(super) own_pid_namespace: bool,
     /// Hooks that are still to run.
@@ -176,6 +179,7 @@ pub(super) mod tests {
             annotations: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
             init: Some(Init { pid: 1, start_time: 2 }),
             cgroup: Place { path: PathBuf::from("/sys/fs/cgroup/x"), unit: None },
+            cgroup_made: true,
             own_pid_namespace: true,
             poststart: Vec::new(),
             poststop: Vec::new(),

@@ -1,0 +1,162 @@
+//! What every host can do: tracking, freezing, killing, the device filter, refusals.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::bundle::{Container, first_disk, parent, read, wait_for};
+use crate::fixture::cgroup_root;
+
+const COUNTING: &str = "n=0; while :; do n=$((n+1)); echo $n > /tmp/n; done";
+
+#[test]
+fn a_paused_container_stands_still_and_a_resumed_one_goes_on() {
+    let container = Container::new("pause", COUNTING, |_| {}).start();
+    let counted = || container.text("tmp/n");
+    wait_for("counting", || !counted().is_empty());
+    container.tell(&["pause", &container.id]);
+    assert_eq!(container.status(), "paused");
+    assert_eq!(container.file("cgroup.freeze"), "1");
+    let before = counted();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(counted(), before);
+    let again = container.ask(&["pause", &container.id]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not running or created"));
+    container.tell(&["resume", &container.id]);
+    assert_eq!(container.status(), "running");
+    wait_for("counting again", || counted() != before);
+    assert!(!container.ask(&["resume", &container.id]).status.success());
+}
+
+#[test]
+fn a_paused_container_can_be_killed_and_deleted() {
+    let container = Container::new("frozen", "sleep 1000", |_| {}).start();
+    container.tell(&["pause", &container.id]);
+    container.tell(&["delete", "--force", &container.id]);
+    assert!(!container.cgroup().exists());
+}
+
+#[test]
+fn ps_lists_processes_of_the_cgroups_below_as_well() {
+    let script = "mkdir /sys/fs/cgroup/below; sleep 1000 & \
+                  echo $! > /sys/fs/cgroup/below/cgroup.procs; sleep 1001";
+    let writable = |spec: &mut Value| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        let cgroup = mounts.iter_mut().find(|mount| mount["type"] == "cgroup").unwrap();
+        cgroup["options"] = json!(["nosuid", "noexec", "nodev", "relatime"]);
+    };
+    let container = Container::new("ps", script, writable).start();
+    wait_for("a cgroup below", || {
+        !read(&container.cgroup().join("below"), "cgroup.procs").is_empty()
+    });
+    let pids: Vec<u32> =
+        serde_json::from_str(&container.tell(&["ps", "-f", "json", &container.id])).unwrap();
+    assert_eq!(pids.len(), 2, "{pids:?}");
+    let table = container.tell(&["ps", &container.id, "-o", "pid,args"]);
+    assert!(table.starts_with("  ") || table.starts_with("PID"), "{table}");
+    assert_eq!(table.lines().count(), 3, "{table}");
+    container.tell(&["kill", "--all", &container.id, "KILL"]);
+    wait_for("its end", || container.file("cgroup.events").contains("populated 0"));
+    container.tell(&["delete", &container.id]);
+    assert!(!container.cgroup().exists(), "the cgroup below is removed too");
+}
+
+#[test]
+fn the_container_sees_its_own_cgroup_as_the_root_and_cannot_write_to_it() {
+    let script = "cat /proc/self/cgroup > /tmp/own; \
+                  (echo 0 > /sys/fs/cgroup/cgroup.procs) 2> /tmp/refused; sleep 1000";
+    let container = Container::new("view", script, |_| {}).start();
+    wait_for("a refusal", || !container.text("tmp/refused").is_empty());
+    assert!(container.text("tmp/own").lines().any(|line| line == "0::/"));
+    assert!(container.text("tmp/refused").contains("Read-only file system"));
+    // And it is where it was to be: seen from outside.
+    let pid = container.file("cgroup.procs").lines().next().unwrap().to_owned();
+    let placed = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let expected = format!("0::{}/{}", parent(), container.id);
+    assert!(placed.lines().any(|line| line == expected), "{placed}");
+}
+
+#[test]
+fn only_listed_devices_open_and_an_update_replaces_the_list() {
+    let (major, minor) = first_disk();
+    let script = format!(
+        "mknod /tmp/disk b {major} {minor}; while :; do \
+           r=no w=no; (: < /tmp/disk) 2> /dev/null && r=yes; (: >> /tmp/disk) 2> /dev/null && w=yes; \
+           echo $r $w > /tmp/new; mv /tmp/new /tmp/seen; sleep 0.02; done"
+    );
+    let rule = |access: &str| {
+        json!([{"allow": false, "access": "rwm"},
+               {"allow": true, "type": "b", "major": major, "minor": minor, "access": access}])
+    };
+    let change = |spec: &mut Value| {
+        spec["linux"]["resources"]["devices"] = rule("r");
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| mount["destination"] != "/tmp");
+    };
+    let container = Container::new("devices", &script, change).start();
+    let sees =
+        |expected: &str| wait_for(expected, || container.text("tmp/seen").trim() == expected);
+    sees("yes no");
+    let resources = container.path("resources.json");
+    let update = |devices: Value| {
+        fs::write(&resources, json!({ "devices": devices }).to_string()).unwrap();
+        container.tell(&["update", "--resources", resources.to_str().unwrap(), &container.id]);
+    };
+    update(json!([{"allow": false, "access": "rwm"}]));
+    sees("no no");
+    update(json!([{"allow": true, "access": "rwm"}]));
+    sees("yes yes");
+}
+
+#[test]
+fn a_limit_that_nobody_enforces_is_refused_by_name_and_nothing_is_left() {
+    let change =
+        |spec: &mut Value| spec["linux"]["resources"]["unified"] = json!({"nosuch.max": "1"});
+    let container = Container::new("refused", "true", change);
+    let errors = container.try_start().unwrap_err();
+    assert!(errors.contains("linux.resources.unified[nosuch.max]"), "{errors}");
+    assert!(errors.contains("can't be set: controller"), "{errors}");
+    assert!(!container.cgroup().exists());
+    assert!(!container.ask(&["state", &container.id]).status.success());
+}
+
+#[test]
+fn a_cgroup_that_holds_somebody_else_or_is_frozen_is_refused() {
+    let first = Container::new("first", "sleep 1000", |_| {}).start();
+    let path = format!("{}/{}", parent(), first.id);
+    let shared = |spec: &mut Value| spec["linux"]["cgroupsPath"] = json!(path);
+    let second = Container::new("second", "true", shared);
+    assert!(second.try_start().unwrap_err().contains("is not empty"));
+    assert_eq!(first.status(), "running", "who was there first stays");
+    let own = cgroup_root().join(parent().trim_start_matches('/')).join("frozen");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("cgroup.freeze"), "1").unwrap();
+    let frozen = format!("{}/frozen", parent());
+    let third = Container::new("third", "true", |spec| {
+        spec["linux"]["cgroupsPath"] = json!(frozen);
+    });
+    assert!(third.try_start().unwrap_err().contains("is frozen"));
+    fs::remove_dir(&own).unwrap();
+}
+
+#[test]
+fn events_have_counters_and_end_with_the_container() {
+    let container = Container::new("events", "sleep 1000", |_| {}).start();
+    let stats: Value =
+        serde_json::from_str(&container.tell(&["events", "--stats", &container.id])).unwrap();
+    assert_eq!((&stats["type"], &stats["id"]), (&json!("stats"), &json!(container.id)));
+    assert_eq!(stats["data"]["pids"]["current"], 1);
+    assert!(stats["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
+    let events = container
+        .command(&["events", "--interval", "20ms", &container.id])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    container.tell(&["kill", &container.id, "KILL"]);
+    let output = events.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.lines().all(|line| line.starts_with(r#"{"type":"stats","id":""#)), "{lines}");
+    assert!(lines.lines().count() >= 2, "{lines}");
+}

@@ -1,0 +1,14 @@
+//! Cgroups through the command line: made, limited, frozen, watched, changed, removed.
+//!
+//! [`everywhere`] needs no controllers. [`controllers`] does, [`units`] needs systemd as well, and
+//! [`peers`] runc and crun beside: these three run in the VM and fail elsewhere.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
+
+mod bundle;
+mod controllers;
+mod everywhere;
+#[path = "../fixture/mod.rs"]
+mod fixture;
+mod peers;
+mod units;
