@@ -5,7 +5,8 @@ export CARGO_TERM_COLOR ?= never
 BERTH := $(CURDIR)/target/release/berth
 CENSUS := $(CURDIR)/target/release/census
 PEERS := $(CURDIR)/.cache/peers/bin
-VM_TESTS := limits:: oldest=services::every_replica oldest=restart::containers_outlive systemd=limits::requests
+VM_TESTS := limits:: oldest=services::every_replica oldest=restart::containers_outlive systemd=limits::requests \
+	newest=oci/controllers:: newest=oci/peers::files systemd=oci/units:: systemd=oci/peers::systemd
 AREA ?= pods
 
 .PHONY: build setup demo demo-vm test lint deny unit e2e e2e-vm bench clean
@@ -37,9 +38,11 @@ lint: setup
 deny: setup
 	tests/setup/deny.sh
 
+# What berth-oci's cgroup tests say of controllers and units needs the VM as well.
 unit: setup
 	cargo nextest run --workspace --locked --lib --bins
-	cargo nextest run --locked -j 1 -p berth-oci -p berth-runtime -p berth-cni -p berth-proxy -p berth-nft -p berth-kubelet --test '*'
+	cargo nextest run --locked -j 1 -p berth-oci -p berth-runtime -p berth-cni -p berth-proxy -p berth-nft -p berth-kubelet --test '*' \
+		-E 'not (binary(cgroups) & test(/^(controllers|units|peers)::/))'
 	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -j 1 -p berth-apiserver -p berth-testkit --test '*'
 
 # What `limits` asserts needs cgroup controllers: it runs in the VM.
@@ -47,6 +50,7 @@ e2e: build-tools demo
 	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^limits::/)'
 
 e2e-vm: build-tools
+	@tests/setup/peers.sh runtimes
 	tests/setup/vm.sh demo
 	tests/setup/vm.sh test $(VM_TESTS)
 

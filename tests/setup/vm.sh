@@ -5,8 +5,9 @@
 #   vm.sh test FILTER...      on the oldest and on the newest kernel
 #
 # FILTER is a part of a test's name. `oldest=FILTER` and `newest=FILTER` run on that kernel alone,
-# `systemd=FILTER` on the newest with systemd as PID 1; the rest has a bare PID 1. BERTH, CENSUS and
-# VM name the executables, by default those in target/release; KUBECTL a kubectl.
+# `systemd=FILTER` on the newest with systemd as PID 1; the rest has a bare PID 1. `oci/FILTER` is one
+# of berth-oci's cgroup tests, with runc and crun beside. BERTH, CENSUS and VM name the executables, by
+# default those in target/release; KUBECTL a kubectl.
 #
 # Where the machine has no KVM everything in the VM takes about ten times as long.
 set -euo pipefail
@@ -22,7 +23,7 @@ bin=/usr/local/bin
 programs=(--copy "$berth:$bin/berth" --copy "$kubectl:$bin/kubectl")
 environment=(--env BERTH=$bin/berth --env KUBECTL=$bin/kubectl --env RUST_BACKTRACE=0)
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
 need() { # what file
     [ -x "$2" ] || { echo "vm: no $1 at $2: run make build-tools" >&2; exit 1; }
@@ -35,25 +36,54 @@ demo() {
         --timeout 900 -- /root/demo/run.sh
 }
 
-# The end-to-end tests as cargo builds them for the host.
+# Builds a package's tests as cargo does for the host, and prints where an executable of them is.
+build() { # package test executable...
+    local messages name package=$1 test=$2
+    shift 2
+    messages=$(cd "$repo" && cargo test --locked --package "$package" --test "$test" --no-run --message-format=json)
+    for name in "$@"; do
+        jq -r --arg name "$name" 'select(.reason == "compiler-artifact" and .executable and .target.name == $name) | .executable' <<< "$messages"
+    done
+}
+
 build_tests() {
-    local messages
-    messages=$(cd "$repo" && cargo test --locked --package berth --test e2e --no-run --message-format=json)
-    tests=$(jq -r 'select(.reason == "compiler-artifact" and .target.name == "e2e" and .executable) | .executable' <<< "$messages")
+    tests=$(build berth e2e e2e)
     need "test executable" "$tests"
+}
+
+# berth-oci's cgroup tests with what they run, at the paths that they know it by.
+build_oci_tests() {
+    local runc=$repo/.cache/peers/bin/runc crun=$repo/.cache/peers/bin/crun program file
+    need runc "$runc"
+    need crun "$crun"
+    { read -r oci_tests; read -r program; } < <(build berth-oci cgroups cgroups berth-oci)
+    need "test executable" "$oci_tests"
+    programs+=(--copy "$program" --copy "$runc:$bin/runc" --copy "$crun:$bin/crun")
+    environment+=(--env RUNC=$bin/runc --env CRUN=$bin/crun)
+    while read -r file; do
+        programs+=(--copy "$file")
+    done < <(ldd "$runc" "$crun" | grep -o '/[^ ]*/peers/[^ :]*[.]so[^ :]*' | sort -u)
 }
 
 # Runs tests in one machine and adds its verdicts to the sums.
 run_tests() { # kernel variant filter...
-    local kernel=$1 variant=$2 output=$work/output status=0 counts
+    local kernel=$1 variant=$2 output=$work/output status=0 good bad word executables=() filters=()
     shift 2
     echo "vm: $kernel kernel, $variant: $*"
+    for word in "$@"; do
+        case $word in
+            oci/*) executables+=("$oci_tests") ;;
+            *) executables+=("$tests") ;;
+        esac
+        filters+=("${word#oci/}")
+    done
+    mapfile -t executables < <(printf '%s\n' "${executables[@]}" | sort -u)
     "$vm" test --kernel "$kernel" --variant "$variant" "${programs[@]}" "${environment[@]}" \
-        --env BERTH_TEST_PATIENCE=300 --timeout 1500 "$tests" -- --test-threads=1 "$@" |
+        --env BERTH_TEST_PATIENCE=300 --timeout 1500 "${executables[@]}" -- --test-threads=1 "${filters[@]}" |
         tee "$output" || status=$?
-    # One line, unless the machine or the test executable came to grief.
-    counts=$(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' "$output")
-    read -r good bad <<< "${counts:-0 0}"
+    # A line an executable, unless the machine or one of them came to grief.
+    read -r good bad < <(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' "$output" |
+        awk '{ good += $1; bad += $2 } END { print good + 0, bad + 0 }')
     passed=$((passed + good)) failed=$((failed + bad))
     # A filter that names no test must not pass for a test that does.
     if [ $status != 0 ] || [ "$good" -lt $# ]; then
@@ -72,7 +102,9 @@ test_all() {
             *) oldest+=("$filter") newest+=("$filter") ;;
         esac
     done
-    build_tests
+    # What no filter asks for need not be built.
+    [[ $(printf '%s\n' "$@" | grep -cv 'oci/') = 0 ]] || build_tests
+    [[ $(printf '%s\n' "$@" | grep -c 'oci/') = 0 ]] || build_oci_tests
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     passed=0 failed=0 verdict=0 summary=()
