@@ -1,17 +1,17 @@
 //! Reading the part of a runtime specification that concerns Linux.
 //!
-//! The sections of other systems are passed over, and so is the content of what the plan refuses by
-//! name anyway: its mere presence is kept. Reading all of it would link a regular expression engine,
-//! a quarter of the executable. OCI runtime spec, `config.md`.
+//! The sections of other systems are passed over. Where the crate's own reading would link a regular
+//! expression engine, a quarter of the executable, or spells a name otherwise than the specification,
+//! fields are read here. OCI runtime spec, `config.md`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Box as ConsoleSize, ExecCPUAffinity, Hooks, Linux, LinuxCapabilities, LinuxIOPriority, Mount,
-    PosixRlimit, Process, Root, Scheduler, Spec, User,
+    Box as ConsoleSize, ExecCPUAffinity, Hooks, Linux, LinuxCapabilities, LinuxIOPriority,
+    LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount, PosixRlimit, Process, Root, Scheduler, Spec,
+    User,
 };
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 /// Deserializes a specification.
@@ -72,10 +72,82 @@ struct ProcessFields {
     apparmor_profile: Option<String>,
     oom_score_adj: Option<i32>,
     selinux_label: Option<String>,
-    io_priority: Option<IgnoredAny>,
-    scheduler: Option<IgnoredAny>,
+    io_priority: Option<LinuxIOPriority>,
+    scheduler: Option<SchedulerFields>,
     #[serde(rename = "execCPUAffinity")]
-    exec_cpu_affinity: Option<IgnoredAny>,
+    exec_cpu_affinity: Option<AffinityFields>,
+}
+
+#[derive(Deserialize)]
+struct SchedulerFields {
+    policy: LinuxSchedulerPolicy,
+    nice: Option<i32>,
+    priority: Option<i32>,
+    #[serde(default)]
+    flags: Vec<SchedulerFlag>,
+    runtime: Option<u64>,
+    deadline: Option<u64>,
+    period: Option<u64>,
+}
+
+/// Those of the specification, one of which the crate spells otherwise.
+#[derive(Clone, Copy, Deserialize)]
+enum SchedulerFlag {
+    #[serde(rename = "SCHED_RESET_ON_FORK", alias = "SCHED_FLAG_RESET_ON_FORK")]
+    ResetOnFork,
+    #[serde(rename = "SCHED_FLAG_RECLAIM")]
+    Reclaim,
+    #[serde(rename = "SCHED_FLAG_DL_OVERRUN")]
+    DeadlineOverrun,
+    #[serde(rename = "SCHED_FLAG_KEEP_POLICY")]
+    KeepPolicy,
+    #[serde(rename = "SCHED_FLAG_KEEP_PARAMS")]
+    KeepParams,
+    #[serde(rename = "SCHED_FLAG_UTIL_CLAMP_MIN")]
+    UtilClampMin,
+    #[serde(rename = "SCHED_FLAG_UTIL_CLAMP_MAX")]
+    UtilClampMax,
+}
+
+impl From<SchedulerFields> for Scheduler {
+    fn from(fields: SchedulerFields) -> Self {
+        use LinuxSchedulerFlag as F;
+        let flag = |flag: SchedulerFlag| match flag {
+            SchedulerFlag::ResetOnFork => F::SchedResetOnFork,
+            SchedulerFlag::Reclaim => F::SchedFlagReclaim,
+            SchedulerFlag::DeadlineOverrun => F::SchedFlagDLOverrun,
+            SchedulerFlag::KeepPolicy => F::SchedFlagKeepPolicy,
+            SchedulerFlag::KeepParams => F::SchedFlagKeepParams,
+            SchedulerFlag::UtilClampMin => F::SchedFlagUtilClampMin,
+            SchedulerFlag::UtilClampMax => F::SchedFlagUtilClampMax,
+        };
+        let mut scheduler = Self::default();
+        scheduler.set_policy(fields.policy);
+        scheduler.set_nice(fields.nice);
+        scheduler.set_priority(fields.priority);
+        scheduler.set_flags(Some(fields.flags.into_iter().map(flag).collect()));
+        scheduler.set_runtime(fields.runtime);
+        scheduler.set_deadline(fields.deadline);
+        scheduler.set_period(fields.period);
+        scheduler
+    }
+}
+
+/// Read without the crate's check, which is the regular expression; the plan has its own.
+#[derive(Deserialize)]
+struct AffinityFields {
+    initial: Option<String>,
+    #[serde(rename = "final")]
+    last: Option<String>,
+}
+
+impl From<AffinityFields> for ExecCPUAffinity {
+    fn from(fields: AffinityFields) -> Self {
+        let mut affinity = Self::default();
+        affinity.set_initial(fields.initial);
+        affinity.set_cpu_affinity_final(fields.last);
+        affinity
+    }
 }
 
 impl From<ProcessFields> for Process {
@@ -94,9 +166,9 @@ impl From<ProcessFields> for Process {
         process.set_apparmor_profile(fields.apparmor_profile);
         process.set_oom_score_adj(fields.oom_score_adj);
         process.set_selinux_label(fields.selinux_label);
-        process.set_io_priority(fields.io_priority.map(|_| LinuxIOPriority::default()));
-        process.set_scheduler(fields.scheduler.map(|_| Scheduler::default()));
-        process.set_exec_cpu_affinity(fields.exec_cpu_affinity.map(|_| ExecCPUAffinity::default()));
+        process.set_io_priority(fields.io_priority);
+        process.set_scheduler(fields.scheduler.map(Scheduler::from));
+        process.set_exec_cpu_affinity(fields.exec_cpu_affinity.map(ExecCPUAffinity::from));
         process
     }
 }
@@ -142,15 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_by_name_is_still_there() {
+    fn what_the_crate_would_read_by_a_regular_expression_is_read_alike() {
         let mut value = whole();
-        value["hooks"] = json!({"prestart": [{"path": "/x"}]});
-        value["process"]["scheduler"] = json!({"policy": "SCHED_OTHER"});
+        value["hooks"] = json!({"poststop": [{"path": "/x", "timeout": 5}]});
+        value["process"]["scheduler"] =
+            json!({"policy": "SCHED_FIFO", "priority": 3, "flags": ["SCHED_RESET_ON_FORK"]});
         value["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 1});
-        value["process"]["execCPUAffinity"] = json!({"initial": "0-3"});
-        let spec = read(value).unwrap();
-        let process = spec.process().as_ref().unwrap();
-        assert!(spec.hooks().is_some() && process.scheduler().is_some());
-        assert!(process.io_priority().is_some() && process.exec_cpu_affinity().is_some());
+        value["process"]["execCPUAffinity"] = json!({"initial": "0-3", "final": "1"});
+        let expected: Spec = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(read(value).unwrap(), expected);
     }
 }

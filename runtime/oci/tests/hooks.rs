@@ -55,7 +55,10 @@ fn each_kind_runs_once_in_order_and_is_told_the_state() {
     let pid = lines[0].1["pid"].as_i64().unwrap();
     for (kind, state) in &lines {
         assert_eq!(state["bundle"].as_str().unwrap(), bundle.path().to_str().unwrap());
-        assert_eq!((&state["annotations"]["k"], &state["ociVersion"]), (&json!("v"), &json!("1.2.0")));
+        assert_eq!(
+            (&state["annotations"]["k"], &state["ociVersion"]),
+            (&json!("v"), &json!("1.2.0"))
+        );
         let expected = if *kind == "poststop" { Value::Null } else { json!(pid) };
         assert_eq!(state["pid"], expected, "{kind}");
     }
@@ -63,7 +66,9 @@ fn each_kind_runs_once_in_order_and_is_told_the_state() {
 
 #[test]
 fn each_kind_runs_in_the_namespaces_it_is_for() {
-    let (bundle, log) = hooked("echo $kind $(readlink /proc/self/ns/mnt) $(test -e /bin/busybox && ls -d /rootfs-only 2>&1 | wc -l) >> $log");
+    let (bundle, log) = hooked(
+        "echo $kind $(readlink /proc/self/ns/mnt) $(test -e /bin/busybox && ls -d /rootfs-only 2>&1 | wc -l) >> $log",
+    );
     bundle.text();
     let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
     let text = std::fs::read_to_string(log).unwrap();
@@ -92,15 +97,15 @@ fn a_failing_hook_undoes_the_container_and_later_ones_but_poststop_do_not_run() 
     for (failing, expected) in [
         ("prestart", vec!["prestart", "poststop"]),
         ("createContainer", vec!["prestart", "createRuntime", "createContainer", "poststop"]),
-        ("startContainer", vec![
-            "prestart", "createRuntime", "createContainer", "startContainer", "poststop",
-        ]),
+        (
+            "startContainer",
+            vec!["prestart", "createRuntime", "createContainer", "startContainer", "poststop"],
+        ),
         ("poststart", KINDS.to_vec()),
         ("poststop", KINDS.to_vec()),
     ] {
-        let script = format!(
-            "echo $kind >> $log; test $kind != {failing} || {{ echo no more; exit 4; }}"
-        );
+        let script =
+            format!("echo $kind >> $log; test $kind != {failing} || {{ echo no more; exit 4; }}");
         let (mut bundle, log) = hooked(&script);
         bundle.spec["process"]["args"] = json!(["/bin/true"]);
         match failing {

@@ -21,7 +21,9 @@ use super::host::Host;
 use super::plan::Plan;
 use super::process::{self, Execution, Gate, Keeper, StartHooks};
 use super::rootfd::RootFd;
-use super::{Doing, Error, Result, devices, idmap, masks, mounts, rootfs, stdio, sysctl};
+use super::{
+    Doing, Error, Result, devices, idmap, labels, masks, mounts, notify, rootfs, stdio, sysctl,
+};
 use crate::protocol::Rootfs;
 use crate::seccomp::Program;
 use crate::sys::{self, MountAttributes};
@@ -96,6 +98,10 @@ pub(super) fn set_up(
     }
     masks::protect(&root, &plan.read_only)?;
     masks::mask(&root, &plan.masked, &host.null)?;
+    let listener = notify::connect(environment.filter, (environment.subject, "creating"), || {
+        idmap::own_pid(environment.procfs)
+    })?;
+    let labels = labels::open(environment.procfs, &plan.process)?;
     let pid = run_hooks(plan, environment, ends.channel.as_fd())?;
     finish_root(plan, root)?;
     let execution = Execution {
@@ -114,6 +120,8 @@ pub(super) fn set_up(
             (None, None) => None,
         },
         keeper: environment.keeper,
+        labels,
+        listener,
         warnings: Vec::new(),
     };
     process::execute(execution)

@@ -7,7 +7,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::plan::Plan;
-use super::{Result, devices, masks, mounts, rootfs};
+use super::{Result, devices, labels, masks, mounts, rootfs};
 
 /// Descriptors of the host's files.
 pub(super) struct Host {
@@ -22,6 +22,9 @@ pub(super) struct Host {
 impl Host {
     /// Opens everything, in a mount namespace of one's own that is cut off from the host's here.
     pub(super) fn open(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Self> {
+        if plan.labels_mounts {
+            labels::require_selinux("linux.mountLabel")?;
+        }
         rootfs::cut_off(plan.root_propagation)?;
         let null = masks::open_null()?;
         let sources = mounts::open_sources(plan, procfs)?;

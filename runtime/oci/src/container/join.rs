@@ -2,14 +2,16 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
+use super::hooks::Subject;
 use super::plan::ProcessPlan;
 use super::process::{self, Execution, Keeper};
 use super::rootfd::RootFd;
 use super::stdio::{self, Ends, Stdio, Streams};
-use super::{Doing, Result, channel, rootfs};
+use super::{Doing, Result, channel, idmap, labels, notify, placement, rootfs, sysctl};
 use crate::protocol::{ResolvedUser, UserSelector};
 use crate::seccomp::Program;
 use crate::sys::{self, CloneFlags, Cloned};
@@ -25,6 +27,8 @@ pub(crate) struct Target<'a> {
     pub(crate) stdio: Stdio,
     pub(crate) identity: Who<'a>,
     pub(crate) filter: Option<&'a Program>,
+    /// What a listener is told of the container.
+    pub(crate) subject: &'a Subject,
 }
 
 /// Who a joined process is.
@@ -50,7 +54,11 @@ pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
     let flags = CloneFlags { namespaces: 0, cgroup: Some(target.cgroup) };
     rustix::thread::move_into_thread_name_spaces(target.init, ThreadNameSpaceType::PROCESS_ID)
         .doing(|| "enter the container's PID namespace")?;
+    let elsewhere = placement::start_on(&plan.placement)?;
     let cloned = sys::clone3(&flags);
+    if !matches!(cloned, Ok(Cloned::Child)) {
+        drop(elsewhere);
+    }
     if let Ok(Cloned::Child) = cloned {
         drop((channel, streams));
         let Err(error) = enter(plan, target, &child_channel, &child_streams);
@@ -73,7 +81,14 @@ fn enter(
     streams: &Ends,
 ) -> Result<std::convert::Infallible> {
     process::harden(target.keeper)?;
+    let listener = notify::connect(target.filter, (target.subject, "running"), host_pid)?;
+    let labels = match plan.apparmor.is_some() || plan.selinux.is_some() {
+        // One of this process' PID namespace, which is the container's already.
+        true => labels::open(sysctl::detached_procfs()?.as_fd(), plan)?,
+        false => Vec::new(),
+    };
     enter_namespaces(target.init)?;
+    placement::settle(&plan.placement)?;
     rustix::process::setsid().doing(|| "make a session")?;
     let root = RootFd::from(rootfs::open_root()?);
     streams.connect(&root, stdio::Place::Elsewhere, channel.as_fd())?;
@@ -93,10 +108,23 @@ fn enter(
         channel: channel.as_fd(),
         gate: None,
         keeper: target.keeper,
+        listener,
         start_hooks: None,
+        labels,
         warnings: Vec::new(),
     };
     process::execute(execution)
+}
+
+/// This process' number on the host, while it is in the host's mount namespace still.
+fn host_pid() -> Result<i32> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let operation = || "find the own process' number";
+    let procfs = rustix::fs::open("/proc", flags, Mode::empty()).doing(operation)?;
+    match rustix::fs::fstatfs(&procfs).doing(operation)?.f_type {
+        rustix::fs::PROC_SUPER_MAGIC => idmap::own_pid(procfs.as_fd()),
+        _ => Err(Errno::NODEV).doing(operation),
+    }
 }
 
 /// Enters the namespaces of a process. Which of them are others than one's own only the kernel knows:

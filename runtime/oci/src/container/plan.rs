@@ -12,6 +12,7 @@ use super::hooks::{self, Hooks};
 use super::mount_options::{self, Source};
 use super::mount_plan::{self, Mount};
 use super::namespaces::{self, Namespaces, User};
+use super::placement::{self, Placement};
 use super::sysctl::{self, OwnNamespaces, Sysctl};
 use super::{Error, Result, credentials};
 use crate::protocol::{CreateContainer, Rootfs, ShimConfig, UserSelector};
@@ -26,6 +27,8 @@ pub(crate) struct Plan {
     /// What the host's mounts become for the child, and in the end its root.
     pub(crate) root_propagation: Option<MountAttributes>,
     pub(crate) mounts: Vec<Mount>,
+    /// File systems get the label of `linux.mountLabel`.
+    pub(crate) labels_mounts: bool,
     /// Absent where `/dev` is bound from the host.
     pub(crate) devices: Option<Vec<Device>>,
     pub(crate) masked: Vec<PathBuf>,
@@ -57,6 +60,9 @@ pub(crate) struct ProcessPlan {
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) capabilities: Capabilities,
     pub(crate) no_new_privileges: bool,
+    pub(crate) placement: Placement,
+    pub(crate) apparmor: Option<String>,
+    pub(crate) selinux: Option<String>,
 }
 
 /// A resource limit.
@@ -132,6 +138,7 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         root_read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         root_propagation: root_propagation(linux)?,
         mounts,
+        labels_mounts: label("linux.mountLabel", linux.mount_label())?.is_some(),
         devices,
         masked: paths(linux.masked_paths()),
         read_only: paths(linux.readonly_paths()),
@@ -139,13 +146,15 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         hostname: uts_name("hostname", spec.hostname(), own_uts)?,
         domainname: uts_name("domainname", spec.domainname(), own_uts)?,
         user: request.user.clone(),
-        process: plan_process(process)?,
+        process: plan_process(process, Some(linux))?,
         hooks: hooks::plan(spec)?,
     })
 }
 
 /// Plans a process from its specification.
-pub(crate) fn plan_process(process: &Process) -> Result<ProcessPlan> {
+///
+/// `linux` holds what concerns all processes of its container.
+pub(crate) fn plan_process(process: &Process, linux: Option<&Linux>) -> Result<ProcessPlan> {
     let arguments = process.args().clone().unwrap_or_default();
     if arguments.is_empty() {
         return Err(Error::invalid("process.args", "is empty"));
@@ -157,14 +166,6 @@ pub(crate) fn plan_process(process: &Process) -> Result<ProcessPlan> {
     if !process.cwd().is_absolute() {
         return Err(Error::invalid("process.cwd", "is not an absolute path"));
     }
-    let refused = [
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("process.apparmorProfile", is_set(process.apparmor_profile())),
-        ("process.selinuxLabel", is_set(process.selinux_label())),
-    ];
-    refuse(&refused)?;
     Ok(ProcessPlan {
         arguments,
         environment,
@@ -174,11 +175,20 @@ pub(crate) fn plan_process(process: &Process) -> Result<ProcessPlan> {
         oom_score_adj: process.oom_score_adj(),
         capabilities: credentials::capabilities(process),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        placement: placement::plan(process, linux)?,
+        apparmor: label("process.apparmorProfile", process.apparmor_profile())?,
+        selinux: label("process.selinuxLabel", process.selinux_label())?,
     })
 }
 
-fn is_set(text: &Option<String>) -> bool {
-    text.as_ref().is_some_and(|text| !text.is_empty())
+/// A label of one line, written to a file of procfs as it is.
+fn label(field: &str, text: &Option<String>) -> Result<Option<String>> {
+    match text.as_ref().filter(|text| !text.is_empty()) {
+        Some(text) if text.chars().any(char::is_control) => {
+            Err(Error::invalid(field, "holds control characters"))
+        }
+        text => Ok(text.cloned()),
+    }
 }
 
 fn refuse(fields: &[(&str, bool)]) -> Result<()> {
@@ -194,10 +204,7 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
     };
     refuse(&[
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.personality", linux.personality().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().is_some()),
-        ("linux.mountLabel", is_set(linux.mount_label())),
     ])
 }
 

@@ -15,6 +15,9 @@ use super::command;
 use super::credentials;
 use super::hooks::{self, Hook, State};
 use super::identity::{self, Identity};
+use super::labels::Label;
+use super::notify::Listener;
+use super::placement;
 use super::plan::ProcessPlan;
 use super::rootfd::RootFd;
 use super::{Doing, Error, Result};
@@ -35,6 +38,10 @@ pub(super) struct Execution<'a> {
     /// What holds the command back; absent runs it at once.
     pub(super) gate: Option<Gate<'a>>,
     pub(super) keeper: Keeper,
+    /// Taken on at the end.
+    pub(super) labels: Vec<Label>,
+    /// Gets the notifications of the filter.
+    pub(super) listener: Option<Listener>,
     pub(super) start_hooks: Option<StartHooks<'a>>,
     pub(super) warnings: Vec<String>,
 }
@@ -205,6 +212,7 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     enter_directory(&plan.working_directory)?;
     own_streams(execution.user)?;
     credentials::set_limits(&plan.limits)?;
+    placement::apply(&plan.placement)?;
     let early_filter = execution.filter.filter(|_| !plan.no_new_privileges);
     let keep = match early_filter {
         // Loading a filter while privileges can still be gained takes this one.
@@ -227,6 +235,8 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     let kept: Vec<BorrowedFd<'_>> = [Some(execution.channel), execution.gate.map(Gate::descriptor)]
         .into_iter()
         .flatten()
+        .chain(execution.labels.iter().map(Label::as_fd))
+        .chain(execution.listener.as_ref().map(Listener::as_fd))
         .collect();
     sys::close_all_from(execution.keeper.first_closed(), &kept).doing(|| "close descriptors")?;
     let command = match execution.keeper {
@@ -247,6 +257,7 @@ fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::conv
     if let Some(start) = &execution.start_hooks {
         hooks::run(start.hooks, &start.state)?;
     }
+    execution.labels.iter().try_for_each(Label::write)?;
     let path = match prepared.command {
         Some(path) => path,
         None => command::find(&plan.arguments[0], &prepared.environment)?,
@@ -256,13 +267,26 @@ fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::conv
     sys::reset_signals();
     sys::release_signals().doing(|| "unblock signals")?;
     if let Some(filter) = prepared.early_filter {
-        sys::load_filter(filter).doing(|| "load the seccomp filter")?;
+        load_filter(filter, execution.listener.as_ref())?;
     }
     credentials::finish(prepared.remaining)?;
     if let (None, Some(filter)) = (prepared.early_filter, execution.filter) {
-        sys::load_filter(filter).doing(|| "load the seccomp filter")?;
+        load_filter(filter, execution.listener.as_ref())?;
     }
     Err(command::execute(&path, &arguments, &environment))
+}
+
+fn load_filter(filter: &Program, listener: Option<&Listener>) -> Result<()> {
+    let notifications = sys::load_filter(filter).doing(|| "load the seccomp filter")?;
+    match (notifications, listener) {
+        (Some(notifications), Some(listener)) => {
+            let handed_over = listener.hand_over(notifications.as_fd());
+            // The execution closes it: closing may be what the filter notifies of.
+            std::mem::forget(notifications);
+            handed_over
+        }
+        (None, _) | (Some(_), None) => Ok(()),
+    }
 }
 
 /// Waits until the command may run; exits when nobody is left to say so. Returns the connection of

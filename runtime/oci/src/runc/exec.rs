@@ -19,6 +19,7 @@ use super::start::hear;
 use super::{Context, Error, Result, bundle, console, inherited};
 use crate::cgroup::Cgroup;
 use crate::container::channel::Message;
+use crate::container::hooks::Subject;
 use crate::container::join::{self, Joined, Target, Who};
 use crate::container::launch::{self, Keeper, Stdio};
 use crate::container::{self, plan};
@@ -232,7 +233,7 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
         &options,
         &spec,
         &process,
-        &At { init, cgroup: Cgroup::open(&record.cgroup)?, stdio },
+        &At { init, cgroup: Cgroup::open(&record.cgroup)?, stdio, subject: record.subject() },
     )?;
     let told = attend_start(context, &options, &process, &joined);
     let terminal = match told {
@@ -257,10 +258,11 @@ struct At {
     init: OwnedFd,
     cgroup: Cgroup,
     stdio: Stdio,
+    subject: Subject,
 }
 
 fn join_container(options: &Options, spec: &Spec, process: &Process, at: &At) -> Result<Joined> {
-    let mut plan = plan::plan_process(process)?;
+    let mut plan = plan::plan_process(process, spec.linux().as_ref())?;
     plan.environment.extend(inherited::variables());
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(seccomp::compile).transpose().map_err(container::Error::from)?;
@@ -281,6 +283,7 @@ fn join_container(options: &Options, spec: &Spec, process: &Process, at: &At) ->
         stdio: at.stdio,
         identity: Who::Selected(&user),
         filter: filter.as_ref(),
+        subject: &at.subject,
     };
     Ok(join::join(&plan, &target)?)
 }

@@ -239,7 +239,7 @@ fn labels_are_taken(field: &str) -> bool {
     let mut process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["a"]});
     process[field] = "x".into();
     let process = crate::spec::read_process(process);
-    process.is_ok_and(|process| crate::container::plan::plan_process(&process).is_ok())
+    process.is_ok_and(|process| crate::container::plan::plan_process(&process, None).is_ok())
 }
 
 #[cfg(test)]

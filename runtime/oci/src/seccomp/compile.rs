@@ -3,6 +3,8 @@
 //! A container's every system call runs this program, so its depth matters more than its length:
 //! about nine comparisons, where a linear filter has hundreds.
 
+use std::path::PathBuf;
+
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
 
 use super::Error;
@@ -17,6 +19,8 @@ const MAX_INSTRUCTIONS: usize = 4096;
 
 const FLAG_LOG: u32 = 1 << 1;
 const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+const FLAG_NEW_LISTENER: u32 = 1 << 3;
+const FLAG_WAIT_KILLABLE: u32 = 1 << 5;
 
 /// A filter ready to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,17 @@ pub struct Program {
     pub instructions: Vec<Instruction>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u32,
+    /// Who decides what the filter leaves open.
+    pub listener: Option<Listener>,
+}
+
+/// Where the descriptor of notifications goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// A socket of the host.
+    pub path: PathBuf,
+    /// Told to the listener as it is.
+    pub metadata: String,
 }
 
 /// Compiles a profile.
@@ -33,30 +48,46 @@ pub struct Program {
 /// When the profile asks for what berth does not offer; nothing is left out silently but names that
 /// an ABI lacks.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Program, Error> {
-    if profile.listener_path().is_some() || profile.listener_metadata().is_some() {
-        return Err(Error::Action("SCMP_ACT_NOTIFY (listenerPath)".to_owned()));
-    }
-    let instructions = program(&rules::number(profile)?);
+    let rules = rules::number(profile)?;
+    let listener = match rules.notifies() {
+        true => Some(listener(profile, &rules)?),
+        false => None,
+    };
+    let instructions = program(&rules);
     if instructions.len() > MAX_INSTRUCTIONS {
         return Err(Error::TooLong(instructions.len()));
     }
-    Ok(Program { instructions, flags: flags(profile)? })
+    let mut flags = flags(profile);
+    match listener {
+        Some(_) => flags |= FLAG_NEW_LISTENER,
+        // Nobody waits for a listener then, and the kernel takes the flag only with one.
+        None => flags &= !FLAG_WAIT_KILLABLE,
+    }
+    Ok(Program { instructions, flags, listener })
 }
 
-fn flags(profile: &LinuxSeccomp) -> Result<u32, Error> {
+fn listener(profile: &LinuxSeccomp, rules: &Rules) -> Result<Listener, Error> {
+    let path = profile.listener_path().as_ref().filter(|path| path.is_absolute());
+    let path = path.ok_or(Error::ListenerPath)?;
+    if !rules.allows("sendmsg") {
+        return Err(Error::HandOver);
+    }
+    let metadata = profile.listener_metadata().clone().unwrap_or_default();
+    Ok(Listener { path: path.clone(), metadata })
+}
+
+fn flags(profile: &LinuxSeccomp) -> u32 {
     use LinuxSeccompFilterFlag as Flag;
     // Like runc: mitigations of speculation stay as the host has them unless flags are given.
     let Some(flags) = profile.flags() else {
-        return Ok(FLAG_SPEC_ALLOW);
+        return FLAG_SPEC_ALLOW;
     };
-    flags.iter().try_fold(0, |bits, flag| match flag {
-        Flag::SeccompFilterFlagLog => Ok(bits | FLAG_LOG),
-        Flag::SeccompFilterFlagSpecAllow => Ok(bits | FLAG_SPEC_ALLOW),
+    flags.iter().fold(0, |bits, flag| match flag {
+        Flag::SeccompFilterFlagLog => bits | FLAG_LOG,
+        Flag::SeccompFilterFlagSpecAllow => bits | FLAG_SPEC_ALLOW,
         // One thread loads it before the command runs, so there is nothing to synchronize.
-        Flag::SeccompFilterFlagTsync => Ok(bits),
-        Flag::SeccompFilterFlagWaitKillableRecv => {
-            Err(Error::Flag("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV".to_owned()))
-        }
+        Flag::SeccompFilterFlagTsync => bits,
+        Flag::SeccompFilterFlagWaitKillableRecv => bits | FLAG_WAIT_KILLABLE,
     })
 }
 

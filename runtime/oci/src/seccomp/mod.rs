@@ -11,19 +11,19 @@ mod profile;
 mod rules;
 mod table;
 
-pub use compile::{Instruction, Program, compile};
+pub use compile::{Instruction, Listener, Program, compile};
 pub use profile::default_seccomp;
 pub use table::Abi;
 
 /// Why a profile cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// An action berth does not offer.
-    #[error("linux.seccomp: action {0} is not supported")]
-    Action(String),
-    /// A filter flag berth does not offer.
-    #[error("linux.seccomp.flags: {0} is not supported")]
-    Flag(String),
+    /// A rule notifies, and nobody listens.
+    #[error("linux.seccomp.listenerPath: is no absolute path, which SCMP_ACT_NOTIFY needs")]
+    ListenerPath,
+    /// A rule notifies, and the listener could not be told where.
+    #[error("linux.seccomp: SCMP_ACT_NOTIFY needs sendmsg to be allowed, to reach the listener")]
+    HandOver,
     /// A foreign architecture is all the profile names.
     #[error("linux.seccomp.architectures: none of them is x86_64, x86 or x32")]
     Architectures,

@@ -18,6 +18,7 @@ const RET_KILL_THREAD: u32 = 0x0000_0000;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
+const RET_USER_NOTIFY: u32 = 0x7fc0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_DATA: u32 = 0xffff;
@@ -43,12 +44,17 @@ impl Verdict {
             A::ScmpActTrace => RET_TRACE | value,
             A::ScmpActLog => RET_LOG,
             A::ScmpActAllow => RET_ALLOW,
-            A::ScmpActNotify => return Err(Error::Action(action.to_string())),
+            A::ScmpActNotify => RET_USER_NOTIFY,
         }))
     }
 
     fn lets_pass(self) -> bool {
-        self.0 == RET_ALLOW || self.0 == RET_LOG
+        matches!(self.0, RET_ALLOW | RET_LOG | RET_USER_NOTIFY)
+    }
+
+    /// Whether it runs the call and tells nobody who could hold it up.
+    fn allows(self) -> bool {
+        matches!(self.0, RET_ALLOW | RET_LOG)
     }
 }
 
@@ -93,6 +99,33 @@ pub(super) struct AbiRules {
 pub(super) struct Rules {
     pub(super) default: Verdict,
     pub(super) abis: BTreeMap<Abi, AbiRules>,
+}
+
+impl Rules {
+    /// Whether any call is decided by a listener.
+    pub(super) fn notifies(&self) -> bool {
+        let notify = Verdict(RET_USER_NOTIFY);
+        let of_rule = |rule: &Rule| match rule {
+            Rule::Always(verdict) => *verdict == notify,
+            Rule::Conditional(list) => list.iter().any(|(_, verdict)| *verdict == notify),
+        };
+        self.default == notify || self.abis.values().any(|abi| abi.rules.values().any(of_rule))
+    }
+
+    /// Whether a native call always runs at once.
+    pub(super) fn allows(&self, name: &str) -> bool {
+        let names = table::load();
+        let Some(number) = names.get(name).and_then(|numbers| numbers.get(Abi::X86_64)) else {
+            return false;
+        };
+        match self.abis.get(&Abi::X86_64).and_then(|abi| abi.rules.get(&number)) {
+            Some(Rule::Always(verdict)) => verdict.allows(),
+            Some(Rule::Conditional(list)) => {
+                self.default.allows() && list.iter().all(|(_, verdict)| verdict.allows())
+            }
+            None => self.default.allows(),
+        }
+    }
 }
 
 /// The verdict of numbers that are newer than the profile.

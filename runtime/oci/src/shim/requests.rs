@@ -404,7 +404,9 @@ impl Server {
         let (init, cgroup) = (init.map_err(host)?, cgroup.map_err(host)?);
         let user = container.record.user.clone();
         let (home, filter) = (container.home.clone(), container.filter.clone());
+        let subject = Subject { id: id.to_owned(), ..Subject::default() };
         let target = Target {
+            subject: &subject,
             init: init.as_fd(),
             cgroup: cgroup.as_fd(),
             own_pid_namespace: Some(self.sandbox().pid_namespace()),

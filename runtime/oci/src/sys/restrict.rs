@@ -64,8 +64,11 @@ fn change_mount(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: i32) 
     check(result as i32)
 }
 
-/// Puts this process under a seccomp filter, for good.
-pub(crate) fn load_filter(program: &Program) -> io::Result<()> {
+const FLAG_NEW_LISTENER: u32 = 1 << 3;
+
+/// Puts this process under a seccomp filter, for good. Returns the descriptor of its notifications,
+/// where it has them. Linux 5.0.
+pub(crate) fn load_filter(program: &Program) -> io::Result<Option<OwnedFd>> {
     let length = u16::try_from(program.instructions.len())
         .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let filter =
@@ -79,7 +82,12 @@ pub(crate) fn load_filter(program: &Program) -> io::Result<()> {
             &raw const filter,
         )
     };
-    check(result as i32)
+    check(result as i32)?;
+    if program.flags & FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    // SAFETY: with this flag the result is a new descriptor that nobody else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(result as i32) }))
 }
 
 /// Closes all descriptors between two numbers, both included. Linux 5.9.
