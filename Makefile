@@ -17,7 +17,7 @@ build: ## the two executables, the small one inside the other
 
 setup:
 	@tests/setup/packages.sh test
-	@tests/setup/peers.sh kubectl
+	@tests/setup/peers.sh kubectl runtimes podman
 
 $(BERTH) $(CENSUS): build-tools
 build-tools: setup
@@ -55,8 +55,9 @@ e2e-vm: build-tools
 	tests/setup/vm.sh test $(VM_TESTS)
 
 bench: build-tools ## berth beside its peers: make bench AREA=pods
+	@[ $(AREA) != runtime ] || tests/setup/peers.sh runtimes
 	@test -e tests/bench/$(AREA).rs || { echo "no such area: $(AREA)" >&2; exit 2; }
-	BERTH=$(BERTH) cargo bench --profile dev --locked --package berth --bench $(AREA)
+	BERTH=$(BERTH) cargo bench --profile dev --locked --package berth --package berth-oci --bench $(AREA)
 
 clean:
 	cargo clean

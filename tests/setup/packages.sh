@@ -13,6 +13,8 @@ build=(build-essential pkg-config libnftnl-dev libmnl-dev)
 test=(
     # independent eyes on what berth did
     nftables iproute2 iptables conntrack procps util-linux jq curl socat strace tcpdump keyutils
+    # engines that run containers with berth-oci
+    podman containerd
     # images: a registry, and tools to make and copy images
     docker-registry skopeo umoci busybox-static
     # the VM: the machine, its root image, and packages of other suites
