@@ -93,6 +93,13 @@ async fn start(
         }
         None => {}
     }
+    // Pods cannot reach loopback; the bridge that joins them has the first address of their range.
+    config.for_pods = flags
+        .api
+        .ip()
+        .is_loopback()
+        .then(|| config.pod_cidr.hosts().next().map(IpAddr::V4))
+        .flatten();
     config.shutdown = shutdown;
     berth_apiserver::start(config).await.context("starting the API server")
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::pki::Live;
 use crate::store::Store;
+use crate::tokens::Signer;
 
 /// The shared parts of a running server.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Api {
     pub settings: Arc<Settings>,
     /// TLS towards the nodes' own APIs.
     pub kubelet: Arc<Live<rustls::ClientConfig>>,
+    /// Signs service account tokens.
+    pub signer: Arc<Signer>,
     /// Ends watches and controllers.
     pub stop: CancellationToken,
 }
@@ -28,6 +31,8 @@ pub(crate) struct Api {
 pub(crate) struct Settings {
     /// Where the server can be reached.
     pub advertise: SocketAddr,
+    /// Where pods can reach the server; what the `kubernetes` Service leads to.
+    pub for_pods: SocketAddr,
     /// Addresses for Services.
     pub service_cidr: Ipv4Net,
     /// Addresses for the node's pods.

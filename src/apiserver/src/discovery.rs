@@ -3,7 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::resource::{GROUPS, RESOURCES, Resource, Subresource, VERBS, api_version};
+use crate::resource::{
+    GROUPS, RESOURCES, REVIEW_GROUPS, Resource, Review, Subresource, VERBS, api_version,
+};
 
 /// `/version`.
 pub(crate) fn version() -> Value {
@@ -59,12 +61,20 @@ pub(crate) fn group(name: &str) -> Option<Value> {
 }
 
 fn named_groups() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    GROUPS.iter().filter(|(group, _)| !group.is_empty())
+    all_groups().filter(|(group, _)| !group.is_empty())
+}
+
+fn all_groups() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    GROUPS.iter().chain(REVIEW_GROUPS)
+}
+
+fn reviews(group: &str) -> impl Iterator<Item = Review> {
+    Review::ALL.into_iter().filter(move |review| review.group() == group)
 }
 
 /// `/api/v1` and `/apis/<group>/<version>`.
 pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
-    if !GROUPS.contains(&(group, version)) {
+    if !all_groups().any(|one| *one == (group, version)) {
         return None;
     }
     let mut list = Vec::new();
@@ -72,6 +82,12 @@ pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
         list.push(legacy_entry(resource));
         list.extend(resource.subresources.iter().map(|sub| legacy_subentry(resource, *sub)));
     }
+    list.extend(reviews(group).map(|review| {
+        json!({
+            "name": review.plural(), "singularName": review.singular(), "namespaced": false,
+            "kind": review.kind_name(), "verbs": ["create"],
+        })
+    }));
     Some(json!({
         "kind": "APIResourceList",
         "apiVersion": "v1",
@@ -127,8 +143,7 @@ pub(crate) enum Half {
 
 /// The aggregated document (`apidiscovery.k8s.io/v2`).
 pub(crate) fn aggregated(half: Half) -> Value {
-    let items: Vec<Value> = GROUPS
-        .iter()
+    let items: Vec<Value> = all_groups()
         .filter(|(group, _)| group.is_empty() == (half == Half::Core))
         .map(|(group, version)| {
             let mut metadata = Map::new();
@@ -136,7 +151,8 @@ pub(crate) fn aggregated(half: Half) -> Value {
             if !group.is_empty() {
                 metadata.insert("name".into(), (*group).into());
             }
-            let resources: Vec<Value> = served(group).map(aggregated_entry).collect();
+            let asked = reviews(group).map(aggregated_review);
+            let resources: Vec<Value> = served(group).map(aggregated_entry).chain(asked).collect();
             json!({
                 "metadata": metadata,
                 "versions": [{"version": version, "resources": resources, "freshness": "Current"}],
@@ -148,6 +164,16 @@ pub(crate) fn aggregated(half: Half) -> Value {
         "apiVersion": "apidiscovery.k8s.io/v2",
         "metadata": {},
         "items": items,
+    })
+}
+
+fn aggregated_review(review: Review) -> Value {
+    json!({
+        "resource": review.plural(),
+        "responseKind": {"group": review.group(), "version": "v1", "kind": review.kind_name()},
+        "scope": "Cluster",
+        "singularResource": review.singular(),
+        "verbs": ["create"],
     })
 }
 

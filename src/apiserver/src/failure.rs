@@ -177,6 +177,11 @@ impl Failure {
         Self::new(403, "Forbidden", what).about(resource, name)
     }
 
+    /// The user may not ask that question; `what` is the resource with its group.
+    pub(crate) fn forbidden_review(what: &str, why: &str) -> Self {
+        Self::new(403, "Forbidden", format!("{what} is forbidden: {why}"))
+    }
+
     /// The resource does not have that verb.
     pub(crate) fn method_not_allowed() -> Self {
         Self::new(

@@ -8,8 +8,7 @@
 //!                          control (small loops) ──┘ ▼ watches
 //! ```
 //!
-//! It is no control plane: one node, no workload controllers, no RBAC, no service account tokens,
-//! no server-side apply. Discovery lists what is there and nothing else.
+//! It is no control plane: one node, no workload controllers, no server-side apply. Discovery lists what is there and nothing else.
 
 mod admit;
 mod api;
@@ -23,12 +22,14 @@ mod openapi;
 mod patch;
 mod pki;
 mod proto;
+mod rbac;
 mod resource;
 mod schema;
 mod selector;
 mod server;
 mod store;
 mod table;
+mod tokens;
 mod verbs;
 
 pub use pki::Error as PkiError;

@@ -20,6 +20,10 @@ pub(crate) enum Kind {
     Event,
     EndpointSlice,
     Lease,
+    Role,
+    RoleBinding,
+    ClusterRole,
+    ClusterRoleBinding,
 }
 
 /// Whether objects live in namespaces.
@@ -68,6 +72,7 @@ pub(crate) enum Subresource {
     Log,
     Eviction,
     EphemeralContainers,
+    Token,
 }
 
 impl Subresource {
@@ -80,6 +85,7 @@ impl Subresource {
             Self::Log => "log",
             Self::Eviction => "eviction",
             Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Token => "token",
         }
     }
 
@@ -88,7 +94,7 @@ impl Subresource {
         match self {
             Self::Status | Self::EphemeralContainers => &["get", "patch", "update"],
             Self::Finalize => &["update"],
-            Self::Binding | Self::Eviction => &["create"],
+            Self::Binding | Self::Eviction | Self::Token => &["create"],
             Self::Log => &["get"],
         }
     }
@@ -100,7 +106,61 @@ impl Subresource {
             Self::Binding => Some(("", "v1", "Binding")),
             Self::Eviction => Some(("policy", "v1", "Eviction")),
             Self::Log => Some(("", "v1", "Pod")),
+            Self::Token => Some(("authentication.k8s.io", "v1", "TokenRequest")),
         }
+    }
+}
+
+/// A question that is answered and not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Review {
+    /// Whom a token stands for.
+    Token,
+    /// Who the asker is.
+    SelfSubject,
+    /// Whether somebody may do something.
+    Access,
+    /// Whether the asker may.
+    SelfAccess,
+}
+
+impl Review {
+    /// All of them, in the order of discovery.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::SelfSubject, Self::Token, Self::SelfAccess, Self::Access];
+
+    /// The API group.
+    pub(crate) fn group(self) -> &'static str {
+        match self {
+            Self::Token | Self::SelfSubject => "authentication.k8s.io",
+            Self::Access | Self::SelfAccess => "authorization.k8s.io",
+        }
+    }
+
+    /// Kind as clients write it.
+    pub(crate) fn kind_name(self) -> &'static str {
+        match self {
+            Self::Token => "TokenReview",
+            Self::SelfSubject => "SelfSubjectReview",
+            Self::Access => "SubjectAccessReview",
+            Self::SelfAccess => "SelfSubjectAccessReview",
+        }
+    }
+
+    /// Name for one, as users type it.
+    pub(crate) fn singular(self) -> String {
+        self.kind_name().to_lowercase()
+    }
+
+    /// Name in paths.
+    pub(crate) fn plural(self) -> String {
+        format!("{}s", self.singular())
+    }
+
+    /// The review at a path.
+    pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<Self> {
+        let found = Self::ALL.into_iter().find(|one| one.plural() == plural);
+        found.filter(|one| one.group() == group && version == "v1")
     }
 }
 
@@ -194,7 +254,12 @@ pub(crate) const GROUPS: &[(&str, &str)] = &[
     ("coordination.k8s.io", "v1"),
     ("discovery.k8s.io", "v1"),
     ("events.k8s.io", "v1"),
+    ("rbac.authorization.k8s.io", "v1"),
 ];
+
+/// The groups of which only questions are served ([`Review`]).
+pub(crate) const REVIEW_GROUPS: &[(&str, &str)] =
+    &[("authentication.k8s.io", "v1"), ("authorization.k8s.io", "v1")];
 
 const STATUS: &[Subresource] = &[Subresource::Status];
 
@@ -313,7 +378,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         short: &["sa"],
         categories: &[],
         scope: Scope::Namespaced,
-        subresources: &[],
+        subresources: &[Subresource::Token],
         canonical: canonical!(core::v1::ServiceAccount),
     },
     Resource {
@@ -367,6 +432,58 @@ pub(crate) static RESOURCES: &[Resource] = &[
         scope: Scope::Namespaced,
         subresources: &[],
         canonical: canonical!(events::v1::Event),
+    },
+    Resource {
+        kind: Kind::ClusterRoleBinding,
+        group: "rbac.authorization.k8s.io",
+        version: "v1",
+        kind_name: "ClusterRoleBinding",
+        plural: "clusterrolebindings",
+        singular: "clusterrolebinding",
+        short: &[],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: &[],
+        canonical: canonical!(rbac::v1::ClusterRoleBinding),
+    },
+    Resource {
+        kind: Kind::ClusterRole,
+        group: "rbac.authorization.k8s.io",
+        version: "v1",
+        kind_name: "ClusterRole",
+        plural: "clusterroles",
+        singular: "clusterrole",
+        short: &[],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: &[],
+        canonical: canonical!(rbac::v1::ClusterRole),
+    },
+    Resource {
+        kind: Kind::RoleBinding,
+        group: "rbac.authorization.k8s.io",
+        version: "v1",
+        kind_name: "RoleBinding",
+        plural: "rolebindings",
+        singular: "rolebinding",
+        short: &[],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(rbac::v1::RoleBinding),
+    },
+    Resource {
+        kind: Kind::Role,
+        group: "rbac.authorization.k8s.io",
+        version: "v1",
+        kind_name: "Role",
+        plural: "roles",
+        singular: "role",
+        short: &[],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: &[],
+        canonical: canonical!(rbac::v1::Role),
     },
 ];
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use k8s_openapi::api::{coordination, core, discovery, events};
+use k8s_openapi::api::{coordination, core, discovery, events, rbac};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -113,6 +113,10 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<coordination::v1::Lease>();
     generator.subschema_for::<discovery::v1::EndpointSlice>();
     generator.subschema_for::<events::v1::Event>();
+    generator.subschema_for::<rbac::v1::ClusterRole>();
+    generator.subschema_for::<rbac::v1::ClusterRoleBinding>();
+    generator.subschema_for::<rbac::v1::Role>();
+    generator.subschema_for::<rbac::v1::RoleBinding>();
     let mut definitions: Map<String, Value> =
         generator.take_definitions(true).into_iter().collect();
     for (name, schema) in &mut definitions {

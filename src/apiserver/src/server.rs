@@ -18,6 +18,7 @@ use crate::api::{Api, Settings};
 use crate::http::access::{MASTERS, NODE_PREFIX, NODES};
 use crate::pki::{self, Authority, Live, Pair, Subject, kubeconfig};
 use crate::store::{self, Recovery, Store};
+use crate::tokens::Signer;
 use crate::{control, http};
 
 /// How often certificates are looked at.
@@ -36,6 +37,9 @@ pub struct Config {
     pub bind: SocketAddr,
     /// The address clients are told; the bound one when none, which must then not be 0.0.0.0.
     pub advertise: Option<IpAddr>,
+    /// Another address to listen at, on the same port, which pods can reach: what the `kubernetes`
+    /// Service leads to. It may come to be later than the server. Pods cannot reach loopback.
+    pub for_pods: Option<IpAddr>,
     /// The node's name, for the agent's credentials.
     pub node_name: String,
     /// The node's addresses, for the names in certificates.
@@ -64,6 +68,7 @@ impl Config {
             pki_dir: data_dir.join("pki"),
             bind: ([127, 0, 0, 1], 6443).into(),
             advertise: None,
+            for_pods: None,
             node_name: node_name.to_owned(),
             node_ips: Vec::new(),
             service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 12),
@@ -183,15 +188,19 @@ pub async fn start(config: Config) -> Result<Server, Error> {
         listener.local_addr().map_err(|source| Error::Listen { address: config.bind, source })?;
     let advertise = SocketAddr::new(config.advertise.unwrap_or(bound.ip()), bound.port());
 
+    let for_pods = config.for_pods.map(|address| SocketAddr::new(address, bound.port()));
+    let inner = for_pods.map(listen_early).transpose()?;
+
     let prepare = config.clone();
-    let (keys, (store, writer)) = tokio::task::spawn_blocking(move || {
+    let (keys, signer, (store, writer)) = tokio::task::spawn_blocking(move || {
         let keys = Keys::prepare(&prepare, advertise)?;
+        let signer = Signer::open(&prepare.pki_dir)?;
         let store = Store::open(&store::Config {
             path: prepare.data_dir.join("objects.redb"),
             recovery: prepare.recovery,
             history: prepare.history,
         })?;
-        Ok::<_, Error>((keys, store))
+        Ok::<_, Error>((keys, signer, store))
     })
     .await
     .map_err(|_| Error::Interrupted)??;
@@ -205,6 +214,7 @@ pub async fn start(config: Config) -> Result<Server, Error> {
         store: store.clone(),
         settings: Arc::new(Settings {
             advertise,
+            for_pods: for_pods.unwrap_or(advertise),
             service_cidr: config.service_cidr,
             pod_cidr: config.pod_cidr,
             node_ports: config.node_ports.clone(),
@@ -212,11 +222,15 @@ pub async fn start(config: Config) -> Result<Server, Error> {
             ca_pem: credentials.ca_pem.clone(),
         }),
         kubelet: Arc::clone(&live.kubelet),
+        signer: Arc::new(signer),
         stop: stop.clone(),
     });
     control::bootstrap(&api).await.map_err(|failure| Error::Bootstrap(failure.to_string()))?;
     let mut tasks = JoinSet::new();
     let acceptor = TlsAcceptor::from(Arc::new(tls));
+    if let Some(inner) = inner {
+        tasks.spawn(http::serve(inner, acceptor.clone(), Arc::clone(&api), stop.clone()));
+    }
     tasks.spawn(http::serve(listener, acceptor, Arc::clone(&api), stop.clone()));
     tasks.spawn(renew(config, advertise, (live, stop.clone())));
     control::spawn(&api, &mut tasks);
@@ -230,6 +244,21 @@ pub async fn start(config: Config) -> Result<Server, Error> {
         store,
         writer: Some(writer),
     })
+}
+
+/// Listens at an address that the host may not have yet.
+fn listen_early(address: SocketAddr) -> Result<TcpListener, Error> {
+    let listen = || -> std::io::Result<TcpListener> {
+        let socket = match address {
+            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        rustix::net::sockopt::set_ip_freebind(&socket, true)?;
+        socket.bind(address)?;
+        socket.listen(1024)
+    };
+    listen().map_err(|source| Error::Listen { address, source })
 }
 
 fn check(config: &Config) -> Result<(), Error> {

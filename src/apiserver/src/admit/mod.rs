@@ -7,7 +7,9 @@ pub(crate) mod names;
 mod objects;
 mod pod_defaults;
 mod pod_rules;
+mod pod_token;
 pub(crate) mod quantity;
+mod roles;
 pub(crate) mod service;
 
 use serde_json::{Value, json};
@@ -18,6 +20,7 @@ use crate::object::ObjectExt;
 use crate::resource::{Kind, Resource};
 
 pub(crate) use pod_rules::qos_class;
+pub(crate) use pod_token::mount_token;
 
 /// What of an object an update is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +69,7 @@ pub(crate) fn defaults(kind: Kind, object: &mut Value) {
         Kind::Endpoints => objects::default_endpoints(object),
         Kind::EndpointSlice => objects::default_slice(object),
         Kind::Node => object.default_to("/status", json!({})),
+        Kind::RoleBinding | Kind::ClusterRoleBinding => roles::defaults(object),
         _ => {}
     }
 }
@@ -145,6 +149,9 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
         Kind::Lease => objects::check_lease(object, &mut causes),
         Kind::Endpoints => objects::check_endpoints(object, &mut causes),
         Kind::EndpointSlice => objects::check_slice(object, &mut causes),
+        Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => {
+            roles::check(resource.kind, object, &mut causes);
+        }
         Kind::Node | Kind::Namespace | Kind::ServiceAccount => {}
     }
     causes
@@ -184,6 +191,10 @@ pub(crate) fn check_update(
             }
         }
         Kind::Node => objects::check_node_update(current, wanted, &mut causes),
+        Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => {
+            roles::check(resource.kind, wanted, &mut causes);
+            roles::check_update(current, wanted, &mut causes);
+        }
         Kind::Event | Kind::Namespace | Kind::ServiceAccount => {}
     }
     causes

@@ -1,7 +1,6 @@
 //! Pod defaults, field by field as upstream sets them (`pkg/apis/core/v1/defaults.go`), and the
-//! values its admission plugins add on every cluster (service account, priority, tolerations).
-//!
-//! Differs: no service account token volume is added, since tokens are not served.
+//! values its admission plugins add on every cluster (service account, priority, tolerations). The
+//! token volume is added in `pod_token`.
 
 use serde_json::{Value, json};
 

@@ -340,6 +340,7 @@ mod tests {
     fn settings(range: &str) -> Settings {
         Settings {
             advertise: ([127, 0, 0, 1], 6443).into(),
+            for_pods: ([127, 0, 0, 1], 6443).into(),
             service_cidr: range.parse().unwrap(),
             pod_cidr: "10.244.0.0/24".parse().unwrap(),
             node_ports: 30_000..=30_001,

@@ -23,7 +23,7 @@ pub(crate) fn first_service_ip(range: Ipv4Net) -> Option<Ipv4Addr> {
 pub(super) async fn reconcile(api: &Api) -> Result<(), Failure> {
     let settings = Arc::clone(&api.settings);
     let Some(address) = first_service_ip(settings.service_cidr) else { return Ok(()) };
-    let server = settings.advertise;
+    let server = settings.for_pods;
     api.store
         .write(move |tx| {
             let labels = json!({"component": "apiserver", "provider": "kubernetes"});

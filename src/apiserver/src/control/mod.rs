@@ -22,6 +22,7 @@ use crate::admit;
 use crate::api::Api;
 use crate::failure::Failure;
 use crate::object::{ObjectExt, new_uid, stamp};
+use crate::rbac;
 use crate::resource::{Kind, of, prefix};
 use crate::store::{Store, Tx};
 
@@ -36,6 +37,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// When the store fails.
 pub(crate) async fn bootstrap(api: &Api) -> Result<(), Failure> {
     namespaces::bootstrap(api).await?;
+    api.store
+        .write(|tx| {
+            rbac::defaults().into_iter().for_each(|(kind, object)| put(tx, kind, object));
+            Ok(())
+        })
+        .await?;
     kubernetes::reconcile(api).await
 }
 

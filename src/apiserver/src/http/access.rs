@@ -1,11 +1,14 @@
-//! Who asks, and whether they may. Users are client certificates: the common name is the user,
-//! the organizations are the groups. Pure.
+//! Who asks, and whether they may. Users are client certificates (the common name is the user, the
+//! organizations are the groups) or service accounts that show a token ([`crate::tokens`]).
 //!
-//! Differs: no RBAC. `system:masters` may do everything, `system:nodes` what a node needs and on
-//! its own objects only, everybody else nothing but health and version.
+//! `system:masters` may do everything, `system:nodes` what a node needs and on its own objects only;
+//! everybody else what RBAC allows them ([`crate::rbac`]), which at first is nothing but discovery and
+//! questions about themselves.
 
 use crate::failure::Failure;
-use crate::resource::{Kind, Resource, Subresource};
+use crate::rbac::{self, Asked};
+use crate::resource::{Kind, Resource, Review, Subresource, find};
+use crate::store::Store;
 
 /// The group that may do everything.
 pub(crate) const MASTERS: &str = "system:masters";
@@ -14,12 +17,12 @@ pub(crate) const NODES: &str = "system:nodes";
 /// What a node's user name starts with.
 pub(crate) const NODE_PREFIX: &str = "system:node:";
 
-/// Somebody with a certificate that this server's CA signed.
+/// Somebody with a certificate that this server's CA signed, or a token that it issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// The common name.
+    /// The common name, or the account's user name.
     pub user: String,
-    /// The organizations.
+    /// The organizations, or the account's groups.
     pub groups: Vec<String>,
 }
 
@@ -71,10 +74,75 @@ pub(crate) struct Attempt<'a> {
 ///
 /// # Errors
 /// 403, in upstream's words.
-pub(crate) fn authorize(identity: &Identity, attempt: &Attempt<'_>) -> Result<(), Failure> {
+pub(crate) fn authorize(
+    store: &Store,
+    identity: &Identity,
+    attempt: &Attempt<'_>,
+) -> Result<(), Failure> {
     if identity.is_master() || identity.node().is_some_and(|node| node_may(node, attempt)) {
         return Ok(());
     }
+    let Attempt { verb, resource, namespace, name, .. } = *attempt;
+    // A namespace is in itself, as upstream's rules see it.
+    let within = if resource.kind == Kind::Namespace { name } else { namespace };
+    let asked = Asked {
+        verb,
+        group: resource.group,
+        resource: resource.plural,
+        subresource: attempt.subresource.map(Subresource::name).unwrap_or_default(),
+        namespace: within,
+        name,
+    };
+    if rbac::allows(store, identity, &asked) {
+        return Ok(());
+    }
+    refused(identity, attempt)
+}
+
+/// Whether somebody may do what a review asks about.
+pub(crate) fn may(store: &Store, identity: &Identity, asked: &Asked<'_>) -> bool {
+    let as_node = || {
+        let resource = find(asked.group, "v1", asked.resource)?;
+        let subresource = match asked.subresource {
+            "" => None,
+            name => Some(resource.subresource(name)?),
+        };
+        let Asked { verb, namespace, name, .. } = *asked;
+        let attempt = Attempt { verb, resource, subresource, namespace, name };
+        Some(node_may(identity.node()?, &attempt))
+    };
+    identity.is_master() || as_node() == Some(true) || rbac::allows(store, identity, asked)
+}
+
+/// Whether a question may be asked: about oneself always, about others by nodes and by whom RBAC
+/// allows it.
+///
+/// # Errors
+/// 403.
+pub(crate) fn authorize_review(
+    store: &Store,
+    identity: &Identity,
+    review: Review,
+) -> Result<(), Failure> {
+    let about_self = matches!(review, Review::SelfSubject | Review::SelfAccess);
+    let plural = review.plural();
+    let asked =
+        Asked { verb: "create", group: review.group(), resource: &plural, ..Asked::default() };
+    let node = identity.node().is_some();
+    if about_self || node || identity.is_master() || rbac::allows(store, identity, &asked) {
+        return Ok(());
+    }
+    Err(Failure::forbidden_review(
+        &format!("{plural}.{}", review.group()),
+        &format!(
+            "User {:?} cannot create resource {plural:?} in API group {:?} at the cluster scope",
+            identity.user,
+            review.group()
+        ),
+    ))
+}
+
+fn refused(identity: &Identity, attempt: &Attempt<'_>) -> Result<(), Failure> {
     let Attempt { verb, resource, namespace, name, .. } = *attempt;
     let full = match attempt.subresource {
         Some(sub) => format!("{}/{}", resource.plural, sub.name()),
@@ -112,6 +180,8 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
                 && (attempt.verb == "create"
                     || own && (reads || changes || attempt.verb == "delete"))
         }
+        // For which pods is checked where the pod is.
+        (Kind::ServiceAccount, Some(Subresource::Token)) => attempt.verb == "create",
         (Kind::Event, None) => attempt.verb == "create" || changes,
         (
             Kind::Service
@@ -131,6 +201,16 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
 mod tests {
     use super::*;
     use crate::resource::of;
+    use crate::store::{Config, Recovery};
+
+    /// A store with nothing in it.
+    fn empty() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("objects.redb");
+        let config = Config { path, recovery: Recovery::Refuse, history: 10 };
+        let (store, _) = Store::open(&config).unwrap();
+        (dir, store)
+    }
 
     fn who(user: &str, group: &str) -> Identity {
         Identity { user: user.into(), groups: vec![group.into()] }
@@ -138,7 +218,9 @@ mod tests {
 
     fn may(identity: &Identity, verb: &str, kind: Kind, name: &str) -> bool {
         let namespace = if kind == Kind::Lease { "kube-node-lease" } else { "" };
+        let (_dir, store) = empty();
         authorize(
+            &store,
             identity,
             &Attempt { verb, resource: of(kind), subresource: None, namespace, name },
         )
@@ -165,8 +247,9 @@ mod tests {
             namespace: "default",
             name: "",
         };
+        let (_dir, store) = empty();
         assert_eq!(
-            authorize(&stranger, &attempt).unwrap_err().to_string(),
+            authorize(&store, &stranger, &attempt).unwrap_err().to_string(),
             "pods is forbidden: User \"eve\" cannot list resource \"pods\" in API group \"\" in \
              the namespace \"default\""
         );

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use crate::api::Api;
 use crate::failure::Failure;
 use crate::resource::{Kind, Subresource};
 use crate::verbs::{self, body, delete, read, watch, write};
-use crate::{discovery, openapi};
+use crate::{discovery, openapi, tokens};
 
 /// The largest body that is read.
 const MAX_BODY: usize = 3 << 20;
@@ -66,13 +66,31 @@ async fn dispatch(
         Route::Version => return Ok(answer::json(StatusCode::OK, &discovery::version())),
         _ => {}
     }
-    let identity = identity.as_ref().clone().ok_or_else(Failure::unauthorized)?;
+    let identity = match identity.as_ref() {
+        Some(identity) => identity.clone(),
+        None => bearer(&api, &request)?,
+    };
     match found {
         Route::Object(target) => object(api, identity, (target, request)).await,
+        Route::Review(review) if request.method() == Method::POST => {
+            let body = body_of(request).await?;
+            verbs::review::answer(&api, (review, &identity), &body)
+        }
         other if request.method() == Method::GET => document(&api, &other, &request),
         Route::Nothing => Err(Failure::no_such_path()),
         _ => Err(Failure::method_not_allowed()),
     }
+}
+
+/// Who shows a token. One that is not believed is told so in the log only.
+fn bearer(api: &Api, request: &Request<Incoming>) -> Result<Identity, Failure> {
+    let shown = header(request, AUTHORIZATION.as_str());
+    let token = shown.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let (_, token) = token.ok_or_else(Failure::unauthorized)?;
+    tokens::authenticate(api, token.trim(), &[]).map(|bearer| bearer.identity).map_err(|doubt| {
+        tracing::debug!(%doubt, "bearer token");
+        Failure::unauthorized()
+    })
 }
 
 fn document(api: &Api, found: &Route, request: &Request<Incoming>) -> Result<Answer, Failure> {
@@ -97,9 +115,11 @@ fn document(api: &Api, found: &Route, request: &Request<Incoming>) -> Result<Ans
         Route::Group(group) => plain(discovery::group(group)),
         Route::Resources(group, version) => plain(discovery::resources(group, version)),
         Route::Index => plain(Some(serde_json::json!({
-            "paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz",
+            "paths": ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz",
                       "/version"],
         }))),
+        Route::Issuer => plain(Some(tokens::discovery())),
+        Route::IssuerKeys => plain(Some(api.signer.key_set())),
         Route::OpenApiIndex => plain(Some(openapi::index())),
         Route::OpenApi(path) => {
             let document = openapi::documents().iter().find(|d| d.path == *path);
@@ -158,6 +178,7 @@ async fn object(
     let verb =
         verb_of(request.method(), &target, &query).ok_or_else(Failure::method_not_allowed)?;
     authorize(
+        &api.store,
         &identity,
         &Attempt {
             verb,
@@ -197,18 +218,12 @@ async fn write_verb(
     (verb, target, call): (&str, &Target, &Call),
     request: Request<Incoming>,
 ) -> Result<Answer, Failure> {
-    let media_type = header(&request, CONTENT_TYPE.as_str())
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_lowercase();
-    let bytes = read_body(request).await?;
-    let body = body::Body { media_type, bytes };
+    let body = body_of(request).await?;
     match (verb, target.subresource) {
         ("create", Some(Subresource::Binding)) => {
             verbs::pod::bind(api, target, (call, &body)).await
         }
+        ("create", Some(Subresource::Token)) => verbs::token::issue(api, target, (call, &body)),
         ("create", Some(Subresource::Eviction)) => {
             verbs::pod::evict(api, target, (call, &body)).await
         }
@@ -219,6 +234,16 @@ async fn write_verb(
         ("deletecollection", _) => delete::collection(api, target, (call, &body)).await,
         _ => Err(Failure::method_not_allowed()),
     }
+}
+
+async fn body_of(request: Request<Incoming>) -> Result<body::Body, Failure> {
+    let media_type = header(&request, CONTENT_TYPE.as_str())
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_lowercase();
+    Ok(body::Body { media_type, bytes: read_body(request).await? })
 }
 
 async fn read_body(request: Request<Incoming>) -> Result<Bytes, Failure> {

@@ -1,7 +1,7 @@
 //! From a path to what it names. Pure; knows the resource table, nothing of verbs.
 
 use super::query::decode;
-use crate::resource::{self, Kind, Resource, Subresource};
+use crate::resource::{self, Kind, Resource, Review, Subresource};
 
 /// What a path names.
 #[derive(Debug)]
@@ -24,6 +24,12 @@ pub(crate) enum Route {
     OpenApiIndex,
     /// `/openapi/v3/<path>`.
     OpenApi(String),
+    /// A question that is not stored.
+    Review(Review),
+    /// `/.well-known/openid-configuration`.
+    Issuer,
+    /// `/openid/v1/jwks`.
+    IssuerKeys,
     /// A collection, an object or something below it.
     Object(Target),
     /// Nothing that is served.
@@ -64,10 +70,18 @@ pub(crate) fn route(path: &str) -> Route {
         ["api"] => Route::CoreVersions,
         ["api", version] => Route::Resources(String::new(), (*version).to_owned()),
         ["api", version, rest @ ..] => object("", version, rest),
+        [".well-known", "openid-configuration"] => Route::Issuer,
+        ["openid", "v1", "jwks"] => Route::IssuerKeys,
         ["apis"] => Route::Groups,
         ["apis", group] => Route::Group((*group).to_owned()),
         ["apis", group, version] => Route::Resources((*group).to_owned(), (*version).to_owned()),
-        ["apis", group, version, rest @ ..] => object(group, version, rest),
+        ["apis", group, version, rest @ ..] => match rest {
+            [plural] => match Review::find(group, version, plural) {
+                Some(review) => Route::Review(review),
+                None => object(group, version, rest),
+            },
+            rest => object(group, version, rest),
+        },
         _ => Route::Nothing,
     }
 }

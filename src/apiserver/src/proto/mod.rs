@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::resource::api_version;
+use crate::resource::{Review, api_version};
 
 /// The media type.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
@@ -134,10 +134,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Value, Error> {
         ("events.k8s.io/v1", "Event") => "NewEvent",
         (_, kind) => kind,
     };
-    let known = matches!(name, "Binding" | "Eviction" | "DeleteOptions" | "NewEvent")
-        || crate::resource::RESOURCES
-            .iter()
-            .any(|r| r.kind_name == name && api_version(r.group, r.version) == version);
+    let known =
+        matches!(name, "Binding" | "Eviction" | "DeleteOptions" | "NewEvent" | "TokenRequest")
+            || Review::ALL.iter().any(|review| review.kind_name() == name)
+            || crate::resource::RESOURCES
+                .iter()
+                .any(|r| r.kind_name == name && api_version(r.group, r.version) == version);
     if !known {
         return Err(Error::UnknownKind(format!("{version}/{kind}")));
     }

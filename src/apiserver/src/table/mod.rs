@@ -118,6 +118,12 @@ fn columns(kind: Kind) -> &'static [Column] {
         Kind::ServiceAccount => {
             &[("Name", "string", Always), ("Secrets", "integer", Always), ("Age", "string", Always)]
         }
+        Kind::Role | Kind::ClusterRole => {
+            &[("Name", "string", Always), ("Created At", "string", Always)]
+        }
+        Kind::RoleBinding | Kind::ClusterRoleBinding => {
+            &[("Name", "string", Always), ("Role", "string", Always), ("Age", "string", Always)]
+        }
         Kind::Namespace => {
             &[("Name", "string", Always), ("Status", "string", Always), ("Age", "string", Always)]
         }
@@ -167,6 +173,14 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
         }
         Kind::Namespace => {
             vec![object.name().into(), object.text("/status/phase").into(), age.into()]
+        }
+        Kind::Role | Kind::ClusterRole => {
+            vec![object.name().into(), object.text("/metadata/creationTimestamp").into()]
+        }
+        Kind::RoleBinding | Kind::ClusterRoleBinding => {
+            let role = |field: &str| object.text(&format!("/roleRef/{field}")).to_owned();
+            let role = format!("{}/{}", role("kind"), role("name"));
+            vec![object.name().into(), role.into(), age.into()]
         }
         Kind::Lease => {
             vec![object.name().into(), object.text("/spec/holderIdentity").into(), age.into()]

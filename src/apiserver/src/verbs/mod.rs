@@ -5,5 +5,7 @@ pub(crate) mod delete;
 pub(crate) mod log;
 pub(crate) mod pod;
 pub(crate) mod read;
+pub(crate) mod review;
+pub(crate) mod token;
 pub(crate) mod watch;
 pub(crate) mod write;

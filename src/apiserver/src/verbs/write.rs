@@ -17,7 +17,8 @@ use crate::http::handle::{Call, rendered};
 use crate::http::route::Target;
 use crate::object::{ObjectExt, new_uid, random_suffix, stamp};
 use crate::patch::{self, Format};
-use crate::resource::{Kind, Subresource, key, of};
+use crate::rbac;
+use crate::resource::{Kind, Resource, Subresource, key, of};
 use crate::schema::Shape;
 use crate::store::Tx;
 
@@ -92,6 +93,9 @@ impl Creation {
         if !causes.is_empty() {
             return Err(Failure::invalid(resource, object.name(), &causes));
         }
+        if let Some(identity) = &self.identity {
+            check_grant(tx, identity, (resource, &object))?;
+        }
         let key = resource.key(object.namespace(), object.name());
         if tx.get(&key).is_some() {
             return Err(Failure::already_exists(resource, object.name()));
@@ -138,7 +142,21 @@ impl Creation {
     }
 }
 
-/// The pod's service account must exist, and lends its pull secrets.
+/// Nobody gives rights that they have not got.
+fn check_grant(
+    tx: &Tx<'_>,
+    identity: &Identity,
+    (resource, object): (&'static Resource, &Value),
+) -> Result<(), Failure> {
+    if rbac::may_grant(tx, identity, (resource.kind, object)) {
+        return Ok(());
+    }
+    let user = &identity.user;
+    let why = format!("user {user:?} is attempting to grant RBAC permissions not currently held");
+    Err(Failure::forbidden(resource, object.name(), &why))
+}
+
+/// The pod's service account must exist, and lends its pull secrets and a token.
 fn use_account(tx: &Tx<'_>, pod: &mut Value) -> Result<(), Failure> {
     let name = pod.text("/spec/serviceAccountName");
     let Some(account) = tx.get(&key(Kind::ServiceAccount, pod.namespace(), name)) else {
@@ -156,6 +174,9 @@ fn use_account(tx: &Tx<'_>, pod: &mut Value) -> Result<(), Failure> {
             )),
         };
     };
+    if pod.annotation("kubernetes.io/config.mirror").is_none() {
+        admit::mount_token(&account, pod);
+    }
     let secrets = account.list("/imagePullSecrets");
     if pod.list("/spec/imagePullSecrets").is_empty() && !secrets.is_empty() {
         pod.put("/spec/imagePullSecrets", secrets.to_vec());
@@ -165,7 +186,7 @@ fn use_account(tx: &Tx<'_>, pod: &mut Value) -> Result<(), Failure> {
 
 fn check_namespace(
     tx: &Tx<'_>,
-    (resource, name): (&'static crate::resource::Resource, &str),
+    (resource, name): (&'static Resource, &str),
     namespace: &str,
 ) -> Result<(), Failure> {
     let found = tx
@@ -312,6 +333,7 @@ impl Update {
         if !causes.is_empty() {
             return Err(Failure::invalid(resource, &self.target.name, &causes));
         }
+        check_grant(tx, &self.identity, (resource, &wanted))?;
         wanted.put("/metadata/resourceVersion", current.text("/metadata/resourceVersion"));
         if self.dry || wanted == *current {
             return Ok(Arc::new(wanted));
