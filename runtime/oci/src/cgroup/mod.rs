@@ -202,6 +202,22 @@ impl Cgroup {
         }
     }
 
+    /// Where a further process of a running container goes: into its cgroup, or, where that is gone or
+    /// has been made a parent, to where its first process `pid` has moved.
+    pub(crate) fn open_for(place: &Place, pid: i32) -> Result<Self> {
+        if let Some(cgroup) = Self::find(place)? {
+            let enabled = cgroup.directory.read("cgroup.subtree_control").unwrap_or_default();
+            if enabled.trim().is_empty() {
+                return Ok(cgroup);
+            }
+        }
+        let operation = || format!("find the cgroup of process {pid}");
+        let list = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).doing(operation)?;
+        let path = place::own_cgroup(&list).ok_or(Errno::NOENT).doing(operation)?;
+        let path = Hierarchy::find()?.root.join(path.strip_prefix("/").unwrap_or(&path));
+        Self::open(&Place { path, unit: place.unit.clone() })
+    }
+
     /// Where it is.
     pub(crate) fn place(&self) -> &Place {
         &self.place
@@ -209,14 +225,13 @@ impl Cgroup {
 
     /// A cgroup below this one, for a process that is to run there. `relative` is plain.
     pub(crate) fn below(&self, relative: &Path) -> Result<OwnedFd> {
-        let field = "cgroup";
         let mut path = self.place.path.clone();
         for part in relative.components() {
             match part {
                 Component::Normal(name) => path.push(name),
                 Component::CurDir | Component::RootDir => {}
                 Component::ParentDir | Component::Prefix(_) => {
-                    return Err(Error::invalid(field, format!("{relative:?} leads outside")));
+                    return Err(Error::invalid("bad sub cgroup path", format!("{relative:?}")));
                 }
             }
         }

@@ -14,7 +14,7 @@ use super::creation::{self, conceal, host_procfs};
 use super::foreground::{self, Foreground};
 use super::id::Id;
 use super::journal::Level;
-use super::record::{Init, Status};
+use super::record::Status;
 use super::start::hear;
 use super::{Context, Error, Result, bundle, console, inherited};
 use crate::cgroup::Cgroup;
@@ -222,19 +222,20 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
         }
         Status::Paused | Status::Created | Status::Running => {}
     }
-    let Some(init) = record.init.and_then(Init::open) else {
+    let opened = record.init.and_then(|init| Some((init.pid, init.open()?)));
+    let Some((pid, init)) = opened else {
         return Err(Error::State("cannot exec in a stopped container".to_owned()));
     };
     let spec = bundle::parse(Path::new("config.json"), &entry.config()?)?;
     let process = options.process(&spec, command)?;
     let stdio = options.stdio(&process)?;
     let foreground = if options.detach { None } else { Some(Foreground::prepare()?) };
-    let joined = join_container(
-        &options,
-        &spec,
-        &process,
-        &At { init, cgroup: Cgroup::open(&record.cgroup)?, stdio, subject: record.subject() },
-    )?;
+    let cgroup = match options.cgroup {
+        Some(_) => Cgroup::open(&record.cgroup)?,
+        None => Cgroup::open_for(&record.cgroup, pid)?,
+    };
+    let at = At { init, cgroup, stdio, subject: record.subject() };
+    let joined = join_container(&options, &spec, &process, &at)?;
     let told = attend_start(context, &options, &process, &joined);
     let terminal = match told {
         Ok(terminal) => terminal,

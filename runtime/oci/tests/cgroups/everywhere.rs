@@ -77,6 +77,33 @@ fn the_container_sees_its_own_cgroup_as_the_root_and_cannot_write_to_it() {
 }
 
 #[test]
+fn a_further_process_follows_the_first_one_that_has_moved() {
+    let elsewhere = format!("{}/elsewhere", parent());
+    let script = format!(
+        "mkdir -p /sys/fs/cgroup{elsewhere}; \
+         echo 0 > /sys/fs/cgroup{elsewhere}/cgroup.procs && echo yes > /tmp/moved; \
+         exec sleep 1000"
+    );
+    let container = Container::new("moved", &script, |spec| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        let cgroup = mounts.iter_mut().find(|mount| mount["type"] == "cgroup").unwrap();
+        cgroup["options"] = json!(["nosuid", "noexec", "nodev", "relatime"]);
+    })
+    .start();
+    wait_for("a move", || !container.text("tmp/moved").is_empty());
+    fs::remove_dir(container.cgroup()).unwrap();
+    let placed = container.tell(&["exec", &container.id, "cat", "/proc/self/cgroup"]);
+    assert!(placed.lines().any(|line| line == format!("0::{elsewhere}")), "{placed}");
+    let outside = container.ask(&["exec", "--cgroup", "..", &container.id, "true"]);
+    assert!(!outside.status.success());
+    container.tell(&["delete", "--force", &container.id]);
+    let left = cgroup_root().join(elsewhere.trim_start_matches('/'));
+    wait_for("its end", || fs::remove_dir(&left).is_ok());
+}
+
+#[test]
 fn only_listed_devices_open_and_an_update_replaces_the_list() {
     let (major, minor) = first_disk();
     let script = format!(
