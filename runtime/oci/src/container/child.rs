@@ -19,7 +19,7 @@ use super::channel::{self, Message};
 use super::hooks::{self, Hooks, Subject};
 use super::host::Host;
 use super::plan::Plan;
-use super::process::{self, Execution, Gate, Keeper, StartHooks};
+use super::process::{self, Execution, Gate, Keeper, RootChange, StartHooks};
 use super::rootfd::RootFd;
 use super::{
     Doing, Error, Result, devices, idmap, labels, masks, mounts, notify, rootfs, stdio, sysctl,
@@ -103,7 +103,7 @@ pub(super) fn set_up(
     })?;
     let labels = labels::open(environment.procfs, &plan.process)?;
     let pid = run_hooks(plan, environment, ends.channel.as_fd())?;
-    finish_root(plan, root)?;
+    finish_root(plan, root, environment.keeper.root_change())?;
     let execution = Execution {
         start_hooks: pid.map(|pid| StartHooks {
             hooks: &plan.hooks.start_container,
@@ -229,12 +229,15 @@ fn refuse_own(
     Ok(())
 }
 
-fn finish_root(plan: &Plan, root: RootFd) -> Result<()> {
+fn finish_root(plan: &Plan, root: RootFd, change: RootChange) -> Result<()> {
     if plan.root_read_only {
         let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
         sys::set_mount_attributes(root.as_fd(), read_only).doing(|| "make the root read-only")?;
     }
-    rootfs::pivot(&root)?;
+    match change {
+        RootChange::Pivot => rootfs::pivot(&root)?,
+        RootChange::Chroot => rootfs::chroot(&root)?,
+    }
     if let Some(propagation) = plan.root_propagation {
         sys::set_mount_attributes(root.as_fd(), propagation)
             .doing(|| "set the propagation of the root")?;

@@ -8,7 +8,7 @@ use rustix::pipe::PipeFlags;
 pub(crate) use super::child::Environment;
 use super::child::{self, Ends};
 use super::plan::Plan;
-pub(crate) use super::process::Keeper;
+pub(crate) use super::process::{Keeper, Keyring, Manner, RootChange};
 pub(crate) use super::stdio::{Stdio, Streams};
 use super::{Doing, Result, channel, stage, stdio};
 use crate::sys::{self, CloneFlags, Cloned};

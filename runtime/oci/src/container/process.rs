@@ -58,17 +58,62 @@ pub(crate) enum Keeper {
     /// The shim: the process dies with it, and a command that is not there fails the start.
     Shim,
     /// The command line, which ends before the process does; a command that is not there fails the
-    /// creation, as runc's callers expect. `preserved` descriptors from 3 on are the command's.
-    CommandLine { preserved: u32 },
+    /// creation, as runc's callers expect.
+    CommandLine(Manner),
+}
+
+/// What the command line's options say of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Manner {
+    /// So many descriptors from 3 on are the command's.
+    pub(crate) preserved: u32,
+    pub(crate) keyring: Keyring,
+    pub(crate) root: RootChange,
+}
+
+/// Which session keyring a process has: keyrings(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keyring {
+    New,
+    /// The caller's.
+    Kept,
+}
+
+/// How the root file system becomes the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RootChange {
+    /// By pivot_root(2), which lets go of the host's.
+    Pivot,
+    /// By chroot(2), where the host's root is an initramfs that nothing can be pivoted from. The
+    /// host's mounts stay below.
+    Chroot,
 }
 
 impl Keeper {
     fn first_closed(self) -> i32 {
         match self {
             Self::Shim => FIRST_DESCRIPTOR,
-            Self::CommandLine { preserved } => {
+            Self::CommandLine(Manner { preserved, .. }) => {
                 i32::try_from(preserved).map_or(i32::MAX, |count| FIRST_DESCRIPTOR + count)
             }
+        }
+    }
+
+    pub(super) fn root_change(self) -> RootChange {
+        match self {
+            Self::Shim => RootChange::Pivot,
+            Self::CommandLine(manner) => manner.root,
+        }
+    }
+
+    /// Keys of the caller's session are not the container's. Differs: runc joins a keyring named after
+    /// the container, so that its processes share one; here each has one of its own.
+    fn leave_keyring(self) -> Result<()> {
+        let Self::CommandLine(Manner { keyring: Keyring::New, .. }) = self else { return Ok(()) };
+        match sys::new_session_keyring() {
+            // A kernel without keys has nothing to leave.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            result => result.doing(|| "make a session keyring"),
         }
     }
 }
@@ -100,7 +145,7 @@ pub(super) fn harden(keeper: Keeper) -> Result<()> {
     match keeper {
         Keeper::Shim => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .doing(|| "set the parent death signal"),
-        Keeper::CommandLine { .. } => Ok(()),
+        Keeper::CommandLine(_) => Ok(()),
     }
 }
 
@@ -209,6 +254,7 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     if !environment.iter().any(|variable| variable.starts_with("HOME=")) {
         environment.push(format!("HOME={}", execution.home.unwrap_or("/")));
     }
+    execution.keeper.leave_keyring()?;
     enter_directory(&plan.working_directory)?;
     own_streams(execution.user)?;
     credentials::set_limits(&plan.limits)?;
@@ -241,7 +287,7 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     sys::close_all_from(execution.keeper.first_closed(), &kept).doing(|| "close descriptors")?;
     let command = match execution.keeper {
         Keeper::Shim => None,
-        Keeper::CommandLine { .. } => Some(command::find(&plan.arguments[0], &environment)?),
+        Keeper::CommandLine(_) => Some(command::find(&plan.arguments[0], &environment)?),
     };
     let ready = Message::Ready {
         user: execution.user.clone(),

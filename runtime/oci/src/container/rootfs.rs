@@ -87,6 +87,13 @@ pub(super) fn attach(rootfs: OwnedFd, place: &Path) -> Result<RootFd> {
     Ok(RootFd::from(rootfs))
 }
 
+/// Makes the root file system the child's `/`, below which the host's stays.
+pub(super) fn chroot(root: &RootFd) -> Result<()> {
+    rustix::process::fchdir(root.as_fd()).doing(|| "enter the root file system")?;
+    rustix::process::chroot(".").doing(|| "change the root")?;
+    rustix::process::chdir("/").doing(|| "enter the new root")
+}
+
 /// Makes the root file system the child's `/` and lets go of the host's.
 pub(super) fn pivot(root: &RootFd) -> Result<()> {
     let old = open_root()?;

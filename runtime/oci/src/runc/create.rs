@@ -11,7 +11,8 @@ use super::creation::{self, Command, Created, Wish};
 use super::error::During;
 use super::foreground::{self, Foreground};
 use super::start::executed;
-use super::{Context, Result, delete};
+use super::{Context, Result, delete, sealed};
+use crate::container::launch::{Keyring, RootChange};
 
 pub(super) const USAGE: &str = "create [options] ID
   --bundle, -b DIR       the bundle (the current directory)
@@ -40,6 +41,7 @@ fn parse(parser: &mut Parser, mut run: Option<&mut RunOptions>) -> Result<Wish> 
     let mut bundle = PathBuf::from(".");
     let (mut console_socket, mut pidfd_socket, mut pid_file) = (None, None, None);
     let mut preserved = 0;
+    let (mut keyring, mut root) = (Keyring::New, RootChange::Pivot);
     let values: Vec<OsString> = arguments::collect(parser, |flag, parser| {
         match (flag, run.as_deref_mut()) {
             ("b" | "bundle", _) => bundle = path(parser)?,
@@ -47,6 +49,9 @@ fn parse(parser: &mut Parser, mut run: Option<&mut RunOptions>) -> Result<Wish> 
             ("pidfd-socket", _) => pidfd_socket = Some(path(parser)?),
             ("pid-file", _) => pid_file = Some(path(parser)?),
             ("preserve-fds", _) => preserved = number(parser, flag)?,
+            ("no-pivot", _) if switch(parser)? => root = RootChange::Chroot,
+            ("no-new-keyring", _) if switch(parser)? => keyring = Keyring::Kept,
+            ("no-pivot" | "no-new-keyring", _) => {}
             ("d" | "detach", Some(run)) => run.detach = switch(parser)?,
             ("keep", Some(run)) => run.keep = switch(parser)?,
             ("no-subreaper", Some(run)) => run.leave_orphans = switch(parser)?,
@@ -60,11 +65,22 @@ fn parse(parser: &mut Parser, mut run: Option<&mut RunOptions>) -> Result<Wish> 
         Some(_) => Command::RunForeground,
     };
     let id = arguments::only_id(&values)?;
-    Ok(Wish { id, bundle, console_socket, pidfd_socket, pid_file, preserved, command })
+    Ok(Wish {
+        id,
+        bundle,
+        console_socket,
+        pidfd_socket,
+        pid_file,
+        preserved,
+        keyring,
+        root,
+        command,
+    })
 }
 
 /// Makes a container whose first process waits for `start`.
 pub(super) fn create(context: &Context, parser: &mut Parser) -> Result<u8> {
+    sealed::ensure()?;
     let wish = parse(parser, None)?;
     let created = creation::make(context, &wish)?;
     match creation::announce(&wish, &created.process) {
@@ -79,6 +95,7 @@ pub(super) fn create(context: &Context, parser: &mut Parser) -> Result<u8> {
 /// Makes and starts a container, and waits for its end unless it is detached.
 pub(super) fn run(context: &Context, parser: &mut Parser) -> Result<u8> {
     let mut options = RunOptions::default();
+    sealed::ensure()?;
     let wish = parse(parser, Some(&mut options))?;
     let foreground = match wish.command {
         Command::RunForeground => {

@@ -27,7 +27,9 @@ use crate::cgroup::{self, Cgroup};
 use crate::clock;
 use crate::container::channel::{self, Message};
 use crate::container::hooks;
-use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
+use crate::container::launch::{
+    self, Environment, Keeper, Keyring, Launched, Manner, RootChange, Stdio,
+};
 use crate::container::plan::{self, Plan};
 use crate::container::{self, sysctl};
 use crate::protocol::{
@@ -44,6 +46,8 @@ pub(super) struct Wish {
     pub(super) pidfd_socket: Option<PathBuf>,
     pub(super) pid_file: Option<PathBuf>,
     pub(super) preserved: u32,
+    pub(super) keyring: Keyring,
+    pub(super) root: RootChange,
     pub(super) command: Command,
 }
 
@@ -240,7 +244,11 @@ fn try_make(
     let procfs = host_procfs()?;
     let subject = record.subject();
     let environment = Environment {
-        keeper: Keeper::CommandLine { preserved: inherited::checked_count(wish.preserved)? },
+        keeper: Keeper::CommandLine(Manner {
+            preserved: inherited::checked_count(wish.preserved)?,
+            keyring: wish.keyring,
+            root: wish.root,
+        }),
         namespaces: Vec::new(),
         procfs: procfs.as_fd(),
         filter: prepared.filter.as_ref(),

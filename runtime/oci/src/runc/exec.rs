@@ -16,12 +16,12 @@ use super::id::Id;
 use super::journal::Level;
 use super::record::Status;
 use super::start::hear;
-use super::{Context, Error, Result, bundle, console, inherited};
+use super::{Context, Error, Result, bundle, console, inherited, sealed};
 use crate::cgroup::Cgroup;
 use crate::container::channel::Message;
 use crate::container::hooks::Subject;
 use crate::container::join::{self, Joined, Target, Who};
-use crate::container::launch::{self, Keeper, Stdio};
+use crate::container::launch::{self, Keeper, Keyring, Manner, RootChange, Stdio};
 use crate::container::{self, plan};
 use crate::{seccomp, sys};
 
@@ -209,6 +209,7 @@ impl Options {
 
 /// Runs a process in a container and, unless it is detached, waits for its end.
 pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
+    sealed::ensure()?;
     let (options, id, command) = Options::parse(parser)?;
     let entry = context.store.entry(&id);
     let record = entry.load()?;
@@ -280,7 +281,11 @@ fn join_container(options: &Options, spec: &Spec, process: &Process, at: &At) ->
         init: at.init.as_fd(),
         cgroup: below.as_ref().map_or(at.cgroup.as_fd(), AsFd::as_fd),
         own_pid_namespace: None,
-        keeper: Keeper::CommandLine { preserved },
+        keeper: Keeper::CommandLine(Manner {
+            preserved,
+            keyring: Keyring::New,
+            root: RootChange::Pivot,
+        }),
         stdio: at.stdio,
         identity: Who::Selected(&user),
         filter: filter.as_ref(),

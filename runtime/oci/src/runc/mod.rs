@@ -25,6 +25,7 @@ mod list;
 mod pause;
 mod ps;
 mod record;
+mod sealed;
 mod signal;
 mod spec;
 mod start;

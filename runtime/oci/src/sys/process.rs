@@ -109,6 +109,15 @@ pub(crate) fn adopt_descriptor(number: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Leaves the session keyring for a new, empty one.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    let anonymous = std::ptr::null::<libc::c_char>();
+    // SAFETY: without a name no pointer is read.
+    let key =
+        unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, anonymous) };
+    check(key as i32)
+}
+
 /// Whether a descriptor came from whoever executed this program: it is open, and would stay open for
 /// the next one, which none of our own would.
 pub(crate) fn is_inherited(number: RawFd) -> bool {
