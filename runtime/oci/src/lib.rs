@@ -1,4 +1,4 @@
-//! The process side of containers: container init, pod shim, layer unpacker.
+//! The process side of containers: the commands of runc, container init, pod shim, layer unpacker.
 //!
 //! The library holds what the agent shares with the executable: the [`protocol`] of the shim, its
 //! [`frame`]s, and the default [`seccomp`] profile. [`run`] is the executable itself.
