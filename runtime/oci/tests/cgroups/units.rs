@@ -99,3 +99,26 @@ fn what_systemd_refuses_is_said_and_leaves_nothing() {
         assert!(!cgroup.exists());
     }
 }
+
+#[test]
+fn without_systemds_own_socket_the_bus_is_asked() {
+    let (container, unit, cgroup) = scope("bus", |spec| {
+        spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}});
+    });
+    // A mount namespace in which nobody listens there.
+    let hidden = |arguments: &[&str]| {
+        let inner = container.command(arguments);
+        let mut command = Command::new("unshare");
+        let script = "mount --bind /dev/null /run/systemd/private && exec \"$@\"";
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(inner.get_program());
+        command.args(inner.get_args()).stdin(std::process::Stdio::null());
+        let status = command.stdout(std::process::Stdio::null()).status().unwrap();
+        assert!(status.success(), "{arguments:?}");
+    };
+    let bundle = container.path("");
+    hidden(&["run", "-d", "--bundle", bundle.to_str().unwrap(), &container.id]);
+    assert_eq!(show(&unit, "MemoryMax"), (64 << 20).to_string());
+    hidden(&["delete", "--force", &container.id]);
+    assert_eq!(show(&unit, "LoadState"), "not-found");
+    assert!(!cgroup.exists());
+}
