@@ -135,7 +135,7 @@ fn failures_of_exec_are_not_the_command_s() {
     failed(&["--user", "root", &id, "true"], "--user: ");
     failed(&["--cap", "CAP_X", &id, "true"], "--cap: ");
     failed(&["--cwd", "tmp", &id, "true"], "process.cwd: ");
-    failed(&["--cgroup", "../x", &id, "true"], "leads outside");
+    failed(&["--cgroup", "../x", &id, "true"], "bad sub cgroup path");
     failed(&["--detach", "--tty", &id, "true"], "cannot allocate tty");
     failed(&["none", "true"], "container does not exist");
     assert!(bundle.command(&["kill", &id, "KILL"]).status().unwrap().success());
