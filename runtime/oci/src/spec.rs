@@ -62,6 +62,7 @@ impl From<SpecFields> for Spec {
 struct ProcessFields {
     terminal: Option<bool>,
     console_size: Option<ConsoleSize>,
+    #[serde(default)]
     user: User,
     args: Option<Vec<String>>,
     env: Option<Vec<String>>,

@@ -31,7 +31,8 @@ impl Bundle {
             .during(|| format!("open bundle {}", directory.display()))?;
         let path = directory.join("config.json");
         let text = read(&path)?;
-        let spec = parse(&path, &text)?;
+        let mut spec = parse(&path, &text)?;
+        anchor_sources(&mut spec, &directory);
         let invalid = |reason: String| Err(Error::File { path: path.clone(), reason });
         if !spec.version().is_empty() && !spec.version().starts_with("1.") {
             return invalid(format!("ociVersion: {:?} is not supported", spec.version()));
@@ -48,6 +49,19 @@ impl Bundle {
         let rootfs = std::fs::canonicalize(&rootfs)
             .during(|| format!("open root file system {}", rootfs.display()))?;
         Ok(Self { directory, text, spec, rootfs })
+    }
+}
+
+/// Relative sources of binds are relative to the bundle.
+fn anchor_sources(spec: &mut Spec, directory: &Path) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let options = mount.options().as_deref().unwrap_or_default();
+        let binds = options.iter().any(|option| option == "bind" || option == "rbind")
+            || mount.typ().as_deref() == Some("bind");
+        if let (true, Some(source)) = (binds, mount.source()) {
+            let source = directory.join(source);
+            mount.set_source(Some(source));
+        }
     }
 }
 

@@ -1,12 +1,13 @@
-//! Handing descriptors to the caller's sockets, and process ids to its files.
+//! Terminals: handing them to the caller's sockets, and how they show lines; process ids in files.
 
 use std::io::{IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::termios::{OptionalActions, OutputModes};
 
 use super::error::During;
 use super::{Result, store};
@@ -23,6 +24,16 @@ pub(super) fn hand_over(path: &Path, name: &str, descriptor: BorrowedFd<'_>) -> 
     let sent =
         rustix::net::sendmsg(socket.as_fd(), &data, &mut control, SendFlags::NOSIGNAL).map(drop);
     sent.during(operation)
+}
+
+/// Lets lines of a terminal that is relayed end as they were written: our own terminal, where there is
+/// one, adds carriage returns itself.
+pub(super) fn plain_lines(master: &OwnedFd) {
+    if let Ok(mut mode) = rustix::termios::tcgetattr(master) {
+        mode.output_modes.remove(OutputModes::ONLCR);
+        // Only how lines look: the terminal works with any.
+        let _ = rustix::termios::tcsetattr(master, OptionalActions::Now, &mode);
+    }
 }
 
 /// Writes a process id to a file, at once or not at all.

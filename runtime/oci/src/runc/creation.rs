@@ -316,7 +316,7 @@ fn await_ready(
                 (Some(path), Some(master)) => {
                     console::hand_over(path, "/dev/ptmx", master.as_fd())?;
                 }
-                (None, master) => terminal = master,
+                (None, master) => terminal = master.inspect(console::plain_lines),
                 (Some(_), None) => {}
             },
             Message::Ready { warnings, .. } => {

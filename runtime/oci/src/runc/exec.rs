@@ -314,7 +314,7 @@ fn attend_start(
                 (Some(path), Some(master)) => {
                     console::hand_over(path, "/dev/ptmx", master.as_fd())?;
                 }
-                (_, master) => terminal = master,
+                (_, master) => terminal = master.inspect(console::plain_lines),
             },
             Message::Ready { warnings, .. } => {
                 for warning in warnings {
