@@ -8,6 +8,8 @@ mod clock;
 mod container;
 mod dbus;
 pub mod frame;
+#[cfg(test)]
+mod fuzz;
 mod log;
 pub mod protocol;
 mod runc;
