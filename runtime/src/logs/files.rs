@@ -1,14 +1,18 @@
 //! A container's log on disk: the current file and its rotated predecessors.
 //!
 //! Rotated files are `<name>.<suffix>`: with a number, 1 is the youngest; with a time, the greatest
-//! is. Blocking.
+//! is. Those with a time may be compressed, `<name>.<suffix>.gz`. Blocking.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::line::{LogStream, parse};
+use super::part::Part;
+
+/// How often a log that rotates while it is opened is looked at again.
+const MAX_LOOKS: u32 = 10;
 
 /// The files of a log, oldest first, the current one last where it exists.
 pub(super) fn chain(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -21,12 +25,15 @@ pub(super) fn chain(path: &Path) -> io::Result<Vec<PathBuf>> {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let plain = |b: u8| b.is_ascii_digit() || b == b'-' || b == b'T' || b == b'.';
         if let Some(suffix) = name.strip_prefix(&prefix)
-            && suffix.bytes().all(plain)
+            && let stamp = suffix.strip_suffix(".gz").unwrap_or(suffix)
+            && stamp.bytes().all(plain)
         {
-            rotated.push((age(suffix), dir.join(&name)));
+            rotated.push((age(stamp), dir.join(&name)));
         }
     }
+    // The plain one first: it stays for a moment when its compressed form appears.
     rotated.sort();
+    rotated.dedup_by(|later, earlier| later.0 == earlier.0);
     let mut files: Vec<PathBuf> = rotated.into_iter().map(|(_, path)| path).collect();
     if path.exists() {
         files.push(path.to_owned());
@@ -40,38 +47,83 @@ fn age(suffix: &str) -> (i64, String) {
     (number.map_or(0, |n| -n), suffix.to_owned())
 }
 
-/// A file's identity on its file system.
-pub(super) fn identity(file: &File) -> io::Result<(u64, u64)> {
-    let metadata = file.metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
+/// The whole chain, opened. No rotation or compression that happens meanwhile leaves a file out.
+pub(super) fn open_chain(path: &Path) -> io::Result<Vec<Part>> {
+    let stem = |path: &PathBuf| path.to_string_lossy().trim_end_matches(".gz").to_owned();
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        let before = chain(path)?;
+        let opened = before.iter().filter_map(|file| Part::open(file).transpose());
+        let opened = opened.collect::<io::Result<Vec<_>>>()?;
+        let after = chain(path)?;
+        let is_settled = before.iter().map(stem).eq(after.iter().map(stem));
+        if (is_settled && opened.len() == before.len()) || looks >= MAX_LOOKS {
+            return Ok(opened);
+        }
+    }
 }
 
 /// The file that follows an open one in the chain. `None` while it is the current one; the oldest
 /// file when it has been deleted meanwhile.
-pub(super) fn successor(path: &Path, current: &File) -> io::Result<Option<File>> {
-    let wanted = identity(current)?;
-    if let Ok(newest) = File::open(path)
-        && identity(&newest)? == wanted
+pub(super) fn successor(path: &Path, current: &Part) -> io::Result<Option<Part>> {
+    if let (Part::Plain(open), Some(newest)) = (current, Part::open(path)?)
+        && newest.is(open)?
     {
         return Ok(None);
     }
-    let files = chain(path)?;
-    let mut opened = Vec::new();
-    for file in files {
-        match File::open(&file) {
-            Ok(file) => opened.push(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let opened = open_chain(path)?;
     let mut position = None;
-    for (index, file) in opened.iter().enumerate() {
-        if identity(file)? == wanted {
+    for (index, part) in opened.iter().enumerate() {
+        let same = match current {
+            Part::Plain(open) => part.is(open)?,
+            Part::Compressed { .. } => match part {
+                Part::Compressed { .. } => Part::same_file(part.file(), current.file())?,
+                Part::Plain(_) => false,
+            },
+        };
+        // A plain file is certain; the inode that a compressed one had may have come to use again.
+        if same && (position.is_none() || matches!(part, Part::Plain(_))) {
             position = Some(index);
         }
     }
     let next = position.map_or(0, |index| index + 1);
     Ok(opened.into_iter().nth(next))
+}
+
+/// What was counted of a log's beginning.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) lines: u64,
+    /// Bytes up to the end of the last line counted.
+    pub(super) bytes: u64,
+}
+
+/// Counts whole lines of a stream from the beginning, at most `limit`.
+pub(super) fn count_lines(
+    content: &mut impl Read,
+    limit: u64,
+    stream: Option<LogStream>,
+) -> io::Result<Counted> {
+    let mut counted = Counted { lines: 0, bytes: 0 };
+    let mut reader = BufReader::with_capacity(BLOCK_BYTES as usize, content);
+    let mut record = Vec::new();
+    let mut passed = 0;
+    while counted.lines < limit {
+        record.clear();
+        // One that is longer than any of ours is counted by its parts, which are no records.
+        let length =
+            reader.by_ref().take(MAX_RECORD_BYTES as u64).read_until(b'\n', &mut record)?;
+        if length == 0 {
+            break;
+        }
+        passed += length as u64;
+        if counts(record.strip_suffix(b"\n").unwrap_or(&record), stream) {
+            counted.lines += 1;
+            counted.bytes = passed;
+        }
+    }
+    Ok(counted)
 }
 
 /// Where the last `lines` whole lines of a stream begin.

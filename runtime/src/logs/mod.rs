@@ -5,11 +5,11 @@
 
 mod files;
 mod line;
+mod part;
 mod watch;
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::line::LogStream;
 use self::line::{Assembler, Selection};
+use self::part::Part;
 use crate::disk;
 
 /// What of a log is wanted.
@@ -108,8 +109,8 @@ struct Reader {
     watch: Option<watch::Watch>,
     assembler: Assembler,
     /// Files still to be read, each opened, oldest first.
-    queue: VecDeque<File>,
-    current: Option<File>,
+    queue: VecDeque<Part>,
+    current: Option<Part>,
     /// The beginning of a record whose end is still to come.
     partial: Vec<u8>,
 }
@@ -118,18 +119,12 @@ impl Reader {
     fn open(path: PathBuf, options: LogOptions, watch: Option<watch::Watch>) -> io::Result<Self> {
         let mut queue = VecDeque::new();
         let mut missing = options.tail_lines;
-        for file in files::chain(&path)?.into_iter().rev() {
-            let mut file = match File::open(&file) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(disk::at(&file, error)),
-            };
+        let parts = files::open_chain(&path).map_err(|error| disk::at(&path, error))?;
+        for mut part in parts.into_iter().rev() {
             if let Some(lines) = missing {
-                let tail = files::tail_start(&file, lines, options.stream)?;
-                file.seek(SeekFrom::Start(tail.offset))?;
-                missing = Some(tail.missing);
+                missing = Some(part.seek_to_tail(lines, options.stream)?.missing);
             }
-            queue.push_front(file);
+            queue.push_front(part);
             if missing == Some(0) {
                 break;
             }
@@ -167,8 +162,10 @@ impl Reader {
         if self.current.is_none() {
             self.current = match self.queue.pop_front() {
                 Some(file) => Some(file),
-                None if self.path.exists() => Some(File::open(&self.path)?),
-                None => return Ok(Step::End),
+                None => match Part::open(&self.path)? {
+                    Some(part) => Some(part),
+                    None => return Ok(Step::End),
+                },
             };
         }
         let Some(file) = &mut self.current else {
@@ -286,6 +283,76 @@ mod tests {
             let options = LogOptions { tail_lines: Some(lines), ..LogOptions::default() };
             assert_eq!(text(&path, options).await, expected, "{lines}");
         }
+    }
+
+    /// As the shim compresses: the new file whole, then the old one gone.
+    fn compress(path: &Path) {
+        use std::os::unix::fs::MetadataExt;
+        let inode = path.metadata().unwrap().ino();
+        let target = fs::File::create(format!("{}.gz", path.display())).unwrap();
+        let level = flate2::Compression::default();
+        let builder = flate2::GzBuilder::new().comment(format!("inode={inode}"));
+        let mut encoder = builder.write(target, level);
+        encoder.write_all(&fs::read(path).unwrap()).unwrap();
+        encoder.finish().unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
+    fn log_of_times() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        for (suffix, first) in [("1", 1), ("2", 3), ("3", 5)] {
+            let rotated = dir.path().join(format!("0.log.20261121-08000{suffix}"));
+            let content = record(&first.to_string()) + &record(&(first + 1).to_string());
+            fs::write(&rotated, content).unwrap();
+            if suffix != "3" {
+                compress(&rotated);
+            }
+        }
+        fs::write(&path, record("7")).unwrap();
+        (dir, path)
+    }
+
+    #[tokio::test]
+    async fn compressed_files_are_read_like_the_others() {
+        let (dir, path) = log_of_times();
+        assert_eq!(text(&path, LogOptions::default()).await, "1\n2\n3\n4\n5\n6\n7\n");
+        for (lines, expected) in [(2, "6\n7\n"), (4, "4\n5\n6\n7\n"), (6, "2\n3\n4\n5\n6\n7\n")] {
+            let options = LogOptions { tail_lines: Some(lines), ..LogOptions::default() };
+            assert_eq!(text(&path, options).await, expected, "{lines}");
+        }
+        // Just appeared, the plain one not gone yet: nothing is doubled.
+        let plain = dir.path().join("0.log.20261121-080003");
+        let kept = fs::read(&plain).unwrap();
+        compress(&plain);
+        fs::write(&plain, kept).unwrap();
+        assert_eq!(text(&path, LogOptions::default()).await, "1\n2\n3\n4\n5\n6\n7\n");
+    }
+
+    #[tokio::test]
+    async fn a_follower_whose_file_is_compressed_goes_on_with_the_next() {
+        let (dir, path) = log_of_times();
+        let ended = CancellationToken::new();
+        let options = LogOptions {
+            tail_lines: Some(1),
+            follow: Some(ended.clone()),
+            ..LogOptions::default()
+        };
+        let mut stream = Box::pin(read(path.clone(), options));
+        let mut seen = Vec::new();
+        seen.extend(stream.next().await.unwrap().unwrap());
+        for (suffix, line) in [("4", "8"), ("5", "9")] {
+            let rotated = dir.path().join(format!("0.log.20261121-08000{suffix}"));
+            fs::rename(&path, &rotated).unwrap();
+            fs::write(&path, record(line)).unwrap();
+            compress(&rotated);
+        }
+        for _ in 0..2 {
+            seen.extend(stream.next().await.unwrap().unwrap());
+        }
+        ended.cancel();
+        assert!(stream.next().await.is_none());
+        assert_eq!(String::from_utf8(seen).unwrap(), "7\n8\n9\n");
     }
 
     #[tokio::test]
