@@ -39,8 +39,9 @@ fn holdings(shim: &Shim) -> Holdings {
 
 fn private_kib(pid: u32) -> usize {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
-    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()).sum()
+    // Clean pages are those of the executable: private only as long as no other shim runs.
+    let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn settles(shim: &Shim, before: &Holdings) {
