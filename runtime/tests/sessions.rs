@@ -121,6 +121,22 @@ async fn an_attached_client_talks_to_the_container_before_and_after_a_restart() 
 }
 
 #[tokio::test]
+async fn a_log_that_was_moved_away_is_opened_anew() {
+    let node = Node::new().await;
+    let sandbox = node.run_sandbox("u1").await;
+    let script = "echo one; while ! test -e /go; do sleep 0.02; done; echo two; exit 3";
+    let id = node.run(&sandbox, "c", script).await;
+    node.wait_for_log(&id, "one").await;
+    let path = node.engine.log_path(&id).unwrap();
+    std::fs::rename(&path, path.with_extension("moved")).unwrap();
+    node.engine.reopen_log(&id).await.unwrap();
+    node.engine.exec(&id, exec("touch /go")).await.unwrap().end.await.unwrap();
+    assert_eq!(node.exit(&id).await.0, 3);
+    assert_eq!(node.log(&id).await, "two\n");
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn a_container_that_is_told_to_sees_its_targets_processes() {
     let node = Node::new().await;
     let sandbox = node.run_sandbox("u1").await;

@@ -213,9 +213,17 @@ pub struct ExecSync {
     /// Kill it after this many milliseconds; absent waits for ever.
     pub timeout_ms: Option<u64>,
     /// Keep at most this many bytes of each stream; both together at most what fits into a frame,
-    /// about 12 MiB.
+    /// about 12 MiB. The rest is read and dropped.
     pub output_limit_bytes: u64,
+    /// Makes the execution one that is carried out once: it outlives the connection, its result is
+    /// kept until the container is deleted, and whoever asks with the same name gets that result, or
+    /// waits for it. A plain file name. At most [`MAX_KEPT_RESULTS`] are kept a container.
+    #[serde(default)]
+    pub once: Option<String>,
 }
+
+/// How many results of named executions a container keeps; the oldest go first.
+pub const MAX_KEPT_RESULTS: usize = 64;
 
 /// Which standard streams are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -169,6 +169,7 @@ fn exec_is_bounded_in_time_and_output() {
         args: args.iter().map(|text| (*text).to_owned()).collect(),
         timeout_ms,
         output_limit_bytes,
+        once: None,
     };
     let start = Instant::now();
     let (code, out, _, late) =

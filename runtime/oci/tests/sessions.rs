@@ -319,3 +319,34 @@ fn a_request_that_is_not_known_is_refused_by_name_and_the_connection_lives() {
     }
     shim.shut_down();
 }
+
+#[test]
+fn a_named_execution_is_carried_out_once_and_its_result_is_kept() {
+    let mut shim = Shim::start(&sandbox());
+    shim.launch(shim.container("c", &["/bin/sleep", "100"])).unwrap();
+    let script = "echo x >> /tmp/times; sleep 0.5; echo out; echo err >&2; exit 6";
+    let request = ExecSync {
+        id: "c".to_owned(),
+        args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        timeout_ms: Some(10_000),
+        output_limit_bytes: 1000,
+        once: Some("post-start".to_owned()),
+    };
+    let mut lost = shim.connect();
+    write_frame(&mut lost, &Request::ExecSync(Box::new(request.clone()))).unwrap();
+    let times = shim.image().join("tmp/times");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !times.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Its client is gone: a later one waits for the same, and a third finds the result.
+    drop(lost);
+    let expected = (6, "out\n".to_owned(), "err\n".to_owned(), false);
+    assert_eq!(shim.exec_with(request.clone()).unwrap(), expected);
+    assert_eq!(shim.exec_with(request.clone()).unwrap(), expected);
+    assert_eq!(std::fs::read_to_string(times).unwrap(), "x\n");
+    let mut bad = request;
+    bad.once = Some("../up".to_owned());
+    assert_eq!(shim.exec_with(bad).unwrap_err().kind, FailureKind::Invalid);
+    shim.shut_down();
+}

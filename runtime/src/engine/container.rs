@@ -29,7 +29,8 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) const ORDER_PATIENCE: Duration = Duration::from_secs(20);
 /// What an exec may take beyond its own timeout.
 const EXEC_MARGIN: Duration = Duration::from_secs(15);
-/// As containerd and CRI-O cap it; with base64 both streams still fit into one frame.
+/// What is kept of each stream, the rest being dropped as containerd drops what exceeds its 16 MiB:
+/// with base64 both streams still fit into one frame.
 const EXEC_OUTPUT_BYTES: u64 = 5 << 20;
 /// Killed for want of a shim: 128 + SIGKILL.
 const KILLED: i32 = 137;
@@ -379,6 +380,7 @@ pub(super) async fn exec_sync(
         args: command,
         timeout_ms: timeout.map(milliseconds),
         output_limit_bytes: EXEC_OUTPUT_BYTES,
+        once: None,
     }));
     let reply = shim.ask(&request, timeout.map(|t| t.saturating_add(EXEC_MARGIN))).await;
     match reply {

@@ -270,6 +270,11 @@ impl Runtime for Engine {
         session::attach(&sandbox, &container, streams).await
     }
 
+    async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        let (sandbox, container) = self.shared.container(container)?;
+        session::reopen_log(&sandbox, &container).await
+    }
+
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
         Ok(self.shared.statuses(|_| true))
     }

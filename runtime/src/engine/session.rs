@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use berth_oci::protocol::{self, Attach, Descriptor, FailureKind, Request};
 
-use super::container::Container;
+use super::container::{Container, ORDER_PATIENCE};
 use super::failed;
 use super::sandbox::Sandbox;
 use super::shim::{self, Ending, Shim};
@@ -60,6 +60,18 @@ pub(super) async fn attach(
     let request =
         Request::Attach(Attach { id: container.id.to_string(), streams: streams(wanted) });
     open(sandbox, container, &request, "attach to").await
+}
+
+/// Opens a container's log anew.
+pub(super) async fn reopen_log(
+    sandbox: &Sandbox,
+    container: &Container,
+) -> Result<(), RuntimeError> {
+    let shim = running_shim(sandbox, container)?;
+    let request = Request::ReopenLog { id: container.id.to_string() };
+    let ordered = shim.order(&request, ORDER_PATIENCE).await;
+    let operation = format!("open the log of container {} anew", container.id);
+    ordered.map_err(|error| refusal(operation, error))
 }
 
 fn streams(streams: Streams) -> protocol::Streams {

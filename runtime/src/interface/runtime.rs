@@ -151,9 +151,9 @@ pub enum RuntimeError {
 pub struct ExecOutput {
     /// The exit code, or 128 + signal.
     pub exit_code: i32,
-    /// Standard output, at most 16 MiB.
+    /// Standard output, cut at 5 MiB.
     pub stdout: Vec<u8>,
-    /// Standard error, at most 16 MiB.
+    /// Standard error, cut at 5 MiB.
     pub stderr: Vec<u8>,
 }
 
@@ -225,6 +225,12 @@ pub trait Runtime: Send + Sync + 'static {
     async fn dial(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream, RuntimeError> {
         let message = format!("sandbox {sandbox}: port {port} cannot be reached from here");
         Err(RuntimeError::Invalid(message))
+    }
+
+    /// Opens a container's log anew under its path, somebody else having moved it (CRI
+    /// `ReopenContainerLog`). Rotation needs none of this.
+    async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Invalid(format!("container {container} has no log here")))
     }
 
     /// All sandboxes with their containers, oldest first.

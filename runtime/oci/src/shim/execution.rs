@@ -41,11 +41,19 @@ impl Capture {
     }
 }
 
+/// The name of an execution that is carried out once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Once {
+    pub(super) container: String,
+    pub(super) name: String,
+}
+
 /// What an execution is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// The output is collected, each stream up to the limit; it ends with its client.
-    Collect { captures: [Capture; 2], limit: usize },
+    /// The output is collected, each stream up to the limit; it ends with its client, unless it is
+    /// one that is carried out once.
+    Collect { captures: [Capture; 2], limit: usize, once: Option<Once> },
     /// The streams are given away once the command is executed.
     Session {
         descriptors: Vec<(Descriptor, OwnedFd)>,
@@ -81,7 +89,7 @@ impl Execution {
 
     /// Reads one stream once.
     pub(super) fn read(&mut self, index: usize) -> bool {
-        let Purpose::Collect { captures, limit } = &mut self.purpose else { return false };
+        let Purpose::Collect { captures, limit, .. } = &mut self.purpose else { return false };
         let other = captures[1 - index].bytes.len();
         let limit = (*limit).min(MAX_TOTAL_BYTES.saturating_sub(other));
         captures[index].read(limit)
@@ -98,7 +106,15 @@ impl Execution {
 
     /// Whether its process is through with its client: a session's never is.
     pub(super) fn ends_with_client(&self) -> bool {
-        matches!(self.purpose, Purpose::Collect { .. })
+        matches!(self.purpose, Purpose::Collect { once: None, .. })
+    }
+
+    /// Its name, if it is carried out once.
+    pub(super) fn once(&self) -> Option<&Once> {
+        match &self.purpose {
+            Purpose::Collect { once, .. } => once.as_ref(),
+            Purpose::Session { .. } => None,
+        }
     }
 
     /// The answer with which a session opens, at most once.

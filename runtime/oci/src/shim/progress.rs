@@ -127,7 +127,16 @@ impl Server {
             }
             self.open_session(index);
             let execution = self.executions.swap_remove(index);
-            self.answer(execution.waiting, execution.answer(exit_code));
+            let (waiting, once) = (execution.waiting, execution.once().cloned());
+            let answer = execution.answer(exit_code);
+            if let Some(once) = once
+                && let Err(error) = store::keep_result(&self.directory, &once, &answer)
+                && let Some(container) = self.find(&once.container)
+            {
+                let warning = format!("keep the result of execution {}: {error}", once.name);
+                container.record.warnings.push(warning);
+            }
+            self.answer(waiting, answer);
             return;
         }
         let of_pid = |container: &Container| container.is_alive() && container.record.pid == pid;

@@ -9,7 +9,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::attachment::Attachment;
 use super::container::{Container, Stage, Stdin};
-use super::execution::{Capture, Execution, Purpose};
+use super::execution::{Capture, Execution, Once, Purpose};
 use super::server::Server;
 use super::store;
 use crate::cgroup::Cgroup;
@@ -30,6 +30,14 @@ use crate::sys;
 
 /// Filters kept compiled.
 const CACHED_FILTERS: usize = 16;
+
+/// What an execution that may have been asked for before comes to.
+enum Wish {
+    CarryOut(Option<Once>),
+    Answer(Box<Answer>),
+    /// It runs: the answer comes when it has ended.
+    Wait,
+}
 
 pub(super) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
     Failure { kind, message: message.into(), exit_code: None }
@@ -290,6 +298,11 @@ impl Server {
     }
 
     fn exec_sync(&mut self, connection: u64, request: &ExecSync) -> Option<Answer> {
+        let once = match self.once(connection, request) {
+            Wish::CarryOut(once) => once,
+            Wish::Answer(answer) => return Some(*answer),
+            Wish::Wait => return None,
+        };
         let joined = match self.join(&request.id, &request.args, Stdio::Output) {
             Ok(joined) => joined,
             Err(failure) => return Some(Err(failure)),
@@ -301,12 +314,38 @@ impl Server {
             pid: joined.pid,
             pidfd: joined.pidfd,
             channel: Some(joined.channel),
-            purpose: Purpose::Collect { captures, limit },
+            purpose: Purpose::Collect { captures, limit, once },
             deadline_ms: request.timeout_ms.map(|ms| clock::monotonic_ms().saturating_add(ms)),
             timed_out: false,
             failure: None,
         });
         None
+    }
+
+    /// What is to be done for an execution that may have been asked for before.
+    fn once(&mut self, connection: u64, request: &ExecSync) -> Wish {
+        let Some(name) = &request.once else { return Wish::CarryOut(None) };
+        if !store::is_valid_id(name) {
+            let message = format!("the execution's name {name:?} is malformed");
+            return Wish::Answer(Box::new(Err(failure(FailureKind::Invalid, message))));
+        }
+        if self.find(&request.id).is_none() {
+            return Wish::Answer(Box::new(Err(not_found(&request.id))));
+        }
+        let once = Once { container: request.id.clone(), name: name.clone() };
+        if let Some(answer) = store::kept_result(&self.directory, &once) {
+            return Wish::Answer(Box::new(answer));
+        }
+        let same = |execution: &&mut Execution| execution.once() == Some(&once);
+        let Some(running) = self.executions.iter_mut().find(same) else {
+            return Wish::CarryOut(Some(once));
+        };
+        let earlier = std::mem::replace(&mut running.waiting, connection);
+        if self.connections.contains_key(&earlier) {
+            let message = format!("execution {} is asked for by somebody else now", once.name);
+            self.answer(earlier, Err(failure(FailureKind::State, message)));
+        }
+        Wish::Wait
     }
 
     fn exec(&mut self, connection: u64, request: &Exec) -> Option<Answer> {
