@@ -129,6 +129,23 @@ fn root_of_a_user_namespace_is_nobody_outside_and_has_what_containers_have() {
 }
 
 #[test]
+fn without_a_cgroup_namespace_a_user_namespace_sees_its_own_cgroup_alone() {
+    let mut shim = bare();
+    give(&shim.image(), BASE);
+    let script = "cat /sys/fs/cgroup/cgroup.procs | wc -l; test -e /sys/fs/cgroup/cgroup.kill && \
+                  echo own; grep -c ' /sys/fs/cgroup ro,' /proc/self/mountinfo";
+    let (code, text) = run(&mut shim, "c", script, |spec| {
+        mapped(spec);
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    });
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((code, &lines[1..]), (0, ["own", "1"].as_slice()), "{text}");
+    assert!(matches!(lines[0], "2" | "3"), "{text}");
+    shim.shut_down();
+}
+
+#[test]
 fn a_further_process_is_in_the_user_namespace_too() {
     let mut shim = bare();
     give(&shim.image(), BASE);

@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType};
+use oci_spec::runtime::LinuxNamespaceType;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
@@ -11,10 +12,14 @@ use rustix::mount::{
 
 use super::mount_options::Source as Origin;
 use super::mount_plan::{IdSource, MappedIds, Mount};
+use super::namespaces::User;
 use super::plan::Plan;
 use super::rootfd::{RootFd, file_type};
 use super::{Doing, Error, Result, copy_up, idmap};
 use crate::sys::{self, MountAttributes};
+
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+const CGROUP_ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// Moves a mount onto a place.
 pub(super) fn move_onto(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -42,7 +47,15 @@ pub(super) struct Source {
 
 /// Opens the sources of all mounts, in the host's tree.
 pub(super) fn open_sources(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Vec<Source>> {
-    plan.mounts.iter().map(|mount| open_source(mount, procfs)).collect()
+    // In a user namespace a hierarchy can be mounted only with a cgroup namespace of its own.
+    let foreign = plan.namespaces.user != User::Shared
+        && !plan.namespaces.own_cgroup
+        && !plan.namespaces.joins(LinuxNamespaceType::Cgroup);
+    let open = |mount: &Mount| match foreign && mount.kind == "cgroup2" {
+        true => Ok(Source { tree: Some(own_cgroup(procfs)?), user_namespace: None }),
+        false => open_source(mount, procfs),
+    };
+    plan.mounts.iter().map(open).collect()
 }
 
 fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
@@ -67,6 +80,24 @@ fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
     // Done here, where the privilege over the host's file system is.
     map_ids(mount, tree.as_fd(), user_namespace.as_ref())?;
     Ok(Source { tree: Some(tree), user_namespace: None })
+}
+
+/// The container's own cgroup in the host's hierarchy, to be bound.
+fn own_cgroup(procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let operation = || "find the container's cgroup in the host's hierarchy";
+    let is_v2 =
+        |root: &&&str| rustix::fs::statfs(**root).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_MAGIC);
+    let root = CGROUP_ROOTS.iter().find(is_v2).ok_or(Errno::NODEV).doing(operation)?;
+    let file = format!("{}/cgroup", idmap::own_pid(procfs)?);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(procfs, file, flags, Mode::empty()).doing(operation)?;
+    let mut text = vec![0; 16 << 10];
+    let count = rustix::io::read(&file, &mut text).doing(operation)?;
+    let text = String::from_utf8_lossy(&text[..count]).into_owned();
+    let below = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let path = Path::new(root).join(below.ok_or(Errno::NOENT).doing(operation)?);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(CWD, path, flags).doing(operation)
 }
 
 fn map_ids(mount: &Mount, tree: BorrowedFd<'_>, namespace: Option<&OwnedFd>) -> Result<()> {

@@ -118,6 +118,10 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
     let default_linux = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default_linux);
     let namespaces = namespaces::plan(sandbox, linux)?;
+    if !linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == N::Mount) {
+        // What it mounts would stay on the host.
+        return Err(Error::invalid("linux.namespaces", "has no mount namespace"));
+    }
     let mounts = mount_plan::plan(spec, &namespaces.user)?;
     let dev_is_bound = mounts
         .iter()

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::LinuxNamespaceType;
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
@@ -51,6 +51,11 @@ pub(super) fn launch(
     ends: Ends,
 ) -> Result<(OwnedFd, i32, OwnedFd)> {
     let power = Power::of_caller()?;
+    if power == Power::Root && plan.namespaces.user != User::Shared {
+        // Whoever made it may have kept it to itself; the container sees it as somebody else's.
+        rustix::fs::fchmod(cgroup, Mode::from_raw_mode(0o755))
+            .doing(|| "let the user namespace see its cgroup")?;
+    }
     let own_user = power == Power::Ordinary && matches!(plan.namespaces.user, User::New(_));
     let namespaces = if own_user { libc::CLONE_NEWUSER as u64 } else { 0 };
     match sys::clone3(&CloneFlags { namespaces, cgroup: Some(cgroup) })
