@@ -15,6 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use berth_cni::Network;
 use berth_kubelet::Parts;
+use berth_kubelet::backoff::Limits;
 use berth_kubelet::config::{CertificateFiles, Server};
 use berth_kubelet::node::peers::{self, Nodes};
 use berth_proxy::{NodePortAddresses, ServiceRoute};
@@ -236,6 +237,8 @@ fn kubelet_config(
     config.hostname = fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
     config.pod_cidrs = settings.pod_cidr.into_iter().collect();
     config.max_pods = settings.max_pods;
+    config.static_pod_path.clone_from(&settings.static_pod_path);
+    config.pacing.restart = Limits::of_restarts(settings.longest_restart_delay);
     config.cluster_dns = settings.cluster_dns.clone();
     config.cluster_domain = settings.cluster_domain.clone();
     config.resolv_conf = settings.resolv_conf.clone();

@@ -25,6 +25,7 @@ use crate::qos;
 use crate::server;
 use crate::shelf::Shelf;
 use crate::source::{self, Event, Selection};
+use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::Writer;
 use crate::worker::Context;
 use crate::worker::provision::{Place, Provision};
@@ -133,7 +134,16 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         Selection { fields: Some(format!("spec.nodeName={}", config.node_name)), labels: None };
     let pods: Api<Pod> = Api::all(parts.client.clone());
     tasks.spawn(source::follow(pods, selection, changes, shutdown.clone()));
-    let roster = Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone());
+    let mirrors = context.mirrors.clone();
+    let client = parts.client.clone();
+    tasks.spawn(mirrors.run(client, Arc::clone(&node), shutdown.clone()));
+    let mut roster = Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone());
+    if let Some(directory) = config.static_pod_path.clone() {
+        let (files, receiver) = mpsc::channel(1);
+        let name = config.node_name.clone();
+        tasks.spawn(static_pods::follow(directory, name, files, shutdown.clone()));
+        roster = roster.with_files(receiver);
+    }
     roster.run(receiver).await;
     shutdown.cancel();
     while tasks.join_next().await.is_some() {}
@@ -220,12 +230,14 @@ fn context(
         sysctls: SysctlPolicy::new(&config.allowed_unsafe_sysctls),
         events: recorder.clone(),
     };
+    let statuses = Writer::new(parts.client.clone(), shutdown.clone());
     let context = Context {
         runtime: Arc::clone(&parts.runtime),
         images: Arc::clone(&parts.images),
         materials: Arc::new(provision),
         events: recorder,
-        statuses: Writer::new(parts.client.clone(), shutdown.clone()),
+        mirrors: Mirrors::new(statuses.clone()),
+        statuses,
         cache,
         clock: Arc::clone(&config.clock),
         node_ips: config.node_ips.clone(),

@@ -15,12 +15,21 @@ pub struct Limits {
     pub initial: Duration,
     /// The longest delay; doubling stops there.
     pub max: Duration,
+    /// How long after the last charge the delay is forgotten.
+    pub forget: Duration,
 }
 
 impl Limits {
     /// Limits from `initial` to `max`.
     pub const fn new(initial: Duration, max: Duration) -> Self {
-        Self { initial, max }
+        Self { initial, max, forget: max.saturating_mul(2) }
+    }
+
+    /// Those between restarts of a container where no delay is longer than `max`: forgotten after a
+    /// run of ten minutes, however short the longest delay is.
+    pub fn of_restarts(max: Duration) -> Self {
+        let initial = Duration::from_secs(10).min(max);
+        Self { initial, max, forget: Duration::from_secs(600) }
     }
 }
 
@@ -86,7 +95,7 @@ impl Backoff {
     }
 
     fn live_entry(&self, event: Instant) -> Option<Entry> {
-        self.entry.filter(|e| event.saturating_duration_since(e.updated) <= self.limits.max * 2)
+        self.entry.filter(|e| event.saturating_duration_since(e.updated) <= self.limits.forget)
     }
 }
 
@@ -155,6 +164,20 @@ mod tests {
         backoff.charge(at(start, 601), at(start, 601));
         let wait = backoff.waiting(at(start, 602), at(start, 602)).unwrap();
         assert_eq!(wait.delay, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_shorter_longest_delay_is_forgotten_after_ten_minutes_all_the_same() {
+        let start = Instant::now();
+        for (max, delays) in [(5, [5, 5, 5]), (25, [10, 20, 25]), (300, [10, 20, 40])] {
+            let mut backoff = Backoff::new(Limits::of_restarts(Duration::from_secs(max)));
+            for delay in delays {
+                backoff.charge(start, start);
+                assert_eq!(backoff.waiting(start, start).unwrap().delay.as_secs(), delay);
+            }
+            assert!(backoff.waiting(at(start, 600), at(start, 600)).is_some());
+            assert_eq!(backoff.waiting(at(start, 601), at(start, 601)), None);
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Config {
     pub taints: Vec<Taint>,
     /// What the host cannot enforce, one sentence each; told by an event and in the log.
     pub not_enforced: Vec<String>,
+    /// Where the files of static pods are; without it there are none.
+    pub static_pod_path: Option<PathBuf>,
     /// What decides cgroup limits.
     pub cgroups: CgroupPolicy,
     /// Log rotation.
@@ -142,6 +144,7 @@ impl Config {
             labels: BTreeMap::new(),
             taints: Vec::new(),
             not_enforced: Vec::new(),
+            static_pod_path: None,
             cgroups: CgroupPolicy::default(),
             log_limits: LogLimits::default(),
             seccomp_root: "/var/lib/berth/seccomp".into(),

@@ -37,7 +37,10 @@ pub mod quantity;
 pub mod server;
 pub mod shelf;
 pub mod source;
+pub mod static_pods;
 pub mod status;
+#[allow(unsafe_code)]
+mod sys;
 pub mod unsupported;
 pub mod volumes;
 pub mod worker;

@@ -43,6 +43,9 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) pod_pids_limit: Option<i64>,
     #[serde(rename = "podCIDR")]
     pub(crate) pod_cidr: Option<IpNet>,
+    /// Where the files of static pods are.
+    pub(crate) static_pod_path: Option<PathBuf>,
+    pub(crate) crash_loop_back_off: CrashLoopBackOff,
     pub(crate) container_log_max_size: Option<String>,
     pub(crate) container_log_max_files: Option<u32>,
     pub(crate) register_with_taints: Vec<Taint>,
@@ -53,6 +56,14 @@ pub(crate) struct KubeletConfiguration {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct KubeletAuthentication {
     pub(crate) x509: X509Authentication,
+}
+
+/// `crashLoopBackOff` of KubeletConfiguration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct CrashLoopBackOff {
+    /// The longest wait between restarts of a container, 1s to 300s; 300s when absent.
+    pub(crate) max_container_restart_period: Option<String>,
 }
 
 /// `authentication.x509` of KubeletConfiguration.

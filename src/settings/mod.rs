@@ -49,6 +49,8 @@ pub(crate) struct Settings {
     pub(crate) max_pods: u32,
     pub(crate) pod_pids_limit: Option<u64>,
     pub(crate) pod_cidr: Option<IpNet>,
+    pub(crate) static_pod_path: Option<PathBuf>,
+    pub(crate) longest_restart_delay: Duration,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_files: u32,
     pub(crate) bridge: String,
@@ -134,6 +136,7 @@ fn resolve(
                 .ok_or_else(|| format!("streamingConnectionIdleTimeout: {text:?} is no duration")),
         },
     );
+    let longest_restart_delay = keep(&mut faults, longest_restart_delay(kubelet));
     let log_max_bytes = keep(
         &mut faults,
         match &kubelet.container_log_max_size {
@@ -179,6 +182,7 @@ fn resolve(
     else {
         return Err(faults);
     };
+    let Some(longest_restart_delay) = longest_restart_delay else { return Err(faults) };
     Ok(Settings {
         places: Places::from_documents(&flags.host, documents),
         node_name,
@@ -200,6 +204,8 @@ fn resolve(
             Some(limit) => u64::try_from(limit).ok(),
         },
         pod_cidr: kubelet.pod_cidr,
+        static_pod_path: kubelet.static_pod_path.clone().filter(|p| !p.as_os_str().is_empty()),
+        longest_restart_delay,
         log_max_bytes,
         log_max_files: kubelet.container_log_max_files.unwrap_or(5),
         bridge: node.bridge.clone().unwrap_or("berth0".to_owned()),
@@ -280,6 +286,19 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[length..];
     }
     (!text.is_empty()).then_some(total)
+}
+
+/// `crashLoopBackOff.maxContainerRestartPeriod`, 1s to 300s.
+fn longest_restart_delay(kubelet: &documents::KubeletConfiguration) -> Result<Duration, String> {
+    let field = "crashLoopBackOff.maxContainerRestartPeriod";
+    let Some(text) = kubelet.crash_loop_back_off.max_container_restart_period.as_deref() else {
+        return Ok(Duration::from_secs(300));
+    };
+    let period = duration(text).ok_or_else(|| format!("{field}: {text:?} is no duration"))?;
+    match (1..=300).contains(&period.as_secs()) && period <= Duration::from_secs(300) {
+        true => Ok(period),
+        false => Err(format!("{field}: must be between 1s and 300s")),
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod cli;
 mod identity;
 mod image;
 mod images;
+mod lifecycle;
 mod limits;
 mod node;
 mod nodes;

@@ -70,7 +70,14 @@ async fn answer(state: &Mutex<ApiState>, request: Request<Body>) -> Response {
         let code = axum::http::StatusCode::from_u16(status).unwrap();
         return (code, axum::Json(refusal)).into_response();
     }
+    let made =
+        state.requests.iter().filter(|(m, p, _)| m == "POST" && p.ends_with("/pods")).count();
     let reply = match (method.as_str(), path.contains("/events")) {
+        ("POST", _) if path.ends_with("/pods") => {
+            let mut made_pod = body;
+            made_pod["metadata"]["uid"] = json!(format!("mirror-{made}"));
+            made_pod
+        }
         ("DELETE", _) => json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}),
         (_, true) => body,
         _ => json!({"metadata": {"name": "x"}, "spec": {"containers": []}}),

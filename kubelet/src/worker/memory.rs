@@ -211,7 +211,7 @@ impl Default for Pacing {
     fn default() -> Self {
         let seconds = Duration::from_secs;
         Self {
-            restart: Limits::new(seconds(10), seconds(300)),
+            restart: Limits::of_restarts(seconds(300)),
             pull: Limits::new(seconds(10), seconds(300)),
             create: Limits::new(seconds(1), seconds(10)),
             operation: Limits::new(Duration::from_millis(500), seconds(30)),

@@ -43,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::events::{Recorder, Severity};
 use crate::probe;
+use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::{PodKey, Writer};
 use crate::status::{self, Stage};
 pub(crate) use apply::chain;
@@ -63,6 +64,8 @@ pub struct Context {
     pub events: Recorder,
     /// Takes statuses.
     pub statuses: Writer,
+    /// Takes the statuses of static pods.
+    pub mirrors: Mirrors,
     /// Where pods and their statuses are kept for a start without an API server.
     pub cache: crate::cache::Cache,
     /// Tells the time of day.
@@ -314,7 +317,10 @@ impl Worker {
             return;
         }
         self.context.shelf.put(&wish.pod, &status);
-        self.context.statuses.update(&self.key, status.clone(), &self.published);
+        match static_pods::is_static(&wish.pod) {
+            true => self.context.mirrors.publish(&wish.pod, status.clone()),
+            false => self.context.statuses.update(&self.key, status.clone(), &self.published),
+        }
         self.context.cache.save_status(&self.key.uid, &status).await;
         self.published = status;
     }

@@ -36,6 +36,7 @@ use crate::node::Shared;
 use crate::objects::Fetched;
 use crate::pod_files::{self, DnsSettings, LastWords, ResolvConf, TerminationPolicy};
 use crate::qos::{PodDemand, ResourceAmounts};
+use crate::static_pods;
 use crate::volumes::{self, PodDirectory, Sources, Tokens};
 use objects::Objects;
 
@@ -268,6 +269,10 @@ impl Provision {
 
     async fn services(&self, pod: &Pod) -> Vec<Service> {
         let mut services = self.services.clone();
+        if static_pods::is_static(pod) {
+            // It does not wait for an API server.
+            return services.borrow().clone().unwrap_or_default();
+        }
         let known = tokio::time::timeout(SERVICES, services.wait_for(Option::is_some)).await;
         match known {
             Ok(Ok(services)) => services.clone().unwrap_or_default(),

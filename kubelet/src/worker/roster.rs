@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::memory::Failure;
 use super::{Context, End, MIN_GRACE, Wish, Worker, termination_grace};
 use crate::source::Event;
+use crate::static_pods::{self, mirror};
 use crate::status::writer::PodKey;
 
 /// Decides whether a pod may run here.
@@ -64,7 +65,19 @@ pub struct Roster {
     /// Pods that are gone here but that the API server may still show.
     done: HashSet<String>,
     workers: JoinSet<(String, End)>,
-    has_synced: bool,
+    /// Where static pods come from, if the node has any.
+    files: Option<mpsc::Receiver<Event<Pod>>>,
+    /// The static pods that there should be, by UID.
+    statics: HashMap<String, Arc<Pod>>,
+    synced: Synced,
+}
+
+/// Which sources have told what they have; then what none of them knows is removed.
+#[derive(Default)]
+struct Synced {
+    server: bool,
+    files: bool,
+    swept: bool,
 }
 
 impl Roster {
@@ -82,14 +95,25 @@ impl Roster {
             waiting: BTreeMap::new(),
             done: HashSet::new(),
             workers: JoinSet::new(),
-            has_synced: false,
+            files: None,
+            statics: HashMap::new(),
+            synced: Synced { files: true, ..Synced::default() },
         }
+    }
+
+    /// With static pods, told of by `files`.
+    pub fn with_files(mut self, files: mpsc::Receiver<Event<Pod>>) -> Self {
+        self.files = Some(files);
+        self.synced.files = false;
+        self
     }
 
     /// Serves until shutdown: `changes` come from the API server.
     pub async fn run(mut self, mut changes: mpsc::Receiver<Event<Pod>>) {
         let mut happenings = self.context.runtime.events();
         self.start_cached().await;
+        let mut files = self.files.take();
+        let has_files = files.is_some();
         loop {
             tokio::select! {
                 biased;
@@ -103,6 +127,9 @@ impl Roster {
                 }
                 Some(ended) = self.workers.join_next(), if !self.workers.is_empty() => {
                     self.note_end(ended).await;
+                }
+                Some(Event::Synced(pods)) = next_file(&mut files), if has_files => {
+                    self.take_files(pods).await;
                 }
                 change = changes.recv() => match change {
                     Some(change) => self.take(change).await,
@@ -149,8 +176,15 @@ impl Roster {
 
     async fn take(&mut self, change: Event<Pod>) {
         match change {
-            Event::Synced(pods) => self.synced(pods).await,
-            Event::Applied(pod) => self.apply(pod, ToldBy::Server).await,
+            Event::Synced(pods) => {
+                let (mirrors, pods) = pods.into_iter().partition(mirror::is_mirror);
+                self.context.mirrors.set_mirrors(mirrors);
+                self.synced(pods).await;
+            }
+            Event::Applied(pod) if mirror::is_mirror(&pod) => self.context.mirrors.see(pod),
+            Event::Deleted(pod) if mirror::is_mirror(&pod) => self.context.mirrors.lose(&pod),
+            // Who writes such an annotation does not make a file of it.
+            Event::Applied(pod) => self.apply(from_server(pod), ToldBy::Server).await,
             Event::Deleted(pod) => self.delete(&pod),
         }
     }
@@ -158,21 +192,53 @@ impl Roster {
     async fn synced(&mut self, pods: Vec<Pod>) {
         let listed: HashSet<String> = pods.iter().filter_map(|p| p.metadata.uid.clone()).collect();
         self.done.retain(|uid| listed.contains(uid));
-        self.waiting.retain(|uid, _| listed.contains(uid));
-        let missing: Vec<String> =
-            self.entries.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
-        for uid in missing {
-            self.mark_gone(&uid, None);
+        self.forget_unlisted(&listed, Origin::Server);
+        for pod in pods {
+            self.apply(from_server(pod), ToldBy::Server).await;
         }
+        self.synced.server = true;
+        self.sweep().await;
+    }
+
+    /// Takes in the whole set of static pods.
+    async fn take_files(&mut self, pods: Vec<Pod>) {
+        let by_uid = pods.into_iter().map(|pod| {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            (uid, Arc::new(pod))
+        });
+        self.statics = by_uid.collect();
+        self.context.mirrors.set_statics(self.statics.values().cloned());
+        let listed = self.statics.keys().cloned().collect();
+        self.forget_unlisted(&listed, Origin::File);
+        let pods: Vec<Pod> = self.statics.values().map(|pod| Pod::clone(pod)).collect();
         for pod in pods {
             self.apply(pod, ToldBy::Server).await;
         }
-        if !self.has_synced {
-            self.has_synced = true;
-            self.remove_orphans().await;
-            let known = self.entries.keys().chain(self.waiting.keys()).cloned().collect();
-            self.context.materials.sweep(&known).await;
+        self.synced.files = true;
+        self.sweep().await;
+    }
+
+    /// What a source does not list any more is gone; other sources' pods are not its business.
+    fn forget_unlisted(&mut self, listed: &HashSet<String>, origin: Origin) {
+        let is_its = |pod: &Pod| origin == Origin::of(pod);
+        self.waiting.retain(|uid, pod| !is_its(pod) || listed.contains(uid));
+        let entries = self.entries.iter();
+        let missing = entries.filter(|(uid, e)| is_its(&e.pod) && !listed.contains(*uid));
+        let missing: Vec<String> = missing.map(|(uid, _)| uid.clone()).collect();
+        for uid in missing {
+            self.mark_gone(&uid, None);
         }
+    }
+
+    /// Removes what nobody knows, once, when everybody has been heard.
+    async fn sweep(&mut self) {
+        if self.synced.swept || !(self.synced.server && self.synced.files) {
+            return;
+        }
+        self.synced.swept = true;
+        self.remove_orphans().await;
+        let known = self.entries.keys().chain(self.waiting.keys()).cloned().collect();
+        self.context.materials.sweep(&known).await;
     }
 
     /// Sandboxes whose pod nobody knows are removed.
@@ -335,7 +401,7 @@ impl Roster {
         };
         self.context.shelf.remove(&uid);
         if entry.wish.borrow().gone.is_none() {
-            self.done.insert(uid);
+            self.done.insert(uid.clone());
         }
         let name = PodKey::of(&entry.pod);
         let next: Vec<Arc<Pod>> = self
@@ -347,7 +413,9 @@ impl Roster {
             })
             .cloned()
             .collect();
-        for pod in next {
+        // A file that came back while its pod was ending.
+        let back = self.statics.get(&uid).cloned();
+        for pod in next.into_iter().chain(back) {
             let pod = Arc::unwrap_or_clone(pod);
             self.apply(pod, ToldBy::Server).await;
         }
@@ -371,6 +439,43 @@ impl Roster {
             }
         }
     }
+}
+
+/// Who wants a pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Server,
+    File,
+}
+
+impl Origin {
+    fn of(pod: &Pod) -> Self {
+        match static_pods::is_static(pod) {
+            true => Self::File,
+            false => Self::Server,
+        }
+    }
+}
+
+/// The next set of static pods; waits for ever when there are no more.
+async fn next_file(files: &mut Option<mpsc::Receiver<Event<Pod>>>) -> Option<Event<Pod>> {
+    match files {
+        Some(files) => match files.recv().await {
+            Some(event) => Some(event),
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// A pod of the API server cannot claim to be a file.
+fn from_server(mut pod: Pod) -> Pod {
+    if static_pods::is_static(&pod)
+        && let Some(annotations) = &mut pod.metadata.annotations
+    {
+        annotations.remove(static_pods::manifest::SOURCE);
+    }
+    pod
 }
 
 /// As much of a pod as a sandbox tells.

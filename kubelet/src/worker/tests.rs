@@ -6,6 +6,7 @@ mod rules;
 mod scene;
 mod schedule;
 mod sources;
+mod statics;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::events::{Occurrence, Recorder};
 use crate::fake::{FakeApi, FakeClock, FakeImages, FakeMaterials, FakeRuntime};
 use crate::shelf::Shelf;
 use crate::source::Event;
+use crate::static_pods::mirror::Mirrors;
 use crate::status::writer::Writer;
 
 /// Lets everybody in but pods with this label.
@@ -47,11 +49,14 @@ pub(super) struct Node {
     pub(super) shelf: Shelf,
     clock: Arc<dyn Clock>,
     root: tempfile::TempDir,
+    /// Whether agents are given static pods.
+    has_files: bool,
     agent: Option<Agent>,
 }
 
 struct Agent {
     changes: mpsc::Sender<Event<Pod>>,
+    files: mpsc::Sender<Event<Pod>>,
     occurrences: mpsc::Receiver<Occurrence>,
     task: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
@@ -68,10 +73,25 @@ impl Node {
             shelf: Shelf::default(),
             clock,
             root: tempfile::tempdir().unwrap(),
+            has_files: false,
             agent: None,
         };
         node.start_agent();
         node
+    }
+
+    /// A node that also runs static pods.
+    pub(super) fn with_files() -> Self {
+        let mut node = Self::new();
+        node.has_files = true;
+        node.start_agent();
+        node
+    }
+
+    /// These are the static pods now.
+    pub(super) async fn tell_files(&self, pods: Vec<Pod>) {
+        let agent = self.agent.as_ref().unwrap();
+        agent.files.send(Event::Synced(pods)).await.unwrap();
     }
 
     pub(super) fn start_agent(&mut self) {
@@ -79,12 +99,14 @@ impl Node {
         *self.materials.cache.lock().unwrap() = Some(Cache::new(self.root.path()));
         let shutdown = CancellationToken::new();
         self.shelf = Shelf::default();
+        let statuses = Writer::new(self.api.client(), shutdown.clone());
         let context = Arc::new(Context {
             runtime: self.runtime.clone(),
             images: self.images.clone(),
             materials: self.materials.clone(),
             events,
-            statuses: Writer::new(self.api.client(), shutdown.clone()),
+            mirrors: Mirrors::new(statuses.clone()),
+            statuses,
             cache: Cache::new(self.root.path()),
             clock: Arc::clone(&self.clock),
             node_ips: vec!["192.0.2.1".parse().unwrap()],
@@ -92,9 +114,17 @@ impl Node {
             shelf: self.shelf.clone(),
         });
         let (changes, receiver) = mpsc::channel(64);
-        let roster = Roster::new(context, Arc::new(Door), shutdown.clone());
+        let node = Arc::new(std::sync::RwLock::new(k8s_openapi::api::core::v1::Node::default()));
+        let mirrors = context.mirrors.clone();
+        tokio::spawn(mirrors.run(self.api.client(), node, shutdown.clone()));
+        let mut roster = Roster::new(context, Arc::new(Door), shutdown.clone());
+        let (files, inbox) = mpsc::channel(4);
+        if self.has_files {
+            roster = roster.with_files(inbox);
+        }
         self.agent = Some(Agent {
             changes,
+            files,
             occurrences,
             task: tokio::spawn(roster.run(receiver)),
             shutdown,

@@ -1,0 +1,219 @@
+//! Static pods: pods from files of a directory (`staticPodPath`), run without asking an API server.
+//!
+//! ```text
+//!   directory ─ inotify, or 20 s ─► scan ─► manifest ─► the whole set ─► roster
+//!                                                                          │
+//!   API server ◄── mirror pods: created, replaced, deleted ◄── [`mirror`] ◄┘ statuses
+//! ```
+//!
+//! A file is one pod, YAML or JSON ([`manifest`]); its UID is a hash of what it says, so a changed file
+//! is another pod. Whoever can write to the directory is root on the node already, but the files are
+//! read through limits all the same. `Differs:` a directory only, no single file and no URL.
+
+pub mod manifest;
+pub mod mirror;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use rustix::fs::inotify;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::source::Event;
+use crate::sys;
+
+/// How often the directory is read though nothing was heard of it.
+const RESCAN: Duration = Duration::from_secs(20);
+
+/// How long writers are left alone after the first sign of a change.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// A manifest is not longer than what an API server takes.
+const MAX_BYTES: u64 = 3 << 20;
+
+/// Follows the manifests of `directory` until `shutdown`, or until nobody listens. Each time the set
+/// changes the whole of it is sent.
+pub async fn follow(
+    directory: PathBuf,
+    node_name: String,
+    events: mpsc::Sender<Event<Pod>>,
+    shutdown: CancellationToken,
+) {
+    let mut known: Option<Vec<Pod>> = None;
+    let mut complaints = BTreeMap::new();
+    loop {
+        // Watched before it is read, so that nothing is missed in between.
+        let watch = watch(&directory);
+        let (path, node) = (directory.clone(), node_name.clone());
+        let scanned = tokio::task::spawn_blocking(move || scan(&path, &node)).await;
+        if let Ok(Some(Scan { pods, refused })) = scanned {
+            for (path, why) in &refused {
+                if complaints.get(path) != Some(why) {
+                    tracing::error!(path = %path.display(), error = %why, "static pod refused");
+                }
+            }
+            complaints = refused;
+            if known.as_ref() != Some(&pods) {
+                if events.send(Event::Synced(pods.clone())).await.is_err() {
+                    return;
+                }
+                known = Some(pods);
+            }
+        }
+        tokio::select! {
+            () = changed(watch) => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(RESCAN) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// What a directory holds.
+struct Scan {
+    /// Its pods, by namespace and name.
+    pods: Vec<Pod>,
+    /// Its files that are none, with the reason.
+    refused: BTreeMap<PathBuf, String>,
+}
+
+/// Reads all manifests. `None` when the directory cannot be read: what is known stays. A directory
+/// that is not there is empty. Blocks.
+fn scan(directory: &Path, node_name: &str) -> Option<Scan> {
+    let mut pods = BTreeMap::new();
+    let mut refused = BTreeMap::new();
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Some(Scan { pods: Vec::new(), refused });
+        }
+        Err(error) => {
+            tracing::warn!(path = %directory.display(), %error, "static pods not read");
+            return None;
+        }
+        Ok(entries) => entries,
+    };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    paths.sort();
+    for path in paths {
+        let is_hidden = path.file_name().is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
+        if is_hidden || !path.is_file() {
+            continue;
+        }
+        let pod = read(&path)
+            .map_err(|error| format!("cannot be read: {error}"))
+            .and_then(|text| manifest::pod(&text, &path, node_name).map_err(|e| e.to_string()));
+        match pod {
+            Ok(pod) => {
+                let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+                match pods.entry(key) {
+                    Entry::Vacant(place) => {
+                        place.insert(pod);
+                    }
+                    Entry::Occupied(_) => {
+                        refused.insert(path, "another file has a pod of this name".to_owned());
+                    }
+                }
+            }
+            Err(why) => {
+                refused.insert(path, why);
+            }
+        }
+    }
+    Some(Scan { pods: pods.into_values().collect(), refused })
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    match u64::try_from(text.len()).is_ok_and(|length| length <= MAX_BYTES) {
+        true => Ok(text),
+        false => Err(std::io::Error::other("longer than 3 MiB")),
+    }
+}
+
+fn watch(directory: &Path) -> Option<AsyncFd<OwnedFd>> {
+    use inotify::{CreateFlags, WatchFlags};
+    let watched = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).and_then(|fd| {
+        let flags = WatchFlags::CLOSE_WRITE
+            | WatchFlags::CREATE
+            | WatchFlags::DELETE
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE;
+        inotify::add_watch(&fd, directory, flags)?;
+        Ok(fd)
+    });
+    watched.ok().and_then(|fd| sys::watch(fd).ok())
+}
+
+/// Waits until something happens in the watched directory; for ever without a watch.
+async fn changed(watch: Option<AsyncFd<OwnedFd>>) {
+    let Some(watch) = watch else { return std::future::pending().await };
+    loop {
+        let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        match inotify::Reader::new(watch.get_ref(), &mut buffer).next() {
+            Ok(_) => return,
+            Err(_) => ready.clear_ready(),
+        }
+    }
+}
+
+/// Whether `pod` comes from a file of this node.
+pub fn is_static(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    let source = annotations.and_then(|a| a.get(manifest::SOURCE));
+    source.is_some_and(|source| source != "api") && !mirror::is_mirror(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(name: &str, image: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  containers:\n  \
+             - {{name: c, image: {image}}}\n"
+        )
+    }
+
+    #[tokio::test]
+    async fn files_are_followed_at_once_and_bad_ones_harm_no_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("a.yaml"), manifest("a", "i:1")).unwrap();
+        std::fs::write(path("bad.yaml"), "kind: Pod\n  x").unwrap();
+        std::fs::write(path(".hidden.yaml"), manifest("hidden", "i:1")).unwrap();
+        std::fs::create_dir(path("directory")).unwrap();
+        let (events, mut inbox) = mpsc::channel(4);
+        let shutdown = CancellationToken::new();
+        let _ends = shutdown.clone().drop_guard();
+        let place = directory.path().to_owned();
+        tokio::spawn(follow(place, "Node-1".to_owned(), events, shutdown));
+        let mut names = async || match inbox.recv().await {
+            Some(Event::Synced(pods)) => pods
+                .iter()
+                .map(|p| (p.metadata.name.clone().unwrap(), p.metadata.uid.clone().unwrap()))
+                .collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        let first = names().await;
+        assert_eq!(first[0].0, "a-node-1");
+        assert_eq!(first.len(), 1);
+        std::fs::write(path("b.yaml"), manifest("b", "i:1")).unwrap();
+        assert_eq!(names().await.len(), 2);
+        std::fs::write(path("a.yaml"), manifest("a", "i:2")).unwrap();
+        let changed = names().await;
+        assert_ne!(changed[0].1, first[0].1, "another content is another pod");
+        std::fs::remove_file(path("a.yaml")).unwrap();
+        std::fs::write(path("copy.yaml"), manifest("b", "i:3")).unwrap();
+        let last = names().await;
+        assert_eq!((last.len(), last[0].0.as_str()), (1, "b-node-1"));
+    }
+}
