@@ -54,7 +54,7 @@ fn containers_live_as_long_as_their_kind_says() {
     let gated = pod(
         "gated",
         "  readinessGates: [{conditionType: example.com/gate}]\n",
-        &[("main", "exec sleep 1000")],
+        &[("main", "exec sleep 4242")],
     );
     let served = pod("served", &sidecar, &[("main", "test -e /work/up && echo found it")]);
     node.apply(&[served, by_rule, all, gated].concat());
@@ -81,7 +81,7 @@ fn containers_live_as_long_as_their_kind_says() {
     node.kubectl(&["patch", "pod", "gated", "--subresource=status", "-p", open]);
     node.wait_ready("gated");
 
-    let script = "tr '\\0' ' ' < /proc/1/cmdline; exec sleep 1000";
+    let script = "tr '\\0' ' ' < /proc/1/cmdline; echo; exec sleep 1000";
     node.kubectl(&[
         "debug",
         "gated",
@@ -98,7 +98,7 @@ fn containers_live_as_long_as_their_kind_says() {
         pod["status"]["ephemeralContainerStatuses"][0]["state"]["running"].is_object()
     });
     node.wait_for("the target's first process to be seen", || {
-        node.kubectl(&["logs", "gated", "-c", "look"]).contains("sleep 1000").then_some(())
+        node.kubectl(&["logs", "gated", "-c", "look"]).contains("sleep 4242").then_some(())
     });
     node.kubectl(&["delete", "pod", "--all"]);
     node.finish();

@@ -206,6 +206,8 @@ impl Mirrors {
     ) -> Result<(), kube::Error> {
         match action {
             Action::Create(pod) => {
+                // The node is not registered yet; the mirror would outlive it.
+                let Some(owner) = owner else { return Ok(()) };
                 let mirror = mirror_of(&pod, owner);
                 let namespace = mirror.metadata.namespace.clone().unwrap_or_default();
                 let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
@@ -282,14 +284,14 @@ fn owner(node: &Node) -> Option<OwnerReference> {
     })
 }
 
-fn mirror_of(pod: &Pod, owner: Option<OwnerReference>) -> Pod {
+fn mirror_of(pod: &Pod, owner: OwnerReference) -> Pod {
     let mut mirror = pod.clone();
     let hash = annotation(pod, HASH).unwrap_or_default().to_owned();
     let metadata = &mut mirror.metadata;
     metadata.uid = None;
     metadata.resource_version = None;
     metadata.creation_timestamp = None;
-    metadata.owner_references = owner.map(|owner| vec![owner]);
+    metadata.owner_references = Some(vec![owner]);
     metadata.annotations.get_or_insert_default().insert(MIRROR.to_owned(), hash);
     mirror.status = None;
     mirror
@@ -342,7 +344,7 @@ mod tests {
     fn a_mirror_names_its_hash_and_its_node() {
         let node: Node =
             serde_json::from_value(json!({"metadata": {"name": "n", "uid": "u"}})).unwrap();
-        let mirror = mirror_of(&pod("a", json!({HASH: "7"})), owner(&node));
+        let mirror = mirror_of(&pod("a", json!({HASH: "7"})), owner(&node).unwrap());
         assert_eq!(annotation(&mirror, MIRROR), Some("7"));
         assert_eq!(mirror.metadata.uid, None);
         let owners = mirror.metadata.owner_references.unwrap();

@@ -2,6 +2,7 @@
 
 mod ending;
 mod lifecycle;
+mod probes;
 mod rules;
 mod scene;
 mod schedule;
@@ -114,7 +115,8 @@ impl Node {
             shelf: self.shelf.clone(),
         });
         let (changes, receiver) = mpsc::channel(64);
-        let node = Arc::new(std::sync::RwLock::new(k8s_openapi::api::core::v1::Node::default()));
+        let node = json!({"metadata": {"name": "node-1", "uid": "node-uid"}});
+        let node = Arc::new(std::sync::RwLock::new(serde_json::from_value(node).unwrap()));
         let mirrors = context.mirrors.clone();
         tokio::spawn(mirrors.run(self.api.client(), node, shutdown.clone()));
         let mut roster = Roster::new(context, Arc::new(Door), shutdown.clone());

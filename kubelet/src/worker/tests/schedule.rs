@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use berth_runtime::interface::ContainerState;
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use crate::source::Event;
 
 const NAMES: [&str; 2] = ["a", "b"];
 const POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
+const CONTAINERS: [&str; 4] = ["c", "i", "s", "e"];
 const OPERATIONS: [&str; 6] = [
     "run_sandbox",
     "stop_sandbox",
@@ -25,10 +27,13 @@ const OPERATIONS: [&str; 6] = [
 
 #[derive(Debug, Clone)]
 enum Step {
-    Create { name: usize, policy: usize, init: bool },
+    Create { name: usize, policy: usize, shape: Shape },
     Delete { name: usize, grace: i64 },
     ForceDelete { name: usize },
     Relist,
+    SetImage { name: usize, image: u8 },
+    Debug { name: usize },
+    Probes { code: i32 },
     Exit { name: usize, container: usize, code: i32 },
     LoseSandbox { name: usize },
     Fail { operation: usize, times: u32 },
@@ -38,15 +43,37 @@ enum Step {
     Pass { millis: u64 },
 }
 
+/// What a pod has beside its one container.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    init: bool,
+    sidecar: bool,
+    rule: Option<&'static str>,
+    probe: bool,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let rule = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some("Restart")),
+        1 => Just(Some("RestartAllContainers")),
+    ];
+    (any::<bool>(), any::<bool>(), rule, any::<bool>())
+        .prop_map(|(init, sidecar, rule, probe)| Shape { init, sidecar, rule, probe })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let name = 0..NAMES.len();
     prop_oneof![
-        4 => (name.clone(), 0..POLICIES.len(), any::<bool>())
-            .prop_map(|(name, policy, init)| Step::Create { name, policy, init }),
+        4 => (name.clone(), 0..POLICIES.len(), shape())
+            .prop_map(|(name, policy, shape)| Step::Create { name, policy, shape }),
+        1 => (name.clone(), 1..4u8).prop_map(|(name, image)| Step::SetImage { name, image }),
+        1 => name.clone().prop_map(|name| Step::Debug { name }),
+        1 => (0..2i32).prop_map(|code| Step::Probes { code }),
         2 => (name.clone(), 0..40i64).prop_map(|(name, grace)| Step::Delete { name, grace }),
         1 => name.clone().prop_map(|name| Step::ForceDelete { name }),
         1 => Just(Step::Relist),
-        4 => (name.clone(), 0..2usize, 0..2i32)
+        4 => (name.clone(), 0..CONTAINERS.len(), prop_oneof![0..2i32, Just(42)])
             .prop_map(|(name, container, code)| Step::Exit { name, container, code }),
         1 => name.prop_map(|name| Step::LoseSandbox { name }),
         1 => (0..OPERATIONS.len(), 1..4u32)
@@ -72,7 +99,19 @@ struct Model {
 impl Model {
     async fn act(&mut self, step: &Step) {
         match step {
-            Step::Create { name, policy, init } => self.create(*name, *policy, *init).await,
+            Step::Create { name, policy, shape } => self.create(*name, *policy, *shape).await,
+            Step::SetImage { name, image } => {
+                let image = json!(format!("img:{image}"));
+                self.change(*name, |spec| spec["containers"][0]["image"] = image.clone()).await;
+            }
+            Step::Debug { name } => {
+                let debug = json!([{"name": "e", "image": "img:1", "targetContainerName": "c"}]);
+                self.change(*name, |spec| spec["ephemeralContainers"] = debug.clone()).await;
+            }
+            Step::Probes { code } => {
+                let commands = &mut self.node.runtime.state().commands;
+                commands.insert("probe".to_owned(), (*code, Duration::ZERO));
+            }
             Step::Delete { name, grace } => {
                 if let Some(known) = self.pods.get_mut(NAMES[*name]) {
                     known["metadata"]["deletionTimestamp"] = json!("2023-11-14T22:20:00Z");
@@ -87,7 +126,7 @@ impl Model {
             Step::Relist => self.relist().await,
             Step::Exit { name, container, code } => {
                 if let Some(uid) = self.uid(*name) {
-                    self.node.runtime.exit(&uid, ["c", "i"][*container], *code);
+                    self.node.runtime.exit(&uid, CONTAINERS[*container], *code);
                 }
             }
             Step::LoseSandbox { name } => {
@@ -118,16 +157,45 @@ impl Model {
         known["metadata"]["uid"].as_str().map(str::to_owned)
     }
 
-    async fn create(&mut self, name: usize, policy: usize, init: bool) {
+    /// Changes what is specified of a pod that is not being deleted.
+    async fn change(&mut self, name: usize, change: impl Fn(&mut Value)) {
+        if let Some(known) = self.pods.get_mut(NAMES[name])
+            && known["metadata"]["deletionTimestamp"].is_null()
+        {
+            change(&mut known["spec"]);
+            let changed = known.clone();
+            self.node.apply(changed).await;
+        }
+    }
+
+    async fn create(&mut self, name: usize, policy: usize, shape: Shape) {
         let name = NAMES[name];
         if self.pods.contains_key(name) {
             return;
         }
         self.serial += 1;
         let mut new = pod(name, &format!("uid-{}", self.serial), POLICIES[policy]);
-        if init {
-            new["spec"]["initContainers"] = json!([{"name": "i", "image": "img:1"}]);
+        let probe = json!({"exec": {"command": ["probe"]}, "periodSeconds": 1});
+        let mut inits = Vec::new();
+        if shape.sidecar {
+            inits.push(json!({"name": "s", "image": "img:1", "restartPolicy": "Always",
+                              "lifecycle": {"preStop": {"exec": {"command": ["probe"]}}}}));
         }
+        if shape.init {
+            inits.push(json!({"name": "i", "image": "img:1"}));
+        }
+        if shape.probe {
+            for container in inits.iter_mut().filter(|c| c["name"] == "s") {
+                container["startupProbe"] = probe.clone();
+            }
+            new["spec"]["containers"][0]["livenessProbe"] = probe;
+        }
+        if let Some(action) = shape.rule {
+            let rule = json!({"action": action, "exitCodes": {"operator": "In", "values": [42]}});
+            new["spec"]["containers"][0]["restartPolicy"] = json!(POLICIES[policy]);
+            new["spec"]["containers"][0]["restartPolicyRules"] = json!([rule]);
+        }
+        new["spec"]["initContainers"] = json!(inits);
         self.pods.insert(name.to_owned(), new.clone());
         self.node.apply(new).await;
     }
@@ -178,6 +246,21 @@ impl Model {
             }
         }
         assert!(self.node.runtime.state().most_live <= 1, "two live sandboxes of one name");
+        let runtime = self.node.runtime.state();
+        for sandbox in &runtime.sandboxes {
+            let mut running: Vec<_> = sandbox
+                .containers
+                .iter()
+                .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+                .map(|c| c.config.name.as_str())
+                .collect();
+            running.sort_unstable();
+            let all = running.len();
+            running.dedup();
+            assert_eq!(running.len(), all, "a container runs twice: {sandbox:?}");
+            let is_early = running.contains(&"c") && running.contains(&"i");
+            assert!(!is_early, "an init container runs beside the one it prepares for");
+        }
     }
 
     fn check(&mut self, body: &Value) {
@@ -202,6 +285,7 @@ impl Model {
     /// Everything is deleted, time passes, and nothing is left.
     async fn rest(mut self) {
         self.node.runtime.state().failures.clear();
+        self.node.runtime.state().commands.clear();
         self.node.api.state.lock().unwrap().failing = None;
         for name in 0..NAMES.len() {
             self.act(&Step::Delete { name, grace: 1 }).await;
