@@ -223,6 +223,19 @@ fn own_streams(user: &ResolvedUser) -> Result<()> {
     Ok(())
 }
 
+/// The environment with the last value of each variable, and a home: an empty one counts as none.
+fn complete(given: &[String], home: Option<&str>) -> Vec<String> {
+    let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = std::collections::HashSet::new();
+    let last = given.iter().rev().filter(|variable| seen.insert(name(variable)));
+    let mut environment: Vec<String> = last.filter(|one| *one != "HOME=").cloned().collect();
+    environment.reverse();
+    if !environment.iter().any(|variable| variable.starts_with("HOME=")) {
+        environment.push(format!("HOME={}", home.unwrap_or("/")));
+    }
+    environment
+}
+
 /// Makes the process what the plan says and executes the command. Never returns, on failure either:
 /// descriptors that callers own have been closed under them.
 pub(super) fn execute(mut execution: Execution<'_>) -> ! {
@@ -250,10 +263,7 @@ struct Prepared<'a> {
 
 fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     let plan = execution.plan;
-    let mut environment = plan.environment.clone();
-    if !environment.iter().any(|variable| variable.starts_with("HOME=")) {
-        environment.push(format!("HOME={}", execution.home.unwrap_or("/")));
-    }
+    let environment = complete(&plan.environment, execution.home);
     execution.keeper.leave_keyring()?;
     enter_directory(&plan.working_directory)?;
     own_streams(execution.user)?;
@@ -361,4 +371,25 @@ pub(super) fn fail(channel: BorrowedFd<'_>, error: Error) -> ! {
     // With nobody to report to, the exit code is all that is left.
     let _ = channel::send(channel, &Message::Failed(failure), None);
     sys::exit_now(exit_code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::complete;
+
+    fn completed(given: &[&str]) -> Vec<String> {
+        let given: Vec<String> = given.iter().map(|one| (*one).to_owned()).collect();
+        complete(&given, Some("/root"))
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        assert_eq!(completed(&["A=1", "HOME=/x", "B=2", "A=3"]), ["HOME=/x", "B=2", "A=3"]);
+    }
+
+    #[test]
+    fn an_empty_home_is_none() {
+        assert_eq!(completed(&["A=1"]), ["A=1", "HOME=/root"]);
+        assert_eq!(completed(&["HOME=/x", "HOME=", "A=1"]), ["A=1", "HOME=/root"]);
+    }
 }
