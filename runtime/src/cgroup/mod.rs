@@ -10,6 +10,7 @@
 
 pub mod limits;
 mod mount;
+pub mod usage;
 
 use std::collections::BTreeSet;
 use std::fs;

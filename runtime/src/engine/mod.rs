@@ -19,6 +19,7 @@ mod session;
 mod shim;
 mod spec;
 mod stream;
+mod usage;
 mod volumes;
 
 use std::collections::HashMap;
@@ -36,10 +37,11 @@ use self::record::{Layout, Phase};
 use self::sandbox::Sandbox;
 use self::spec::HostFacts;
 use crate::cgroup::{GroupPath, Hierarchy};
+use crate::disk;
 use crate::executable::Executable;
 use crate::images::Store;
 use crate::interface::{
-    ContainerConfig, ContainerId, Exec, ExecOutput, PodNetwork, Runtime, RuntimeError,
+    ContainerConfig, ContainerId, Exec, ExecOutput, PodNetwork, PodUsage, Runtime, RuntimeError,
     RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal, Streams,
 };
 
@@ -273,6 +275,12 @@ impl Runtime for Engine {
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         let (sandbox, container) = self.shared.container(container)?;
         session::reopen_log(&sandbox, &container).await
+    }
+
+    async fn usage(&self) -> Result<Vec<PodUsage>, RuntimeError> {
+        let shared = self.shared.clone();
+        let read = disk::blocking(move || Ok(usage::read(&shared))).await;
+        read.map_err(|error| failed("read what pods have used", error))
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

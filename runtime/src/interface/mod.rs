@@ -11,6 +11,7 @@ mod images;
 mod network;
 mod runtime;
 mod session;
+mod usage;
 
 pub use self::config::*;
 pub use self::ids::*;
@@ -18,3 +19,4 @@ pub use self::images::*;
 pub use self::network::*;
 pub use self::runtime::*;
 pub use self::session::*;
+pub use self::usage::*;

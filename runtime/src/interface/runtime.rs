@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{
-    ContainerConfig, ContainerId, Exec, PodIdentity, SandboxConfig, SandboxId, Session, Streams,
+    ContainerConfig, ContainerId, Exec, PodIdentity, PodUsage, SandboxConfig, SandboxId, Session,
+    Streams,
 };
 
 /// A sandbox as it is now.
@@ -231,6 +232,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// `ReopenContainerLog`). Rotation needs none of this.
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         Err(RuntimeError::Invalid(format!("container {container} has no log here")))
+    }
+
+    /// What the pods that are up have used. A runtime without cgroups knows of none.
+    async fn usage(&self) -> Result<Vec<PodUsage>, RuntimeError> {
+        Ok(Vec::new())
     }
 
     /// All sandboxes with their containers, oldest first.

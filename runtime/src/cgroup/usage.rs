@@ -1,0 +1,221 @@
+//! Reads what a cgroup has used, straight from its files (Linux `admin-guide/cgroup-v2.rst`).
+//!
+//! Where a controller is missing, what can be had otherwise is taken: processor time is kept by every
+//! v2 cgroup; memory is then summed over the processes, which costs a file for each.
+
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::interface::{
+    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, Throttling, Traffic, Usage,
+};
+
+/// How deep processes of a cgroup may stand below it.
+const DEPTH: u32 = 4;
+
+/// Reads a cgroup's counters. A cgroup that is gone has none.
+pub fn read(directory: &Path) -> Usage {
+    let pids = || processes(directory, DEPTH);
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Usage {
+        at_ms: i64::try_from(at.as_millis()).unwrap_or(i64::MAX),
+        cpu: text(directory, "cpu.stat").map(|text| cpu(&text)),
+        memory: match number(directory, "memory.current") {
+            Some(current) => Some(memory(directory, current)),
+            None => summed(&pids()),
+        },
+        io: text(directory, "io.stat").map(|text| io(&text)),
+        processes: number(directory, "pids.current").or_else(|| {
+            let count = u64::try_from(pids().len()).ok();
+            count.filter(|_| directory.exists())
+        }),
+    }
+}
+
+fn text(directory: &Path, file: &str) -> Option<String> {
+    fs::read_to_string(directory.join(file)).ok()
+}
+
+fn number(directory: &Path, file: &str) -> Option<u64> {
+    text(directory, file)?.trim().parse().ok()
+}
+
+/// The value of a `name value` line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.find(|(key, _)| *key == name)?.1.trim().parse().ok()
+}
+
+fn cpu(stat: &str) -> CpuUsage {
+    let get = |name| field(stat, name).unwrap_or(0);
+    CpuUsage {
+        total_us: get("usage_usec"),
+        user_us: get("user_usec"),
+        system_us: get("system_usec"),
+        throttling: field(stat, "nr_periods").map(|periods| Throttling {
+            periods,
+            throttled_periods: get("nr_throttled"),
+            throttled_us: get("throttled_usec"),
+        }),
+    }
+}
+
+fn memory(directory: &Path, usage_bytes: u64) -> MemoryUsage {
+    let stat = text(directory, "memory.stat").unwrap_or_default();
+    let events = text(directory, "memory.events").unwrap_or_default();
+    let get = |name| field(&stat, name).unwrap_or(0);
+    MemoryUsage {
+        usage_bytes,
+        working_set_bytes: usage_bytes.saturating_sub(get("inactive_file")),
+        details: Some(MemoryDetails {
+            rss_bytes: get("anon"),
+            cache_bytes: get("file"),
+            mapped_bytes: get("file_mapped"),
+            swap_bytes: number(directory, "memory.swap.current"),
+            peak_bytes: number(directory, "memory.peak"),
+            faults: get("pgfault"),
+            major_faults: get("pgmajfault"),
+            limit_hits: field(&events, "max").unwrap_or(0),
+            oom_kills: field(&events, "oom_kill").unwrap_or(0),
+        }),
+    }
+}
+
+/// Memory of these processes without the controller: what each has resident. Pages that several share
+/// count for each.
+fn summed(pids: &[u32]) -> Option<MemoryUsage> {
+    let resident = |pid: &u32| -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    let bytes = pids.iter().filter_map(resident).sum::<u64>() << 10;
+    (!pids.is_empty()).then_some(MemoryUsage {
+        usage_bytes: bytes,
+        working_set_bytes: bytes,
+        details: None,
+    })
+}
+
+fn io(stat: &str) -> IoUsage {
+    let mut sum = IoUsage::default();
+    for (name, value) in stat.split_ascii_whitespace().filter_map(|word| word.split_once('=')) {
+        let Ok(value) = value.parse::<u64>() else { continue };
+        let counter = match name {
+            "rbytes" => &mut sum.read_bytes,
+            "wbytes" => &mut sum.written_bytes,
+            "rios" => &mut sum.reads,
+            "wios" => &mut sum.writes,
+            _ => continue,
+        };
+        *counter = counter.saturating_add(value);
+    }
+    sum
+}
+
+/// The processes of a cgroup and of those below it.
+pub fn processes(directory: &Path, depth: u32) -> Vec<u32> {
+    let mut pids: Vec<u32> = text(directory, "cgroup.procs")
+        .map(|text| text.lines().filter_map(|line| line.parse().ok()).collect())
+        .unwrap_or_default();
+    let below = (depth > 0).then(|| fs::read_dir(directory).ok()).flatten();
+    for entry in below.into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(processes(&entry.path(), depth - 1));
+        }
+    }
+    pids
+}
+
+/// The interfaces of the network namespace that a process is in, but loopback.
+pub fn interfaces(pid: u32) -> Vec<InterfaceUsage> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+    text.lines().filter_map(interface).collect()
+}
+
+fn interface(line: &str) -> Option<InterfaceUsage> {
+    let (name, rest) = line.split_once(':')?;
+    let name = name.trim();
+    let numbers: Vec<u64> =
+        rest.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let traffic = |at: usize| {
+        Some(Traffic {
+            bytes: *numbers.get(at)?,
+            packets: *numbers.get(at + 1)?,
+            errors: *numbers.get(at + 2)?,
+            dropped: *numbers.get(at + 3)?,
+        })
+    };
+    let usage = InterfaceUsage { name: name.to_owned(), received: traffic(0)?, sent: traffic(8)? };
+    (name != "lo").then_some(usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_of_a_cgroup_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            (
+                "cpu.stat",
+                "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 1\nthrottled_usec 7\n",
+            ),
+            ("memory.current", "1000\n"),
+            (
+                "memory.stat",
+                "anon 400\nfile 500\nfile_mapped 50\ninactive_file 300\npgfault 9\npgmajfault 2\n",
+            ),
+            ("memory.events", "low 0\nmax 3\noom_kill 1\n"),
+            (
+                "io.stat",
+                "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0 rios=1 wios=0\n",
+            ),
+            ("pids.current", "5\n"),
+        ] {
+            fs::write(directory.path().join(file), text).unwrap();
+        }
+        let usage = read(directory.path());
+        let cpu = usage.cpu.unwrap();
+        assert_eq!((cpu.total_us, cpu.throttling.unwrap().throttled_us), (30, 7));
+        let memory = usage.memory.unwrap();
+        assert_eq!((memory.usage_bytes, memory.working_set_bytes), (1000, 700));
+        let details = memory.details.unwrap();
+        assert_eq!((details.rss_bytes, details.limit_hits, details.oom_kills), (400, 3, 1));
+        assert_eq!((details.swap_bytes, details.peak_bytes), (None, None));
+        let io = usage.io.unwrap();
+        assert_eq!((io.read_bytes, io.written_bytes, io.reads), (11, 20, 2));
+        assert_eq!(usage.processes, Some(5));
+    }
+
+    #[test]
+    fn without_controllers_the_processes_are_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("container");
+        fs::create_dir(&below).unwrap();
+        fs::write(below.join("cgroup.procs"), format!("{}\n", std::process::id())).unwrap();
+        fs::write(directory.path().join("cpu.stat"), "usage_usec 30\nuser_usec 20\n").unwrap();
+        let usage = read(directory.path());
+        assert_eq!(usage.cpu.unwrap().throttling, None, "no limit can be set");
+        let memory = usage.memory.unwrap();
+        assert!(memory.working_set_bytes > 100 << 10 && memory.details.is_none(), "{memory:?}");
+        assert_eq!((usage.processes, usage.io), (Some(1), None));
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone_has_used_nothing_that_could_be_told() {
+        let usage = Usage { at_ms: 0, ..read(Path::new("/nonexistent/cgroup")) };
+        assert_eq!(usage, Usage::default());
+    }
+
+    #[test]
+    fn an_interface_is_a_line_of_sixteen_numbers() {
+        let line = "  eth0: 100 2 3 4 0 0 0 0 500 6 7 8 0 0 0 0";
+        let usage = interface(line).unwrap();
+        assert_eq!((usage.received.bytes, usage.sent.dropped), (100, 8));
+        assert_eq!(interface("    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0"), None);
+        assert_eq!(interface(" face |bytes packets errs"), None);
+    }
+}
