@@ -9,7 +9,6 @@ use kube::api::Api;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::SysctlPolicy;
@@ -23,6 +22,7 @@ use crate::node::facts::{self, Facts, Places};
 use crate::node::{self, Shared, heartbeat, object};
 use crate::qos;
 use crate::server;
+use crate::server::auth::{self, Guard};
 use crate::shelf::Shelf;
 use crate::source::{self, Event, Selection};
 use crate::static_pods::{self, mirror::Mirrors};
@@ -118,8 +118,11 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
             idle_timeout: config.server.streaming_idle_timeout,
             shutdown: shutdown.clone(),
         },
+        node: server::Measured::new(config.node_name.clone(), config.root_dir.clone()),
     };
-    listeners.serve(state, &mut tasks, &shutdown);
+    let reviewer = Arc::new(auth::ApiServer(parts.client.clone()));
+    let guard = Guard::new(config.node_name.clone(), reviewer);
+    listeners.serve((state, guard), &mut tasks, &shutdown);
     announce(&config, &recorder);
     tasks.spawn(keep_node(
         config.clone(),
@@ -166,7 +169,7 @@ fn make_directories(config: &Config) -> Result<(), Error> {
 
 /// What listens, bound before anything else begins.
 struct Listeners {
-    api: Option<(TcpListener, TlsAcceptor)>,
+    api: Option<(TcpListener, server::tls::Live)>,
     health: Option<TcpListener>,
 }
 
@@ -174,8 +177,8 @@ impl Listeners {
     async fn bind(config: &Config) -> Result<Self, Error> {
         let api = match config.server.address {
             Some(address) => {
-                let acceptor = server::tls::acceptor(config).map_err(server::Error::from)?;
-                Some((server::bind(address).await?, acceptor))
+                let tls = server::tls::Live::new(config).map_err(server::Error::from)?;
+                Some((server::bind(address).await?, tls))
             }
             None => None,
         };
@@ -186,9 +189,15 @@ impl Listeners {
         Ok(Self { api, health })
     }
 
-    fn serve(self, state: server::State, tasks: &mut JoinSet<()>, shutdown: &CancellationToken) {
-        if let Some((listener, acceptor)) = self.api {
-            tasks.spawn(server::serve(listener, acceptor, state, shutdown.clone()));
+    fn serve(
+        self,
+        (state, guard): (server::State, Guard),
+        tasks: &mut JoinSet<()>,
+        shutdown: &CancellationToken,
+    ) {
+        if let Some((listener, tls)) = self.api {
+            let identities = server::Identities { tls, guard };
+            tasks.spawn(server::serve(listener, identities, state, shutdown.clone()));
         }
         if let Some(listener) = self.health {
             tasks.spawn(server::serve_health(listener, shutdown.clone()));

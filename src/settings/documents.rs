@@ -32,6 +32,7 @@ pub(crate) struct KubeletConfiguration {
     /// The loopback health port, 10248 when absent, 0 is off.
     pub(crate) healthz_port: Option<u16>,
     pub(crate) authentication: KubeletAuthentication,
+    pub(crate) authorization: KubeletAuthorization,
     pub(crate) tls_cert_file: Option<PathBuf>,
     pub(crate) tls_private_key_file: Option<PathBuf>,
     pub(crate) streaming_connection_idle_timeout: Option<String>,
@@ -56,6 +57,42 @@ pub(crate) struct KubeletConfiguration {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct KubeletAuthentication {
     pub(crate) x509: X509Authentication,
+    pub(crate) anonymous: Switch,
+    pub(crate) webhook: TokenWebhook,
+}
+
+/// Something that is on or off.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct Switch {
+    pub(crate) enabled: Option<bool>,
+}
+
+/// `authentication.webhook` of KubeletConfiguration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct TokenWebhook {
+    pub(crate) enabled: Option<bool>,
+    #[serde(rename = "cacheTTL")]
+    pub(crate) cache_ttl: Option<String>,
+}
+
+/// `authorization` of KubeletConfiguration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct KubeletAuthorization {
+    pub(crate) mode: Option<String>,
+    pub(crate) webhook: AccessWebhook,
+}
+
+/// `authorization.webhook` of KubeletConfiguration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct AccessWebhook {
+    #[serde(rename = "cacheAuthorizedTTL")]
+    pub(crate) cache_authorized_ttl: Option<String>,
+    #[serde(rename = "cacheUnauthorizedTTL")]
+    pub(crate) cache_unauthorized_ttl: Option<String>,
 }
 
 /// `crashLoopBackOff` of KubeletConfiguration.

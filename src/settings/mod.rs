@@ -174,6 +174,7 @@ fn resolve(
             _ => Err("tlsCertFile and tlsPrivateKeyFile go together".to_owned()),
         },
     );
+    faults.extend(access_faults(kubelet));
     if kubelet.container_log_max_files.is_some_and(|files| files < 2) {
         faults.push("containerLogMaxFiles: must be at least 2".to_owned());
     }
@@ -218,6 +219,36 @@ fn resolve(
         service_cidr: node.service_cidr.unwrap_or(DEFAULT_SERVICE_CIDR),
         node_port_addresses,
     })
+}
+
+/// What is said of authentication and authorization that is not so. There is one way: certificates and
+/// TokenReview, then SubjectAccessReview, with upstream's times.
+fn access_faults(kubelet: &documents::KubeletConfiguration) -> Vec<String> {
+    let (authentication, authorization) = (&kubelet.authentication, &kubelet.authorization);
+    let mut faults = Vec::new();
+    if authentication.anonymous.enabled == Some(true) {
+        faults.push("authentication.anonymous.enabled: nobody is let in anonymously".to_owned());
+    }
+    if authentication.webhook.enabled == Some(false) {
+        faults.push("authentication.webhook.enabled: tokens are always reviewed".to_owned());
+    }
+    if authorization.mode.as_deref().is_some_and(|mode| mode != "Webhook") {
+        faults.push("authorization.mode: only Webhook is there".to_owned());
+    }
+    let webhook = &authorization.webhook;
+    for (field, value, usual_s) in [
+        ("authentication.webhook.cacheTTL", &authentication.webhook.cache_ttl, 120),
+        ("authorization.webhook.cacheAuthorizedTTL", &webhook.cache_authorized_ttl, 300),
+        ("authorization.webhook.cacheUnauthorizedTTL", &webhook.cache_unauthorized_ttl, 30),
+    ] {
+        let Some(text) = value else { continue };
+        // Zero stands for the default.
+        let is_usual = duration(text).is_some_and(|d| d.is_zero() || d.as_secs() == usual_s);
+        if !is_usual {
+            faults.push(format!("{field}: {text}: only {usual_s}s is there"));
+        }
+    }
+    faults
 }
 
 /// The value, or its fault kept.
@@ -304,6 +335,20 @@ fn longest_restart_delay(kubelet: &documents::KubeletConfiguration) -> Result<Du
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_kubeadm_says_of_access_is_so_and_what_is_laxer_is_refused() {
+        let kubeadm = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+            authentication: {anonymous: {enabled: false}, webhook: {cacheTTL: 0s, enabled: true}}\n\
+            authorization: {mode: Webhook, webhook: {cacheAuthorizedTTL: 0s, \
+            cacheUnauthorizedTTL: 30s}}\n";
+        let documents = documents::parse(kubeadm).unwrap();
+        assert_eq!(access_faults(&documents.kubelet), Vec::<String>::new());
+        let lax = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+            authentication: {anonymous: {enabled: true}, webhook: {enabled: false, cacheTTL: 9h}}\n\
+            authorization: {mode: AlwaysAllow}\n";
+        assert_eq!(access_faults(&documents::parse(lax).unwrap().kubelet).len(), 4);
+    }
 
     #[test]
     fn durations_are_written_as_go_writes_them() {

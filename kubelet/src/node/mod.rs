@@ -8,6 +8,7 @@ pub mod heartbeat;
 pub mod object;
 pub mod peers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api_retry::{self, Retry};
 use crate::config::Config;
+use crate::server::tls;
 use facts::Facts;
 
 /// How long one request may take.
@@ -43,6 +45,11 @@ pub enum Error {
     },
 }
 
+/// The annotation by which a node tells which certificate it shows, where no authority has signed it:
+/// the SHA-256 of the certificate, hexadecimal. Only the node itself may write it, so that an API
+/// server that finds it can trust that certificate and no other.
+pub const SERVING_CERTIFICATE: &str = "berth.io/serving-certificate-sha256";
+
 /// Registers the node, or takes over the object of its name; tries until the API server answers.
 /// Returns the object as the server has it.
 pub async fn register(
@@ -53,7 +60,9 @@ pub async fn register(
 ) -> Result<Node, Error> {
     let api: Api<Node> = Api::all(client.clone());
     let starting = object::Pressure { starting: true, ..object::Pressure::default() };
-    let wanted = object::node(config, facts, starting, config.clock.now());
+    let mut wanted = object::node(config, facts, starting, config.clock.now());
+    wanted.metadata.annotations = tls::own_digest(config)
+        .map(|digest| BTreeMap::from([(SERVING_CERTIFICATE.to_owned(), digest)]));
     let mut retry = Retry::default();
     loop {
         let attempt = tokio::time::timeout(REQUEST, register_once(&api, config, &wanted)).await;
@@ -107,8 +116,11 @@ async fn register_once(
     }
     // It exists: its labels are brought up to date, its taints are others' business, and its status
     // is left to the heartbeat, so that a restart of the agent does not make it flap.
-    let labels = json!({"metadata": {"labels": wanted.metadata.labels}});
-    api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(labels)).await
+    let metadata = json!({"metadata": {
+        "labels": wanted.metadata.labels,
+        "annotations": wanted.metadata.annotations,
+    }});
+    api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(metadata)).await
 }
 
 pub(crate) async fn patch_status(

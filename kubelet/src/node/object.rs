@@ -77,6 +77,8 @@ pub fn status(
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(address.port()) }),
         }),
         node_info: Some(system_info(facts)),
+        // API servers from 1.36 pass WebSockets on to nodes that declare it; else they translate.
+        declared_features: Some(vec!["ExtendWebSocketsToKubelet".to_owned()]),
         ..NodeStatus::default()
     }
 }

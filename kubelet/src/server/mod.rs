@@ -1,12 +1,13 @@
 //! The node's HTTP API: HTTPS on port 10250 for the API server and administrators, and a health check
 //! on loopback.
 //!
-//! Who calls is told by a client certificate alone ([`auth`]); whoever has none is turned away before
-//! anything else is looked at, unknown paths included. Requests and connections are bounded.
+//! Who calls is told by a client certificate or a token ([`auth`]); whoever has none is turned away
+//! before anything else is looked at, unknown paths included. Requests and connections are bounded.
 
 mod activity;
 pub mod auth;
 mod logs;
+mod numbers;
 mod pods;
 mod spdy;
 mod streams;
@@ -23,7 +24,6 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use berth_runtime::interface::Runtime;
@@ -38,7 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::shelf::Shelf;
-use auth::Identity;
+use auth::{Guard, Identity};
+pub use numbers::Node as Measured;
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 512;
@@ -79,6 +80,8 @@ pub struct State {
     pub clock: Arc<dyn Clock>,
     /// What bounds live streams.
     pub streaming: Streaming,
+    /// What is measured.
+    pub node: Measured,
 }
 
 /// What bounds live streams: exec, attach, port-forward.
@@ -107,29 +110,15 @@ pub fn routes(state: State) -> Router {
         .route("/runningpods/", get(pods::running))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::serve))
         .merge(streams::routes())
+        .merge(numbers::routes())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .with_state(state)
 }
 
 /// The routes behind the guard: without an identity 401, without the right 403.
-pub fn guarded(state: State) -> Router {
-    routes(state).layer(middleware::from_fn(guard))
-}
-
-async fn guard(request: Request, next: Next) -> Response {
-    let identity = request.extensions().get::<Identity>();
-    match identity {
-        None => (StatusCode::UNAUTHORIZED, "Unauthorized\n").into_response(),
-        Some(identity) if !identity.may_do_everything() => {
-            let message = format!(
-                "Forbidden (user={}, verb={}, resource=nodes, subresource=proxy)\n",
-                identity.user,
-                request.method().as_str().to_lowercase()
-            );
-            (StatusCode::FORBIDDEN, message).into_response()
-        }
-        Some(_) => next.run(request).await,
-    }
+pub fn guarded(state: State, guard: Guard) -> Router {
+    let pass = move |request: Request, next: Next| guard.clone().pass(request, next);
+    routes(state).layer(middleware::from_fn(pass))
 }
 
 /// A listener that is bound, so that a failure shows before the node is ready.
@@ -137,14 +126,23 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
 }
 
+/// How callers are told apart.
+pub struct Identities {
+    /// Our certificate, and whose certificates are believed.
+    pub tls: tls::Live,
+    /// Who may do what.
+    pub guard: Guard,
+}
+
 /// Serves the HTTPS API until shutdown.
 pub async fn serve(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    identities: Identities,
     state: State,
     shutdown: CancellationToken,
 ) {
-    let router = guarded(state);
+    let Identities { tls, guard } = identities;
+    let router = guarded(state, guard);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -155,7 +153,11 @@ pub async fn serve(
             () = shutdown.cancelled() => return,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => {
+                // Keystrokes and their echoes are small and wait for each other.
+                let _ = stream.set_nodelay(true);
+                stream
+            }
             Err(error) => {
                 // Out of descriptors, or the client has gone: others will come.
                 tracing::debug!(%error, "connection not accepted");
@@ -164,7 +166,7 @@ pub async fn serve(
             }
         };
         let slot = Slot(Arc::new(slot));
-        let (acceptor, router) = (acceptor.clone(), router.clone().layer(Extension(slot)));
+        let (acceptor, router) = (tls.acceptor(), router.clone().layer(Extension(slot)));
         let shutdown = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! {

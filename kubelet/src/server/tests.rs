@@ -112,7 +112,8 @@ fn state(root: &Path) -> State {
     let runtime = FakeRuntime::new(Arc::clone(&clock));
     let shutdown = CancellationToken::new();
     let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown };
-    State { shelf, runtime, log_root: root.to_owned(), clock, streaming }
+    let node = Measured::new("node".to_owned(), root.to_owned());
+    State { shelf, runtime, log_root: root.to_owned(), clock, streaming, node }
 }
 
 /// The same with the pod's container running.
@@ -132,6 +133,29 @@ pub(super) async fn running_state(root: &Path) -> State {
     state
 }
 
+/// Nobody but administrators may do anything.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl auth::Reviewer for Nobody {
+    async fn token(&self, _: &str) -> Result<Option<Identity>, auth::Unanswered> {
+        Ok(None)
+    }
+
+    async fn access(
+        &self,
+        _: &str,
+        identity: &Identity,
+        _: &auth::Attributes,
+    ) -> Result<bool, auth::Unanswered> {
+        Ok(identity.user == "kube-apiserver-kubelet-client")
+    }
+}
+
+fn guard() -> Guard {
+    Guard::new("node".to_owned(), Arc::new(Nobody))
+}
+
 const PATHS: [&str; 7] = [
     "/healthz",
     "/pods",
@@ -147,7 +171,7 @@ async fn whoever_has_no_certificate_is_turned_away_from_every_path() {
     let root = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
-    let router = guarded(state(root.path()));
+    let router = guarded(state(root.path()), guard());
     let nobody = connector(root.path(), None);
     for path in PATHS {
         for method in ["GET", "POST", "DELETE", "OPTIONS"] {
@@ -161,7 +185,7 @@ async fn whoever_has_no_certificate_is_turned_away_from_every_path() {
 async fn a_certificate_of_another_authority_is_no_certificate() {
     let root = tempfile::tempdir().unwrap();
     let acceptor = tls::acceptor(&config(root.path(), &Authority::new())).unwrap();
-    let router = guarded(state(root.path()));
+    let router = guarded(state(root.path()), guard());
     let stranger = Authority::new().issue("admin", "system:masters");
     let stranger = connector(root.path(), Some(&stranger));
     assert_eq!(ask((&stranger, &acceptor), &router, ("GET", "/pods")).await, None);
@@ -172,7 +196,7 @@ async fn administrators_and_the_api_server_are_let_in_and_others_are_not() {
     let root = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
-    let router = guarded(state(root.path()));
+    let router = guarded(state(root.path()), guard());
     for (user, group, expected) in [
         ("admin", "system:masters", StatusCode::OK),
         ("kube-apiserver-kubelet-client", "x", StatusCode::OK),
@@ -191,7 +215,7 @@ async fn what_is_asked_for_in_vain_is_told() {
     let root = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
-    let router = guarded(state(root.path()));
+    let router = guarded(state(root.path()), guard());
     let admin = authority.issue("admin", "system:masters");
     let admin = connector(root.path(), Some(&admin));
     for (method, path, expected, text) in [
@@ -209,6 +233,33 @@ async fn what_is_asked_for_in_vain_is_told() {
         assert_eq!(status.as_u16(), expected, "{method} {path}: {body}");
         assert!(body.contains(text), "{path}: {body}");
     }
+}
+
+#[tokio::test]
+async fn an_authority_that_is_replaced_counts_for_the_next_connection() {
+    let root = tempfile::tempdir().unwrap();
+    let (old, new) = (Authority::new(), Authority::new());
+    let config = config(root.path(), &old);
+    let live = tls::Live::new(&config).unwrap();
+    let router = guarded(state(root.path()), guard());
+    let admin = |authority: &Authority| {
+        let pair = authority.issue("admin", "system:masters");
+        connector(root.path(), Some(&pair))
+    };
+    let (with_old, with_new) = (admin(&old), admin(&new));
+    let answer = ask((&with_old, &live.acceptor()), &router, ("GET", "/pods")).await;
+    assert_eq!(answer.unwrap().0, StatusCode::OK);
+    let file = config.server.client_ca.clone().unwrap();
+    std::fs::write(&file, new.issuer.pem()).unwrap();
+    let later = std::time::SystemTime::now() + Duration::from_secs(2);
+    std::fs::File::options().append(true).open(&file).unwrap().set_modified(later).unwrap();
+    let answer = ask((&with_old, &live.acceptor()), &router, ("GET", "/pods")).await;
+    assert_eq!(answer, None, "the old authority is believed no more");
+    let answer = ask((&with_new, &live.acceptor()), &router, ("GET", "/pods")).await;
+    assert_eq!(answer.unwrap().0, StatusCode::OK);
+    std::fs::write(&file, "torn").unwrap();
+    let answer = ask((&with_new, &live.acceptor()), &router, ("GET", "/pods")).await;
+    assert_eq!(answer.unwrap().0, StatusCode::OK, "a torn file changes nothing");
 }
 
 #[test]

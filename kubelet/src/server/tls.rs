@@ -7,7 +7,8 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair};
@@ -16,6 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest, Sha256};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -28,6 +30,59 @@ const LIFETIME_DAYS: i64 = 365;
 const LEFT_DAYS: i64 = 30;
 
 const DAY: i64 = 24 * 3600;
+
+/// The acceptor, made anew when a file that it is made from has changed. Connections that are open
+/// stay as they are.
+pub struct Live {
+    config: Config,
+    now: Mutex<(Stamp, TlsAcceptor)>,
+}
+
+/// When each file was changed; a file that is not there has no time.
+type Stamp = [Option<SystemTime>; 3];
+
+impl Live {
+    /// Makes the first acceptor.
+    ///
+    /// # Errors
+    /// As [`acceptor`].
+    pub fn new(config: &Config) -> Result<Self, Error> {
+        let made = acceptor(config)?;
+        Ok(Self { config: config.clone(), now: Mutex::new((stamp(config), made)) })
+    }
+
+    /// The acceptor of the files as they are now. Files that cannot be used change nothing.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let newest = stamp(&self.config);
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.0 != newest {
+            match acceptor(&self.config) {
+                Ok(made) => {
+                    tracing::info!("certificates and client authorities read again");
+                    now.1 = made;
+                }
+                Err(error) => {
+                    let error = crate::worker::chain(&error);
+                    tracing::error!(error, "changed certificates cannot be used");
+                }
+            }
+            // Said once, not at every connection.
+            now.0 = newest;
+        }
+        now.1.clone()
+    }
+}
+
+fn stamp(config: &Config) -> Stamp {
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|facts| facts.modified()).ok();
+    let server = &config.server;
+    let files = server.certificate.as_ref();
+    [
+        server.client_ca.as_deref().and_then(changed),
+        files.and_then(|files| changed(&files.certificate)),
+        files.and_then(|files| changed(&files.key)),
+    ]
+}
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -176,6 +231,17 @@ fn own_certificate(config: &Config) -> Result<CertificateFiles, Error> {
     write(&files.certificate, certificate.pem().as_bytes(), 0o644)?;
     tracing::info!(path = %files.certificate.display(), "serving certificate made");
     Ok(files)
+}
+
+/// The SHA-256 of the certificate of our own, hexadecimal; `None` while there is none, or where the
+/// operator gave one.
+pub fn own_digest(config: &Config) -> Option<String> {
+    if config.server.certificate.is_some() {
+        return None;
+    }
+    let chain = certificates("certificate", &config.root_dir.join("pki/kubelet.crt")).ok()?;
+    let digest = Sha256::digest(chain.first()?.as_ref());
+    Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The calendar day, `offset` seconds from now.

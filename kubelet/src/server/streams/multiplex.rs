@@ -64,16 +64,15 @@ impl Opened {
     fn remote(mut self, protocol: SpdyProtocol) -> Option<Remote> {
         let mut take = |name| self.streams.remove(name);
         let status = take("error")?;
-        let stdin = take("stdin").map(|stream| {
-            // The half that is ours says nothing; clients wait for its end all the same.
-            let sender = stream.sender;
-            tokio::spawn(async move { sender.finish().await });
-            stream.data
-        });
+        let (stdin, back) = match take("stdin") {
+            Some(stream) => (Some(stream.data), Some(Sink::Spdy(stream.sender))),
+            None => (None, None),
+        };
         let sizes = take("resize").map(|stream| sizes(stream.data));
         let sink = |stream: Stream| Sink::Spdy(stream.sender);
         Some(Remote {
             stdin,
+            stdin_end: back,
             sizes,
             stdout: take("stdout").map(sink),
             stderr: take("stderr").map(sink),

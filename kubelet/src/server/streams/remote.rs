@@ -109,6 +109,9 @@ pub(crate) enum StatusForm {
 pub(crate) struct Remote {
     /// What the client sends for the process; ends with its half.
     pub(crate) stdin: Option<mpsc::Receiver<Bytes>>,
+    /// The way back of the input's stream: nothing is sent on it, but clients take its end for the end
+    /// of the session and stop sending.
+    pub(crate) stdin_end: Option<Sink>,
     /// The sizes that the client's terminal takes.
     pub(crate) sizes: Option<mpsc::Receiver<TerminalSize>>,
     /// Where standard output goes.
@@ -190,7 +193,7 @@ impl Remote {
     pub(crate) async fn end(self, outcome: &Outcome) {
         let text = outcome.render(self.form);
         let tell = async {
-            for output in [&self.stdout, &self.stderr].into_iter().flatten() {
+            for output in [&self.stdout, &self.stderr, &self.stdin_end].into_iter().flatten() {
                 output.finish().await?;
             }
             if !text.is_empty() {

@@ -106,6 +106,7 @@ where
     let gone = CancellationToken::new();
     let remote = Remote {
         stdin,
+        stdin_end: None,
         sizes,
         stdout: options.streams.stdout.then(|| sink(STDOUT)),
         stderr: options.streams.stderr.then(|| sink(STDERR)),

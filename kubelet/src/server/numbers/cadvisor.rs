@@ -1,0 +1,261 @@
+//! `/metrics/cadvisor`: the families that pod dashboards and cost tools read, under the names and
+//! labels that cAdvisor gave them. A counter that the host does not keep is left out. Pure.
+
+use berth_runtime::interface::{
+    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, PodUsage, Usage,
+};
+
+use super::exposition::{Exposition, Kind, number, seconds};
+use super::host::Host;
+
+/// One number of a cgroup, where the host keeps it.
+type Pick = fn(&Usage) -> Option<f64>;
+
+fn cpu(usage: &Usage, pick: fn(&CpuUsage) -> Option<f64>) -> Option<f64> {
+    usage.cpu.as_ref().and_then(pick)
+}
+
+fn memory(usage: &Usage, pick: fn(&MemoryUsage) -> u64) -> Option<f64> {
+    usage.memory.as_ref().map(|memory| number(pick(memory)))
+}
+
+fn details(usage: &Usage, pick: fn(&MemoryDetails) -> Option<u64>) -> Option<f64> {
+    usage.memory.as_ref()?.details.as_ref().and_then(pick).map(number)
+}
+
+fn io(usage: &Usage, pick: fn(&IoUsage) -> u64) -> Option<f64> {
+    usage.io.as_ref().map(|io| number(pick(io)))
+}
+
+const FAMILIES: [(&str, Kind, &str, Pick); 21] = {
+    use Kind::{Counter, Gauge};
+    [
+        (
+            "container_cpu_usage_seconds_total",
+            Counter,
+            "Cumulative cpu time consumed in seconds.",
+            |u| cpu(u, |c| Some(seconds(c.total_us))),
+        ),
+        (
+            "container_cpu_user_seconds_total",
+            Counter,
+            "Cumulative user cpu time consumed in seconds.",
+            |u| cpu(u, |c| Some(seconds(c.user_us))),
+        ),
+        (
+            "container_cpu_system_seconds_total",
+            Counter,
+            "Cumulative system cpu time consumed in seconds.",
+            |u| cpu(u, |c| Some(seconds(c.system_us))),
+        ),
+        (
+            "container_cpu_cfs_periods_total",
+            Counter,
+            "Number of elapsed enforcement period intervals.",
+            |u| cpu(u, |c| c.throttling.as_ref().map(|t| number(t.periods))),
+        ),
+        (
+            "container_cpu_cfs_throttled_periods_total",
+            Counter,
+            "Number of throttled period intervals.",
+            |u| cpu(u, |c| c.throttling.as_ref().map(|t| number(t.throttled_periods))),
+        ),
+        (
+            "container_cpu_cfs_throttled_seconds_total",
+            Counter,
+            "Total time duration the container has been throttled.",
+            |u| cpu(u, |c| c.throttling.as_ref().map(|t| seconds(t.throttled_us))),
+        ),
+        (
+            "container_memory_usage_bytes",
+            Gauge,
+            "Current memory usage in bytes, including all memory regardless of when it was accessed",
+            |u| memory(u, |m| m.usage_bytes),
+        ),
+        ("container_memory_working_set_bytes", Gauge, "Current working set in bytes.", |u| {
+            memory(u, |m| m.working_set_bytes)
+        }),
+        (
+            "container_memory_max_usage_bytes",
+            Gauge,
+            "Maximum memory usage recorded in bytes",
+            |u| details(u, |d| d.peak_bytes),
+        ),
+        ("container_memory_rss", Gauge, "Size of RSS in bytes.", |u| {
+            details(u, |d| Some(d.rss_bytes))
+        }),
+        ("container_memory_cache", Gauge, "Number of bytes of page cache memory.", |u| {
+            details(u, |d| Some(d.cache_bytes))
+        }),
+        ("container_memory_mapped_file", Gauge, "Size of memory mapped files in bytes.", |u| {
+            details(u, |d| Some(d.mapped_bytes))
+        }),
+        ("container_memory_swap", Gauge, "Container swap usage in bytes.", |u| {
+            details(u, |d| d.swap_bytes)
+        }),
+        ("container_memory_failcnt", Counter, "Number of memory usage hits limits", |u| {
+            details(u, |d| Some(d.limit_hits))
+        }),
+        (
+            "container_oom_events_total",
+            Counter,
+            "Count of out of memory events observed for the container",
+            |u| details(u, |d| Some(d.oom_kills)),
+        ),
+        ("container_fs_reads_bytes_total", Counter, "Cumulative count of bytes read", |u| {
+            io(u, |i| i.read_bytes)
+        }),
+        ("container_fs_writes_bytes_total", Counter, "Cumulative count of bytes written", |u| {
+            io(u, |i| i.written_bytes)
+        }),
+        ("container_fs_reads_total", Counter, "Cumulative count of reads completed", |u| {
+            io(u, |i| i.reads)
+        }),
+        ("container_fs_writes_total", Counter, "Cumulative count of writes completed", |u| {
+            io(u, |i| i.writes)
+        }),
+        ("container_processes", Gauge, "Number of processes running inside the container.", |u| {
+            u.processes.map(number)
+        }),
+        ("container_last_seen", Gauge, "Last time a container was seen by the exporter", |u| {
+            Some(number(u64::try_from(u.at_ms / 1000).unwrap_or(0)))
+        }),
+    ]
+};
+
+const NETWORK: [(&str, &str, fn(&InterfaceUsage) -> u64); 8] = [
+    ("container_network_receive_bytes_total", "Cumulative count of bytes received", |i| {
+        i.received.bytes
+    }),
+    ("container_network_receive_packets_total", "Cumulative count of packets received", |i| {
+        i.received.packets
+    }),
+    (
+        "container_network_receive_packets_dropped_total",
+        "Cumulative count of packets dropped while receiving",
+        |i| i.received.dropped,
+    ),
+    (
+        "container_network_receive_errors_total",
+        "Cumulative count of errors encountered while receiving",
+        |i| i.received.errors,
+    ),
+    ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |i| {
+        i.sent.bytes
+    }),
+    ("container_network_transmit_packets_total", "Cumulative count of packets transmitted", |i| {
+        i.sent.packets
+    }),
+    (
+        "container_network_transmit_packets_dropped_total",
+        "Cumulative count of packets dropped while transmitting",
+        |i| i.sent.dropped,
+    ),
+    (
+        "container_network_transmit_errors_total",
+        "Cumulative count of errors encountered while transmitting",
+        |i| i.sent.errors,
+    ),
+];
+
+/// Renders the page.
+pub(super) fn render(host: &Host, at_ms: i64, pods: &[PodUsage]) -> String {
+    let mut text = Exposition::default();
+    let root = root(host, at_ms);
+    for (name, kind, help, pick) in FAMILIES {
+        let mut family = text.family(name, kind, help);
+        if let Some(value) = pick(&root) {
+            family.at(&labels("", "/", ["", ""], ["", ""]), value, Some(at_ms));
+        }
+        for pod in pods {
+            let place = [pod.pod.namespace.as_str(), &pod.pod.name];
+            if let Some(value) = pick(&pod.total) {
+                let labels = labels("", &pod.cgroup, ["", ""], place);
+                family.at(&labels, value, Some(pod.total.at_ms));
+            }
+            for container in &pod.containers {
+                if let Some(value) = pick(&container.usage) {
+                    let of = [container.image.as_str(), container.id.as_str()];
+                    let labels = labels(&container.name, &container.cgroup, of, place);
+                    family.at(&labels, value, Some(container.usage.at_ms));
+                }
+            }
+        }
+    }
+    starts(&mut text, pods);
+    network(&mut text, pods);
+    machine(&mut text, host);
+    text.finish()
+}
+
+/// The labels of every family, in cAdvisor's order.
+fn labels<'a>(
+    container: &'a str,
+    id: &'a str,
+    [image, name]: [&'a str; 2],
+    [namespace, pod]: [&'a str; 2],
+) -> [(&'static str, &'a str); 6] {
+    [
+        ("container", container),
+        ("id", id),
+        ("image", image),
+        ("name", name),
+        ("namespace", namespace),
+        ("pod", pod),
+    ]
+}
+
+/// The host in the shape of a cgroup.
+fn root(host: &Host, at_ms: i64) -> Usage {
+    Usage {
+        at_ms,
+        cpu: Some(CpuUsage { total_us: host.cpu_us, ..CpuUsage::default() }),
+        memory: Some(MemoryUsage {
+            usage_bytes: host.memory_usage_bytes,
+            working_set_bytes: host.working_set_bytes,
+            details: None,
+        }),
+        io: None,
+        processes: host.processes.1,
+    }
+}
+
+fn starts(text: &mut Exposition, pods: &[PodUsage]) {
+    let mut family = text.family(
+        "container_start_time_seconds",
+        Kind::Gauge,
+        "Start time of the container since unix epoch in seconds.",
+    );
+    for (pod, container) in pods.iter().flat_map(|p| p.containers.iter().map(move |c| (p, c))) {
+        let of = [container.image.as_str(), container.id.as_str()];
+        let place = [pod.pod.namespace.as_str(), &pod.pod.name];
+        let started_us = u64::try_from(container.started_at / 1000).unwrap_or(0);
+        let labels = labels(&container.name, &container.cgroup, of, place);
+        family.at(&labels, seconds(started_us), Some(container.usage.at_ms));
+    }
+}
+
+fn network(text: &mut Exposition, pods: &[PodUsage]) {
+    for (name, help, pick) in NETWORK {
+        let mut family = text.family(name, Kind::Counter, help);
+        for (pod, interface) in pods.iter().flat_map(|p| p.network.iter().map(move |i| (p, i))) {
+            let labels = [
+                ("container", ""),
+                ("id", pod.cgroup.as_str()),
+                ("image", ""),
+                ("interface", &interface.name),
+                ("name", pod.sandbox.as_str()),
+                ("namespace", &pod.pod.namespace),
+                ("pod", &pod.pod.name),
+            ];
+            family.at(&labels, number(pick(interface)), Some(pod.total.at_ms));
+        }
+    }
+}
+
+fn machine(text: &mut Exposition, host: &Host) {
+    text.family("machine_cpu_cores", Kind::Gauge, "Number of logical CPU cores.")
+        .sample(&[], number(host.cpus));
+    text.family("machine_memory_bytes", Kind::Gauge, "Amount of memory installed on the machine.")
+        .sample(&[], number(host.capacity_bytes));
+}

@@ -1,0 +1,180 @@
+//! What the host as a whole and the agent itself have used: `/proc`, `/sys`, statvfs(3).
+
+use std::fs;
+use std::path::Path;
+
+use berth_runtime::cgroup::usage::interfaces;
+use berth_runtime::interface::InterfaceUsage;
+use rustix::fs::statvfs;
+
+/// Clock ticks a second in `/proc` (`USER_HZ`), the same on every architecture.
+const TICKS: u64 = 100;
+
+/// The host's counters.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Host {
+    /// Processor time of everything, in microseconds, without idling.
+    pub(super) cpu_us: u64,
+    /// Memory that is not free.
+    pub(super) memory_usage_bytes: u64,
+    /// The same without inactive page cache.
+    pub(super) working_set_bytes: u64,
+    /// What could be given to new processes.
+    pub(super) available_bytes: u64,
+    /// Anonymous memory.
+    pub(super) rss_bytes: u64,
+    /// All memory.
+    pub(super) capacity_bytes: u64,
+    /// Swap in use.
+    pub(super) swap_bytes: u64,
+    /// Swap left.
+    pub(super) swap_free_bytes: u64,
+    /// Page faults and those that waited for a device.
+    pub(super) faults: (u64, u64),
+    /// Interfaces but loopback.
+    pub(super) network: Vec<InterfaceUsage>,
+    /// Processors.
+    pub(super) cpus: u64,
+    /// When the host was booted, in seconds since the epoch.
+    pub(super) booted_at: i64,
+    /// The most processes, and how many there are.
+    pub(super) processes: (Option<u64>, Option<u64>),
+}
+
+/// Reads the host's counters. Blocking; half a dozen small files.
+pub(super) fn read() -> Host {
+    let meminfo = text("/proc/meminfo");
+    let vmstat = text("/proc/vmstat");
+    let stat = text("/proc/stat");
+    let memory = |name: &str| kilobytes(&meminfo, name);
+    let capacity_bytes = memory("MemTotal:");
+    let memory_usage_bytes = capacity_bytes.saturating_sub(memory("MemFree:"));
+    let swap_free_bytes = memory("SwapFree:");
+    let count = |name: &str| word_after(&vmstat, name).unwrap_or(0);
+    let load = text("/proc/loadavg");
+    let running = load.split(' ').nth(3).and_then(|part| part.split('/').nth(1)?.parse().ok());
+    Host {
+        cpu_us: busy_us(&stat),
+        memory_usage_bytes,
+        working_set_bytes: memory_usage_bytes.saturating_sub(memory("Inactive(file):")),
+        available_bytes: memory("MemAvailable:"),
+        rss_bytes: memory("AnonPages:"),
+        capacity_bytes,
+        swap_bytes: memory("SwapTotal:").saturating_sub(swap_free_bytes),
+        swap_free_bytes,
+        faults: (count("pgfault"), count("pgmajfault")),
+        network: interfaces(std::process::id()),
+        cpus: u64::try_from(stat.lines().filter(|l| is_processor(l)).count()).unwrap_or(0),
+        booted_at: word_after(&stat, "btime").and_then(|t| i64::try_from(t).ok()).unwrap_or(0),
+        processes: (text("/proc/sys/kernel/pid_max").trim().parse().ok(), running),
+    }
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn word_after(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().map(str::split_ascii_whitespace);
+    lines.find_map(|mut words| (words.next() == Some(name)).then(|| words.next()?.parse().ok())?)
+}
+
+fn kilobytes(meminfo: &str, name: &str) -> u64 {
+    word_after(meminfo, name).unwrap_or(0) << 10
+}
+
+fn is_processor(line: &str) -> bool {
+    line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// All ticks of the first line but those of idling and of waiting for devices.
+fn busy_us(stat: &str) -> u64 {
+    let line = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> =
+        line.split_ascii_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; guest time is in user time already.
+    let busy: u64 = ticks
+        .iter()
+        .take(8)
+        .enumerate()
+        .filter(|(at, _)| !matches!(at, 3 | 4))
+        .map(|(_, ticks)| ticks)
+        .sum();
+    busy.saturating_mul(1_000_000 / TICKS)
+}
+
+/// A file system as it is filled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct FileSystem {
+    pub(super) capacity_bytes: u64,
+    pub(super) available_bytes: u64,
+    pub(super) used_bytes: u64,
+    pub(super) inodes: u64,
+    pub(super) inodes_free: u64,
+}
+
+/// The file system that holds a path.
+pub(super) fn file_system(path: &Path) -> Option<FileSystem> {
+    let facts = statvfs(path).ok()?;
+    Some(FileSystem {
+        capacity_bytes: facts.f_blocks * facts.f_frsize,
+        available_bytes: facts.f_bavail * facts.f_frsize,
+        used_bytes: facts.f_blocks.saturating_sub(facts.f_bfree) * facts.f_frsize,
+        inodes: facts.f_files,
+        inodes_free: facts.f_ffree,
+    })
+}
+
+/// The agent's own process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Own {
+    pub(super) cpu_us: u64,
+    pub(super) resident_bytes: u64,
+    pub(super) virtual_bytes: u64,
+    pub(super) descriptors: u64,
+    pub(super) threads: u64,
+    /// When it started, in clock ticks after boot.
+    pub(super) started_ticks: u64,
+}
+
+/// Reads the agent's own counters.
+pub(super) fn own() -> Own {
+    let stat = text("/proc/self/stat");
+    // The command's name may have blanks; what follows its bracket does not.
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let field = |at: usize| fields.get(at).and_then(|f| f.trim().parse::<u64>().ok()).unwrap_or(0);
+    let status = text("/proc/self/status");
+    let descriptors = fs::read_dir("/proc/self/fd").map(|all| all.count()).unwrap_or(0);
+    let tick_us = 1_000_000 / TICKS;
+    Own {
+        cpu_us: (field(11) + field(12)) * tick_us,
+        resident_bytes: kilobytes(&status, "VmRSS:"),
+        virtual_bytes: kilobytes(&status, "VmSize:"),
+        descriptors: u64::try_from(descriptors).unwrap_or(0),
+        threads: field(17),
+        started_ticks: field(19),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_time_leaves_idling_out() {
+        let tick_us = 1_000_000 / TICKS;
+        assert_eq!(busy_us("cpu  1 2 3 400 500 4 5 6 7 8\ncpu0 1\n"), 21 * tick_us);
+        assert!(is_processor("cpu0 1") && !is_processor("cpu  1"));
+    }
+
+    #[test]
+    fn this_host_and_this_process_have_used_something() {
+        let host = read();
+        assert!(host.cpus > 0 && host.cpu_us > 0 && host.booted_at > 0, "{host:?}");
+        assert!(host.working_set_bytes <= host.memory_usage_bytes, "{host:?}");
+        assert!(file_system(Path::new("/")).unwrap().capacity_bytes > 0);
+        let own = own();
+        assert!(own.resident_bytes > 0 && own.descriptors > 0 && own.threads > 0, "{own:?}");
+    }
+}

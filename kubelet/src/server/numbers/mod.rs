@@ -1,0 +1,145 @@
+//! What the node and its pods use: `/metrics`, `/metrics/resource`, `/metrics/cadvisor` and
+//! `/stats/summary`.
+//!
+//! Each request reads the kernel's files anew, on a thread that may block, one request at a time:
+//! nothing is sampled when nobody asks, and many who ask cost no more than one after the other.
+
+mod cadvisor;
+mod exposition;
+mod host;
+mod own;
+mod resource;
+mod summary;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{RawQuery, State as Shared};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use berth_runtime::interface::PodUsage;
+use tokio::sync::Mutex;
+
+use super::State;
+use host::{FileSystem, Host};
+
+/// What the numbers say of the node besides what is measured.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The node's name.
+    pub name: String,
+    /// A path on the file system that holds images and writable layers.
+    pub storage: PathBuf,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Node {
+    /// A node of this name with its state at this path.
+    pub fn new(name: String, storage: PathBuf) -> Self {
+        Self { name, storage, turn: Arc::default() }
+    }
+}
+
+/// The routes.
+pub(super) fn routes() -> Router<State> {
+    Router::new()
+        .route("/metrics", get(own))
+        .route("/metrics/resource", get(resource))
+        .route("/metrics/cadvisor", get(cadvisor))
+        .route("/stats/summary", get(summary))
+        .route("/stats/summary/", get(summary))
+}
+
+/// What one reading saw.
+struct Reading {
+    at_ms: i64,
+    host: Host,
+    storage: Option<FileSystem>,
+    pods: Vec<PodUsage>,
+}
+
+fn failed(error: impl std::fmt::Display) -> Response {
+    tracing::warn!(%error, "the numbers cannot be read");
+    (StatusCode::INTERNAL_SERVER_ERROR, "the numbers cannot be read\n").into_response()
+}
+
+async fn read(state: &State) -> Result<Reading, Response> {
+    let _turn = state.node.turn.lock().await;
+    let mut pods = state.runtime.usage().await.map_err(failed)?;
+    pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
+    let storage = state.node.storage.clone();
+    let (host, storage) =
+        tokio::task::spawn_blocking(move || (host::read(), host::file_system(&storage)))
+            .await
+            .map_err(failed)?;
+    Ok(Reading { at_ms: state.clock.now().as_millisecond(), host, storage, pods })
+}
+
+fn exposition(text: String) -> Response {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn resource(Shared(state): Shared<State>) -> Response {
+    match read(&state).await {
+        Ok(reading) => exposition(resource::render(&reading.host, reading.at_ms, &reading.pods)),
+        Err(failure) => failure,
+    }
+}
+
+async fn cadvisor(Shared(state): Shared<State>) -> Response {
+    match read(&state).await {
+        Ok(reading) => exposition(cadvisor::render(&reading.host, reading.at_ms, &reading.pods)),
+        Err(failure) => failure,
+    }
+}
+
+async fn own(Shared(state): Shared<State>) -> Response {
+    let sandboxes = match state.runtime.list().await {
+        Ok(sandboxes) => sandboxes,
+        Err(error) => return failed(error),
+    };
+    let measured = tokio::task::spawn_blocking(|| (host::read(), host::own())).await;
+    match measured {
+        Ok((host, own)) => exposition(own::render(&state.node.name, (&host, own), &sandboxes)),
+        Err(error) => failed(error),
+    }
+}
+
+async fn summary(Shared(state): Shared<State>, RawQuery(query): RawQuery) -> Response {
+    let narrow = query.is_some_and(|query| {
+        query
+            .split('&')
+            .any(|part| matches!(part, "only_cpu_and_memory=true" | "only_cpu_and_memory=1"))
+    });
+    let scope = match narrow {
+        true => summary::Scope::CpuAndMemory,
+        false => summary::Scope::All,
+    };
+    let reading = match read(&state).await {
+        Ok(reading) => reading,
+        Err(failure) => return failure,
+    };
+    let starts: BTreeMap<_, _> = state
+        .shelf
+        .list()
+        .into_iter()
+        .filter_map(|pod| Some((pod.metadata.uid?, pod.status?.start_time?.0)))
+        .collect();
+    let facts = summary::Facts {
+        node: &state.node.name,
+        at_ms: reading.at_ms,
+        host: &reading.host,
+        storage: reading.storage,
+        pods: &reading.pods,
+        starts: &starts,
+    };
+    Json(summary::render(&facts, scope)).into_response()
+}
