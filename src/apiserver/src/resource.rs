@@ -73,6 +73,9 @@ pub(crate) enum Subresource {
     Eviction,
     EphemeralContainers,
     Token,
+    Exec,
+    Attach,
+    PortForward,
 }
 
 impl Subresource {
@@ -86,6 +89,9 @@ impl Subresource {
             Self::Eviction => "eviction",
             Self::EphemeralContainers => "ephemeralcontainers",
             Self::Token => "token",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
         }
     }
 
@@ -96,7 +102,13 @@ impl Subresource {
             Self::Finalize => &["update"],
             Self::Binding | Self::Eviction | Self::Token => &["create"],
             Self::Log => &["get"],
+            Self::Exec | Self::Attach | Self::PortForward => &["create", "get"],
         }
+    }
+
+    /// Whether a connection becomes a stream there.
+    pub(crate) fn connects(self) -> bool {
+        matches!(self, Self::Exec | Self::Attach | Self::PortForward)
     }
 
     /// Group, version and kind of what is read or written there, if not the resource's own.
@@ -107,6 +119,9 @@ impl Subresource {
             Self::Eviction => Some(("policy", "v1", "Eviction")),
             Self::Log => Some(("", "v1", "Pod")),
             Self::Token => Some(("authentication.k8s.io", "v1", "TokenRequest")),
+            Self::Exec => Some(("", "v1", "PodExecOptions")),
+            Self::Attach => Some(("", "v1", "PodAttachOptions")),
+            Self::PortForward => Some(("", "v1", "PodPortForwardOptions")),
         }
     }
 }
@@ -347,10 +362,13 @@ pub(crate) static RESOURCES: &[Resource] = &[
         categories: &["all"],
         scope: Scope::Namespaced,
         subresources: &[
+            Subresource::Attach,
             Subresource::Binding,
             Subresource::EphemeralContainers,
             Subresource::Eviction,
+            Subresource::Exec,
             Subresource::Log,
+            Subresource::PortForward,
             Subresource::Status,
         ],
         canonical: canonical!(core::v1::Pod),

@@ -163,12 +163,12 @@ fn refused(identity: &Identity, attempt: &Attempt<'_>) -> Result<(), Failure> {
 }
 
 fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
-    use Subresource::{Eviction, Log, Status};
+    use Subresource::{Attach, Eviction, Exec, Log, PortForward, Status};
     let reads = matches!(attempt.verb, "get" | "list" | "watch");
     let changes = matches!(attempt.verb, "update" | "patch");
     let own = attempt.name == node;
     match (attempt.resource.kind, attempt.subresource) {
-        (_, Some(Log)) => false,
+        (_, Some(Log | Exec | Attach | PortForward)) => false,
         (Kind::Pod, None) => reads || matches!(attempt.verb, "create" | "delete"),
         (Kind::Pod, Some(Status)) => reads || changes,
         (Kind::Pod, Some(Eviction)) => attempt.verb == "create",

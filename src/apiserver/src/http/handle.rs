@@ -175,8 +175,12 @@ async fn object(
     (target, request): (Target, Request<Incoming>),
 ) -> Result<Answer, Failure> {
     let query = Query::parse(request.uri().query().unwrap_or_default());
-    let verb =
-        verb_of(request.method(), &target, &query).ok_or_else(Failure::method_not_allowed)?;
+    let connects = target.subresource.is_some_and(Subresource::connects);
+    let verb = match request.method() {
+        // Whatever begins a stream creates something (a WebSocket can begin with GET only).
+        &Method::GET | &Method::POST if connects => "create",
+        method => verb_of(method, &target, &query).ok_or_else(Failure::method_not_allowed)?,
+    };
     authorize(
         &api.store,
         &identity,
@@ -198,6 +202,9 @@ async fn object(
     }
     if target.subresource == Some(Subresource::Log) {
         return verbs::log::stream(&api, &target, &query).await;
+    }
+    if connects {
+        return verbs::connect::stream(&api, &target, (&query, request)).await;
     }
     let form = Form::negotiate(header(&request, ACCEPT.as_str()), &query)?;
     let call = Call { identity, query, form };

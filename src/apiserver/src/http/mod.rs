@@ -92,7 +92,7 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(64 << 10)
         .keep_alive_interval(KEEPALIVE);
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let mut stopping = false;
     loop {

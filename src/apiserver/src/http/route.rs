@@ -169,7 +169,7 @@ mod tests {
             "/apis/apps/v1/deployments",
             "/api/v1/pods/x",
             "/api/v1/namespaces/a/nodes",
-            "/api/v1/namespaces/a/pods/x/exec",
+            "/api/v1/namespaces/a/pods/x/exec/y",
             "/api/v1/namespaces/a/pods/x/log/y",
             "/foo",
             "/api/v2/pods",

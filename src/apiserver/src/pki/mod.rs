@@ -3,6 +3,9 @@
 //! the CA stays.
 
 pub(crate) mod kubeconfig;
+mod pinned;
+
+pub(crate) use pinned::pinned;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,10 @@
 //! The verbs of the API, each on the store, none of them aware of connections.
 
 pub(crate) mod body;
+pub(crate) mod connect;
 pub(crate) mod delete;
 pub(crate) mod log;
+pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod read;
 pub(crate) mod review;
