@@ -40,6 +40,14 @@ pub(crate) enum Command {
     Pods(PodsFlags),
     /// Print a container's log, also when the API server is down
     Logs(LogsFlags),
+    /// Run a command in a container, also when the API server is down
+    Exec(ExecFlags),
+    /// Join the streams of a container's first process, also when the API server is down
+    Attach(AttachFlags),
+    /// Forward ports of this host to a pod, also when the API server is down
+    PortForward(PortForwardFlags),
+    /// Print what the pods on this node use, also when the API server is down
+    Stats(PodsFlags),
     /// List, import or remove images
     Images(ImagesFlags),
     /// Pull an image into this node's store
@@ -155,6 +163,58 @@ pub(crate) struct LogsFlags {
     /// Start each line with its time
     #[arg(long)]
     pub(crate) timestamps: bool,
+}
+
+/// `berth exec`. There is no terminal: streams are pipes.
+#[derive(Debug, Args)]
+pub(crate) struct ExecFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// The pod: its name, or namespace/name
+    pub(crate) pod: String,
+    /// The container; needed where several run
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) container: Option<String>,
+    /// Give the command this command's input
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// `berth attach`.
+#[derive(Debug, Args)]
+pub(crate) struct AttachFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// The pod: its name, or namespace/name
+    pub(crate) pod: String,
+    /// The container; needed where several run
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) container: Option<String>,
+    /// Give the process this command's input
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
+}
+
+impl From<AttachFlags> for ExecFlags {
+    fn from(flags: AttachFlags) -> Self {
+        let AttachFlags { host, pod, container, stdin } = flags;
+        Self { host, pod, container, stdin, command: Vec::new() }
+    }
+}
+
+/// `berth port-forward`.
+#[derive(Debug, Args)]
+pub(crate) struct PortForwardFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// The pod: its name, or namespace/name
+    pub(crate) pod: String,
+    /// Ports: `80`, `8080:80`, `:80`
+    #[arg(required = true, value_name = "PORT")]
+    pub(crate) ports: Vec<String>,
 }
 
 /// `berth images`.

@@ -12,15 +12,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use berth_runtime::interface::{Credentials, Image, Images, ProgressSink, Runtime, SandboxStatus};
+use berth_runtime::interface::{
+    Credentials, Image, Images, PodUsage, ProgressSink, Runtime, SandboxStatus, Session, Streams,
+};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{
+    AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream,
+};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::host::{Host, make_private};
+use crate::session::{self, Place};
 use crate::settings::Places;
 
 /// The longest request line.
@@ -40,6 +45,12 @@ pub(crate) enum Request {
     Remove { image: String },
     /// All sandboxes.
     Pods,
+    /// What the pods use.
+    Usage,
+    /// Run a command, or attach where there is none; frames follow ([`session`]).
+    Session { place: Place, command: Vec<String>, stdin: bool },
+    /// A connection to a port of a pod, whose bytes follow.
+    Forward { place: Place, port: u16 },
 }
 
 /// A user at a registry.
@@ -56,6 +67,8 @@ pub(crate) enum Answer {
     Progress { received_bytes: u64, total_bytes: u64 },
     Images(Vec<Image>),
     Pods(Vec<SandboxStatus>),
+    Usage(Vec<PodUsage>),
+    Started,
     Failed(String),
 }
 
@@ -118,9 +131,18 @@ where
 {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::new(reader);
+    let request = match read_request(&mut reader).await {
+        Ok(request @ (Request::Session { .. } | Request::Forward { .. })) => {
+            if let Err(error) = stream_for(&host, request, (reader, writer)).await {
+                debug!(%error, "a local client went away");
+            }
+            return;
+        }
+        request => request,
+    };
     let (answers, mut outgoing) = mpsc::unbounded_channel();
     let work = async move {
-        let answer = match answer(&host, &mut reader, &answers).await {
+        let answer = match answer(&host, request, &answers).await {
             Ok(answer) => answer,
             Err(error) => Answer::Failed(format!("{error:#}")),
         };
@@ -144,14 +166,66 @@ where
     }
 }
 
-async fn answer<R: AsyncRead + Unpin>(
+/// Answers a request that begins a stream, and carries the stream.
+async fn stream_for<R, W>(
     host: &Host,
-    reader: &mut BufReader<R>,
+    request: Request,
+    (mut reader, mut writer): (R, W),
+) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let opened = open_stream(host, request).await;
+    let answer = match &opened {
+        Ok(_) => Answer::Started,
+        Err(error) => Answer::Failed(format!("{error:#}")),
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    writer.write_all(&line).await?;
+    writer.flush().await?;
+    match opened {
+        Ok(Opened::Session(session)) => session::carry(*session, reader, writer).await,
+        Ok(Opened::Port(mut port)) => {
+            let mut near = tokio::io::join(&mut reader, &mut writer);
+            tokio::io::copy_bidirectional(&mut near, &mut port).await.map(drop)
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+/// What follows an answer.
+enum Opened {
+    Session(Box<Session>),
+    Port(TcpStream),
+}
+
+async fn open_stream(host: &Host, request: Request) -> Result<Opened> {
+    match request {
+        Request::Session { place, command, stdin } => {
+            let streams = Streams { stdin, stdout: true, stderr: true };
+            let session = session::open(host, &place, (command, streams)).await?;
+            Ok(Opened::Session(Box::new(session)))
+        }
+        Request::Forward { place, port } => {
+            let sandbox = place.sandbox(host).await?;
+            Ok(Opened::Port(host.engine.dial(&sandbox, port).await?))
+        }
+        _ => bail!("this request begins no stream"),
+    }
+}
+
+async fn answer(
+    host: &Host,
+    request: Result<Request>,
     answers: &mpsc::UnboundedSender<Answer>,
 ) -> Result<Answer> {
     let store = &host.images;
-    let images = match read_request(reader).await? {
+    let images = match request? {
         Request::Pods => return Ok(Answer::Pods(host.engine.list().await?)),
+        Request::Usage => return Ok(Answer::Usage(host.engine.usage().await?)),
+        Request::Session { .. } | Request::Forward { .. } => bail!("this request begins a stream"),
         Request::List => store.list().await?,
         Request::Pull { image, login } => {
             let answers = answers.clone();
@@ -201,6 +275,37 @@ pub(crate) async fn pods(places: &Places) -> Result<Vec<SandboxStatus>> {
         Answer::Pods(pods) => Ok(pods),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Asks what the pods use.
+pub(crate) async fn usage(places: &Places) -> Result<Vec<PodUsage>> {
+    match ask(places, &Request::Usage, &mut |_, _| ()).await? {
+        Answer::Usage(pods) => Ok(pods),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Sends a request that begins a stream. Its connection stays open: to the agent, or, where none runs,
+/// to a host opened for it.
+pub(crate) async fn connect(places: &Places, request: &Request) -> Result<DuplexStream> {
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    match UnixStream::connect(places.run_dir.join("agent.sock")).await {
+        Ok(mut stream) => {
+            let mut theirs = theirs;
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut theirs, &mut stream).await;
+            });
+        }
+        Err(_) => {
+            let host = Arc::new(Host::open(places, Path::new("/etc/resolv.conf")).await?);
+            tokio::spawn(converse(host, theirs));
+        }
+    }
+    let mut ours = ours;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    ours.write_all(&line).await?;
+    Ok(ours)
 }
 
 fn unexpected(answer: &Answer) -> anyhow::Error {

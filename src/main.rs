@@ -8,6 +8,7 @@ mod cli;
 mod control;
 mod demo;
 mod embedded;
+mod exec;
 mod host;
 mod images;
 mod logs;
@@ -15,8 +16,10 @@ mod network;
 mod node;
 mod pods;
 mod reset;
+mod session;
 mod settings;
 mod signals;
+mod stats;
 mod up;
 
 use std::fs::File;
@@ -33,7 +36,7 @@ use cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("berth: {error:#}");
             ExitCode::FAILURE
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> Result<()> {
+fn start(cli: Cli) -> Result<ExitCode> {
     let usual =
         if matches!(cli.command, Command::Up(_) | Command::Agent(_)) { "info" } else { "error" };
     let filter = EnvFilter::try_new(cli.log.log.as_deref().unwrap_or(usual)).context("--log")?;
@@ -61,8 +64,12 @@ fn start(cli: Cli) -> Result<()> {
     outcome
 }
 
-async fn run(command: Command) -> Result<()> {
-    match command {
+async fn run(command: Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Exec(flags) => return exec::run(flags).await,
+        Command::Attach(flags) => return exec::run(flags.into()).await,
+        Command::PortForward(flags) => exec::forward(flags).await,
+        Command::Stats(flags) => stats::run(flags).await,
         Command::Up(flags) => up::run(flags).await,
         Command::Agent(flags) => node::agent(flags).await,
         Command::Check(flags) => check::run(&flags),
@@ -74,7 +81,8 @@ async fn run(command: Command) -> Result<()> {
         Command::OciRuntime(flags) => embedded::install(&flags.file),
         Command::DemoImage(flags) => demo_image(&flags.file),
         Command::DemoServer(flags) => demo::serve(flags.port).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn demo_image(file: &Path) -> Result<()> {

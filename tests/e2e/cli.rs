@@ -95,6 +95,10 @@ fn pods_and_logs_work_while_the_api_server_is_down() {
     assert!(row.contains("Running"), "{row}");
     assert!(node.berth(&["logs", "demo-1"]).contains("demo-1 listens on port 8080"));
     assert!(node.berth(&["images"]).contains("berth.local/demo"));
+    let stats = node.berth(&["stats"]);
+    let row =
+        stats.lines().find(|line| line.contains("demo-1")).unwrap_or_else(|| panic!("{stats}"));
+    assert!(row.contains("Mi") && row.contains('m'), "{row}");
     node.finish();
 }
 

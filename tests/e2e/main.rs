@@ -19,4 +19,5 @@ mod readme;
 mod refusals;
 mod restart;
 mod services;
+mod streams;
 mod volumes;
