@@ -123,7 +123,10 @@ const FAMILIES: [(&str, Kind, &str, Pick); 21] = {
     ]
 };
 
-const NETWORK: [(&str, &str, fn(&InterfaceUsage) -> u64); 8] = [
+/// Name, help and counter of a network family.
+type NetworkFamily = (&'static str, &'static str, fn(&InterfaceUsage) -> u64);
+
+const NETWORK: [NetworkFamily; 8] = [
     ("container_network_receive_bytes_total", "Cumulative count of bytes received", |i| {
         i.received.bytes
     }),

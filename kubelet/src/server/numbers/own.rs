@@ -7,6 +7,9 @@ use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::{Host, Own};
 use crate::config::KUBELET_VERSION;
 
+/// Whether a container is in a state.
+type Is = fn(&ContainerState) -> bool;
+
 /// Renders the page.
 pub(super) fn render(node: &str, (host, own): (&Host, Own), pods: &[SandboxStatus]) -> String {
     let mut text = Exposition::default();
@@ -55,7 +58,7 @@ pub(super) fn render(node: &str, (host, own): (&Host, Own), pods: &[SandboxStatu
         Kind::Gauge,
         "Number of containers currently running",
     );
-    let states: [(&str, fn(&ContainerState) -> bool); 3] = [
+    let states: [(&str, Is); 3] = [
         ("created", |s| matches!(s, ContainerState::Created)),
         ("exited", |s| matches!(s, ContainerState::Exited { .. })),
         ("running", |s| matches!(s, ContainerState::Running { .. })),
