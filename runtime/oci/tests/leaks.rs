@@ -39,8 +39,8 @@ fn holdings(shim: &Shim) -> Holdings {
 
 fn private_kib(pid: u32) -> usize {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    // Clean pages are those of the executable: private only as long as no other shim runs.
-    let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:")).unwrap();
+    // Pages of the executable are private only as long as no other shim runs: they do not count.
+    let line = rollup.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
