@@ -277,13 +277,6 @@ impl Node {
         succeed(self.namespace.command(berth()).args(args).args(self.dir_flags()))
     }
 
-    /// What `berth` with this node's directories prints, whether it succeeds or not.
-    pub(crate) fn try_berth(&self, args: &[&str]) -> String {
-        let mut command = self.namespace.command(berth());
-        let output = command.args(args).args(self.dir_flags()).output().expect("berth runs");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
     /// Applies a manifest; it must succeed.
     pub(crate) fn apply(&self, manifest: &str) {
         let output = self.try_apply(manifest);
