@@ -34,7 +34,7 @@ const SPECIFICATIONS: &[Case] = &[
     (|spec| spec["ociVersion"] = json!("3.0.0"), "ociVersion: "),
     (|spec| spec["linux"]["namespaces"][0]["type"] = json!("x"), "linux.namespaces[0].type: "),
     (|spec| spec["linux"]["cgroupsPath"] = json!("/"), "linux.cgroupsPath: "),
-    (|spec| spec["mounts"][0]["options"] = json!(["bind"]), "mounts["),
+    (|spec| spec["mounts"][0]["options"] = json!(["bind"]), "mounts[/proc].source: open"),
     (
         |spec| spec["linux"]["sysctl"] = json!({"kernel.core_pattern": "|/x"}),
         "sysctl kernel.core_pattern",

@@ -75,7 +75,8 @@ fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive;
     let tree = rustix::mount::open_tree(CWD, mount.source.as_path(), flags).doing(|| {
-        format!("open {} to mount it at /{}", mount.source.display(), mount.destination.display())
+        let (field, source) = (mount.destination.display(), mount.source.display());
+        format!("mounts[/{field}].source: open {source}")
     })?;
     // Done here, where the privilege over the host's file system is.
     map_ids(mount, tree.as_fd(), user_namespace.as_ref())?;
