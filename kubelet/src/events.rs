@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::worker::members::{self, Role};
 use correlator::{Correlator, Decision};
 
 /// How many events may wait for delivery.
@@ -100,10 +101,10 @@ impl Recorder {
 }
 
 fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
-    let spec = pod.spec.as_ref();
-    let is_init = |name: &str| {
-        spec.and_then(|s| s.init_containers.as_ref())
-            .is_some_and(|inits| inits.iter().any(|c| c.name == name))
+    let list_of = |name: &str| match members::find(pod, name) {
+        Some((Role::Init | Role::Sidecar, _)) => "initContainers",
+        Some((Role::Ephemeral, _)) => "ephemeralContainers",
+        _ => "containers",
     };
     ObjectReference {
         api_version: Some("v1".to_owned()),
@@ -112,10 +113,7 @@ fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
         namespace: pod.metadata.namespace.clone(),
         uid: pod.metadata.uid.clone(),
         resource_version: pod.metadata.resource_version.clone(),
-        field_path: container.map(|name| match is_init(name) {
-            true => format!("spec.initContainers{{{name}}}"),
-            false => format!("spec.containers{{{name}}}"),
-        }),
+        field_path: container.map(|name| format!("spec.{}{{{name}}}", list_of(name))),
     }
 }
 
@@ -201,4 +199,22 @@ async fn create(client: &kube::Client, event: &Event) -> Result<(), kube::Error>
 fn api(client: &kube::Client, event: &Event) -> Api<Event> {
     let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
     Api::namespaced(client.clone(), namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_names_the_part_of_the_pod_it_is_about() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {
+            "initContainers": [{"name": "i"}], "containers": [{"name": "c"}],
+            "ephemeralContainers": [{"name": "e"}]}}))
+        .unwrap();
+        let part = |name| pod_reference(&pod, Some(name)).field_path.unwrap();
+        assert_eq!(part("i"), "spec.initContainers{i}");
+        assert_eq!(part("c"), "spec.containers{c}");
+        assert_eq!(part("e"), "spec.ephemeralContainers{e}");
+        assert_eq!(pod_reference(&pod, None).field_path, None);
+    }
 }

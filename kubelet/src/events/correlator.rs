@@ -1,11 +1,11 @@
 //! Decides what becomes of an event: a new object, one more count on an old one, or nothing.
 //!
 //! Pure but for the numbers in it: the time comes in. Follows client-go's EventCorrelator: the same
-//! event again counts up; more than ten that differ only in their message within ten minutes are
-//! merged; one object may cause 25 events at once and then one in five minutes; all together 100 at
-//! once and 50 a second.
+//! event again counts up; from the tenth on, those that differ only in their message and follow each
+//! other within ten minutes are merged; one object may cause 25 events at once and then one in five
+//! minutes, and what is held back is still counted; all together 100 at once and 50 a second.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Event, EventSource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use tokio::time::Instant;
 
-use super::{Occurrence, Source};
+use super::{Occurrence, Severity, Source};
 use crate::clock;
 
 const SIMILAR_LIMIT: usize = 10;
@@ -36,7 +36,13 @@ pub(super) enum Decision {
     Drop,
 }
 
-type ObjectKey = (String, String, String);
+/// An object: kind, namespace, name, UID, API version.
+type ObjectKey = [String; 5];
+/// Events that are alike but for their message: of one object, severity and reason.
+type KindKey = (ObjectKey, Severity, String);
+/// One event: its kind, the part of the object it is about, its message; the latter two are empty
+/// where it stands for many.
+type EventKey = (KindKey, String, String);
 
 struct Bucket {
     tokens: f64,
@@ -65,15 +71,15 @@ impl Bucket {
 }
 
 struct Similar {
-    messages: BTreeMap<String, ()>,
-    since: Instant,
+    messages: BTreeSet<String>,
+    seen: Instant,
 }
 
 /// Remembers what was recorded.
 pub(super) struct Correlator {
     source: Source,
-    known: HashMap<(ObjectKey, String, String), (Event, Instant)>,
-    similar: HashMap<(ObjectKey, String), Similar>,
+    known: HashMap<EventKey, (Event, Instant)>,
+    similar: HashMap<KindKey, Similar>,
     objects: HashMap<ObjectKey, Bucket>,
     total: Option<Bucket>,
     serial: u64,
@@ -107,48 +113,48 @@ impl Correlator {
     ) -> Decision {
         self.forget(now);
         let object = object_key(&occurrence);
-        let bucket =
-            self.objects.entry(object.clone()).or_insert_with(|| Bucket::full(OBJECT_BURST, now));
-        if !bucket.take(OBJECT_BURST, OBJECT_RATE, now) {
-            return Decision::Drop;
-        }
-        let message = self.merged_message(&object, &occurrence, now);
-        let identity = match message.merged {
-            true => String::new(),
-            false => message.text.clone(),
+        let kind = (object.clone(), occurrence.severity, occurrence.reason.clone());
+        let message = self.merged_message(&kind, &occurrence, now);
+        let key = match message.merged {
+            true => (kind, String::new(), String::new()),
+            false => {
+                let part = occurrence.object.field_path.clone().unwrap_or_default();
+                (kind, part, message.text.clone())
+            }
         };
-        let key = (object, occurrence.reason.clone(), identity);
-        if let Some((event, seen)) = self.known.get_mut(&key) {
-            *seen = now;
-            event.count = event.count.map(|c| c.saturating_add(1));
-            event.last_timestamp = Some(Time(clock::whole_seconds(wall)));
-            event.message = Some(message.text);
-            return Decision::Repeat(event.clone());
+        let decision = match self.known.get_mut(&key) {
+            Some((event, seen)) => {
+                *seen = now;
+                event.count = event.count.map(|c| c.saturating_add(1));
+                event.last_timestamp = Some(Time(clock::whole_seconds(wall)));
+                event.message = Some(message.text);
+                Decision::Repeat(event.clone())
+            }
+            None => {
+                let event = self.event(occurrence, message.text, wall);
+                self.known.insert(key, (event.clone(), now));
+                Decision::Create(event)
+            }
+        };
+        let bucket = self.objects.entry(object).or_insert_with(|| Bucket::full(OBJECT_BURST, now));
+        match bucket.take(OBJECT_BURST, OBJECT_RATE, now) {
+            true => decision,
+            false => Decision::Drop,
         }
-        let event = self.event(occurrence, message.text, wall);
-        self.known.insert(key, (event.clone(), now));
-        Decision::Create(event)
     }
 
-    fn merged_message(
-        &mut self,
-        object: &ObjectKey,
-        occurrence: &Occurrence,
-        now: Instant,
-    ) -> Message {
-        let key = (object.clone(), occurrence.reason.clone());
-        let similar = self
-            .similar
-            .entry(key)
-            .or_insert_with(|| Similar { messages: BTreeMap::new(), since: now });
-        if now.saturating_duration_since(similar.since) > SIMILAR_WINDOW {
+    fn merged_message(&mut self, kind: &KindKey, occurrence: &Occurrence, now: Instant) -> Message {
+        let fresh = || Similar { messages: BTreeSet::new(), seen: now };
+        let similar = self.similar.entry(kind.clone()).or_insert_with(fresh);
+        if now.saturating_duration_since(similar.seen) > SIMILAR_WINDOW {
             similar.messages.clear();
-            similar.since = now;
         }
-        let merged = similar.messages.len() >= SIMILAR_LIMIT
-            && !similar.messages.contains_key(&occurrence.message);
-        if !merged {
-            similar.messages.insert(occurrence.message.clone(), ());
+        similar.seen = now;
+        let is_known = similar.messages.contains(&occurrence.message);
+        // The limit is that of the messages that stand for themselves, so the last one does not.
+        let merged = !is_known && similar.messages.len() + 1 >= SIMILAR_LIMIT;
+        if !merged && !is_known {
+            similar.messages.insert(occurrence.message.clone());
         }
         let text = match merged {
             true => format!("(combined from similar events): {}", occurrence.message),
@@ -214,16 +220,12 @@ struct Message {
 
 fn object_key(occurrence: &Occurrence) -> ObjectKey {
     let object = &occurrence.object;
-    (
-        object.uid.clone().unwrap_or_default(),
-        object.field_path.clone().unwrap_or_default(),
-        occurrence.severity.as_str().to_owned(),
-    )
+    let fields = [&object.kind, &object.namespace, &object.name, &object.uid, &object.api_version];
+    fields.map(|field| field.clone().unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Severity;
     use super::*;
     use k8s_openapi::api::core::v1::ObjectReference;
 
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_ten_similar_events_are_merged() {
+    fn from_the_tenth_on_similar_events_are_merged() {
         let (mut correlator, now) = (correlator(), Instant::now());
         let mut created = 0;
         let mut last = None;
@@ -272,11 +274,11 @@ mod tests {
             created += usize::from(matches!(decision, Decision::Create(_)));
             last = Some(decision);
         }
-        assert_eq!(created, 11);
+        assert_eq!(created, 10, "nine for themselves, one for the rest");
         let Some(Decision::Repeat(event)) = last else {
             panic!("expected a repetition");
         };
-        assert_eq!(event.count, Some(10));
+        assert_eq!(event.count, Some(11));
         let message = event.message.unwrap();
         assert_eq!(message, "(combined from similar events): m19");
     }
@@ -292,6 +294,41 @@ mod tests {
         assert_eq!((0..40).filter(|_| passed(now)).count(), 25);
         assert!(passed(now + Duration::from_secs(301)));
         assert!(!passed(now + Duration::from_secs(302)));
+    }
+
+    #[test]
+    fn an_object_is_one_source_whatever_part_or_reason_and_others_go_on() {
+        let (mut correlator, now) = (correlator(), Instant::now());
+        let mut passed = |name: &str, part: &str, severity, reason: &str| {
+            let mut occurrence = occurrence(reason, "m");
+            occurrence.severity = severity;
+            occurrence.object.name = Some(name.to_owned());
+            occurrence.object.uid = Some(name.to_owned());
+            occurrence.object.field_path = Some(part.to_owned());
+            correlator.correlate(occurrence, now, Timestamp::UNIX_EPOCH) != Decision::Drop
+        };
+        let all = (0..30).filter(|n| {
+            let severity = if n % 2 == 0 { Severity::Normal } else { Severity::Warning };
+            passed("p", &format!("spec.containers{{c{n}}}"), severity, &format!("R{n}"))
+        });
+        assert_eq!(all.count(), 25);
+        assert!(!passed("p", "", Severity::Normal, "Started"));
+        assert!(passed("q", "", Severity::Normal, "Started"));
+    }
+
+    #[test]
+    fn what_is_held_back_is_still_counted() {
+        let (mut correlator, now) = (correlator(), Instant::now());
+        let wall = Timestamp::UNIX_EPOCH;
+        for _ in 0..40 {
+            correlator.correlate(occurrence("BackOff", "m"), now, wall);
+        }
+        let later = now + Duration::from_secs(301);
+        let Decision::Repeat(event) = correlator.correlate(occurrence("BackOff", "m"), later, wall)
+        else {
+            panic!("expected a repetition");
+        };
+        assert_eq!(event.count, Some(41));
     }
 
     #[test]
