@@ -3,11 +3,13 @@
 
 mod ephemeral;
 pub(crate) mod events;
+mod mirror;
 pub(crate) mod names;
 mod objects;
 mod pod_defaults;
 mod pod_rules;
 mod pod_token;
+mod priority;
 pub(crate) mod quantity;
 mod roles;
 pub(crate) mod service;
@@ -19,8 +21,10 @@ use crate::http::access::Identity;
 use crate::object::ObjectExt;
 use crate::resource::{Kind, Resource};
 
+pub(crate) use mirror::{check_mirror, is_mirror};
 pub(crate) use pod_rules::qos_class;
 pub(crate) use pod_token::mount_token;
+pub(crate) use priority::check_priority;
 
 /// What of an object an update is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,8 +227,7 @@ pub(crate) fn check_creator(
             (object.name() == node, format!("node {node:?} is not allowed to create it"))
         }
         Kind::Pod => (
-            object.text("/spec/nodeName") == node
-                && object.annotation("kubernetes.io/config.mirror").is_some(),
+            object.text("/spec/nodeName") == node && is_mirror(object),
             format!("node {node:?} can only create mirror pods with its own name"),
         ),
         _ => (true, String::new()),

@@ -11,7 +11,9 @@ const TOLERATION_SECONDS: i64 = 300;
 
 /// Sets the defaults of a pod. Doing it twice changes nothing.
 pub(crate) fn apply(pod: &mut Value) {
+    let is_mirror = super::is_mirror(pod);
     let Some(spec) = pod.get_mut("spec") else { return };
+    super::priority::default_priority(spec);
     for (pointer, value) in [
         ("/restartPolicy", json!("Always")),
         ("/terminationGracePeriodSeconds", json!(30)),
@@ -19,12 +21,13 @@ pub(crate) fn apply(pod: &mut Value) {
         ("/securityContext", json!({})),
         ("/schedulerName", json!("default-scheduler")),
         ("/enableServiceLinks", json!(true)),
-        ("/priority", json!(0)),
         ("/preemptionPolicy", json!("PreemptLowerPriority")),
     ] {
         spec.default_to(pointer, value);
     }
-    default_account(spec);
+    if !is_mirror {
+        default_account(spec);
+    }
     default_tolerations(spec);
     let host_network = spec.flag("/hostNetwork");
     for list in ["/initContainers", "/containers", "/ephemeralContainers"] {
@@ -207,6 +210,16 @@ mod tests {
         assert!(pod["spec"]["volumes"][1]["emptyDir"].is_object());
         assert_eq!(pod["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
         assert_eq!(pod["spec"]["serviceAccountName"], "default");
+        assert_eq!(pod["spec"]["priority"], 0);
+    }
+
+    #[test]
+    fn a_mirror_gets_no_service_account() {
+        let mut pod = json!({"spec": {"containers": [{"name": "a"}]},
+            "metadata": {"annotations": {"kubernetes.io/config.mirror": "0"}}});
+        apply(&mut pod);
+        assert!(!pod.has("/spec/serviceAccountName") && !pod.has("/spec/serviceAccount"));
+        assert_eq!(pod["spec"]["restartPolicy"], "Always");
     }
 
     #[test]

@@ -86,7 +86,11 @@ impl Creation {
             Kind::Service => {
                 admit::service::allocate(tx, &self.settings, (&mut object, None))?;
             }
-            Kind::Pod => use_account(tx, &mut object)?,
+            Kind::Pod => {
+                admit::check_priority(&object)
+                    .map_err(|why| Failure::forbidden(resource, object.name(), &why))?;
+                use_account(tx, &mut object)?;
+            }
             _ => {}
         }
         let causes = admit::check_create(resource, &object);
@@ -156,13 +160,17 @@ fn check_grant(
     Err(Failure::forbidden(resource, object.name(), &why))
 }
 
-/// The pod's service account must exist, and lends its pull secrets and a token.
+/// The pod's service account must exist, and lends its pull secrets and a token. A mirror shows a pod
+/// that runs from a file: it uses no object of the API, and nothing is added to it.
 fn use_account(tx: &Tx<'_>, pod: &mut Value) -> Result<(), Failure> {
+    if admit::is_mirror(pod) {
+        return admit::check_mirror(pod)
+            .map_err(|why| Failure::forbidden(of(Kind::Pod), pod.name(), why));
+    }
     let name = pod.text("/spec/serviceAccountName");
     let Some(account) = tx.get(&key(Kind::ServiceAccount, pod.namespace(), name)) else {
         // The default one is made a moment after its namespace.
-        let mirror = pod.annotation("kubernetes.io/config.mirror").is_some();
-        return match mirror || name == "default" {
+        return match name == "default" {
             true => Ok(()),
             false => Err(Failure::forbidden(
                 of(Kind::Pod),
@@ -174,9 +182,7 @@ fn use_account(tx: &Tx<'_>, pod: &mut Value) -> Result<(), Failure> {
             )),
         };
     };
-    if pod.annotation("kubernetes.io/config.mirror").is_none() {
-        admit::mount_token(&account, pod);
-    }
+    admit::mount_token(&account, pod);
     let secrets = account.list("/imagePullSecrets");
     if pod.list("/spec/imagePullSecrets").is_empty() && !secrets.is_empty() {
         pod.put("/spec/imagePullSecrets", secrets.to_vec());
