@@ -1,7 +1,8 @@
 //! Whether a pod may run on this node at all.
 //!
 //! The checks a kubelet repeats after the scheduler, with its reasons and texts: operating system,
-//! node name, selector and affinity, taints, resources, host ports, sysctls. Pure.
+//! node name, selector and affinity, taints, resources, host ports, sysctls. Pods that do not fit may
+//! be made room for ([`preemption`]). Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +12,7 @@ use crate::qos::{InvalidResource, PodDemand, ResourceAmounts};
 use crate::quantity::Quantity;
 
 mod affinity;
+mod preemption;
 mod sysctl;
 
 pub use affinity::matches_node;
@@ -54,18 +56,89 @@ pub struct AdmissionInputs<'a> {
     pub sysctls: &'a SysctlPolicy,
 }
 
-/// Decides whether a pod may run here.
-pub fn admit(pod: &Pod, demand: &PodDemand, inputs: &AdmissionInputs<'_>) -> Result<(), Rejection> {
+/// What becomes of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// It may run.
+    Admit,
+    /// It may not.
+    Reject(Rejection),
+    /// It may run once these of the others have ended, by their places.
+    Preempt(Vec<usize>),
+}
+
+/// Decides whether a pod may run here. A critical pod that lacks nothing but resources makes room for
+/// itself.
+pub fn admit(pod: &Pod, demand: &PodDemand, inputs: &AdmissionInputs<'_>) -> Judgement {
     let default_spec = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default_spec);
-    check_operating_system(pod, spec)?;
-    if let Err(error) = inputs.sysctls.admitted(pod) {
-        return Err(Rejection { reason: "SysctlForbidden".into(), message: error.to_string() });
+    if let Err(rejection) = check_operating_system(pod, spec) {
+        return Judgement::Reject(rejection);
     }
-    check_resources(demand, inputs)?;
-    check_node(spec, inputs.node)?;
-    check_host_ports(spec, &inputs.others)?;
-    check_taints(pod, spec, inputs.node)
+    if let Err(error) = inputs.sysctls.admitted(pod) {
+        let message = error.to_string();
+        return Judgement::Reject(Rejection { reason: "SysctlForbidden".into(), message });
+    }
+    let shortages = shortages(demand, inputs);
+    let rest = check_node(spec, inputs.node)
+        .and_then(|()| check_host_ports(spec, &inputs.others))
+        .and_then(|()| check_taints(pod, spec, inputs.node));
+    match (shortages.first(), rest) {
+        (None, Ok(())) => Judgement::Admit,
+        (Some(shortage), _) if !crate::qos::is_critical(pod) => {
+            Judgement::Reject(shortage.rejection())
+        }
+        (_, Err(rejection)) => Judgement::Reject(rejection),
+        (Some(_), Ok(())) => match preemption::victims(pod, &inputs.others, &shortages) {
+            Ok(victims) => Judgement::Preempt(victims),
+            Err(error) => Judgement::Reject(unexpected(&error)),
+        },
+    }
+}
+
+fn unexpected(error: &preemption::NoneFound) -> Rejection {
+    Rejection {
+        reason: "UnexpectedAdmissionError".into(),
+        message: format!(
+            "Unexpected error while attempting to recover from admission failure: preemption: \
+             error finding a set of pods to preempt: {error}"
+        ),
+    }
+}
+
+/// A resource of which too little is free; CPU in thousandths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shortage {
+    resource: String,
+    requested: i64,
+    used: i64,
+    capacity: i64,
+}
+
+impl Shortage {
+    fn rejection(&self) -> Rejection {
+        let Self { resource, requested, used, capacity } = self;
+        Rejection {
+            reason: format!("OutOf{resource}"),
+            message: format!(
+                "Node didn't have enough resource: {resource}, requested: {requested}, used: \
+                 {used}, capacity: {capacity}"
+            ),
+        }
+    }
+
+    /// How much has to become free.
+    fn missing(&self) -> i64 {
+        self.requested.saturating_sub(self.capacity.saturating_sub(self.used))
+    }
+}
+
+/// An amount in the unit in which shortages are counted.
+fn counted(resource: &str, amount: Quantity) -> i64 {
+    match resource {
+        "cpu" => amount.milli_value(),
+        _ => amount.value(),
+    }
 }
 
 /// Turns an unreadable request into a rejection.
@@ -95,13 +168,16 @@ fn check_operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn check_resources(demand: &PodDemand, inputs: &AdmissionInputs<'_>) -> Result<(), Rejection> {
+/// What of the pod's requests is not free.
+fn shortages(demand: &PodDemand, inputs: &AdmissionInputs<'_>) -> Vec<Shortage> {
     let used: Vec<_> = inputs.others.iter().map(|other| other.demand.requests()).collect();
     let running = i64::try_from(inputs.others.len()).unwrap_or(i64::MAX);
+    let mut shortages = Vec::new();
     if let Some(capacity) = inputs.allocatable.get("pods")
         && running.saturating_add(1) > capacity.value()
     {
-        return Err(out_of("pods", 1, running, capacity.value()));
+        let (resource, capacity) = ("pods".to_owned(), capacity.value());
+        shortages.push(Shortage { resource, requested: 1, used: running, capacity });
     }
     let requests = demand.requests();
     for (resource, requested) in in_reporting_order(&requests) {
@@ -118,14 +194,15 @@ fn check_resources(demand: &PodDemand, inputs: &AdmissionInputs<'_>) -> Result<(
         let taken: Quantity =
             used.iter().filter_map(|amounts| amounts.get(resource).copied()).sum();
         if requested > capacity.minus(taken) {
-            let shown = |amount: Quantity| match resource.as_str() {
-                "cpu" => amount.milli_value(),
-                _ => amount.value(),
-            };
-            return Err(out_of(resource, shown(requested), shown(taken), shown(capacity)));
+            shortages.push(Shortage {
+                resource: resource.clone(),
+                requested: counted(resource, requested),
+                used: counted(resource, taken),
+                capacity: counted(resource, capacity),
+            });
         }
     }
-    Ok(())
+    shortages
 }
 
 /// CPU, memory and ephemeral storage first, as upstream reports them.
@@ -139,16 +216,6 @@ fn in_reporting_order(amounts: &ResourceAmounts) -> Vec<(&String, Quantity)> {
     let mut ordered: Vec<_> = amounts.iter().map(|(name, amount)| (name, *amount)).collect();
     ordered.sort_by_key(|(name, _)| rank(name));
     ordered
-}
-
-fn out_of(resource: &str, requested: i64, used: i64, capacity: i64) -> Rejection {
-    Rejection {
-        reason: format!("OutOf{resource}"),
-        message: format!(
-            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, \
-             capacity: {capacity}"
-        ),
-    }
 }
 
 fn predicate(name: &str, description: &str) -> Rejection {

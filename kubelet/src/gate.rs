@@ -12,7 +12,7 @@ use crate::qos::{PodDemand, ResourceAmounts};
 use crate::quantity::Quantity;
 use crate::unsupported;
 use crate::worker::memory::Failure;
-use crate::worker::roster::Gatekeeper;
+use crate::worker::roster::{Gatekeeper, Judgement};
 
 /// The gate of a node.
 pub struct Gate {
@@ -35,20 +35,20 @@ pub(crate) fn allocatable(node: &Shared) -> ResourceAmounts {
 }
 
 impl Gatekeeper for Gate {
-    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement {
         let findings = unsupported::audit(pod);
         if let Some(refusal) = unsupported::refusal(&findings) {
             let message = format!("Pod was rejected: {refusal}");
-            return Err(Failure::new("UnsupportedPod", message));
+            return Judgement::Refuse(Failure::new("UnsupportedPod", message));
         }
-        for finding in &findings {
-            let message = finding.to_string();
-            self.events.pod(pod, Severity::Warning, "FieldNotHonoured", message);
-        }
-        let demand = PodDemand::parse(pod).map_err(|error| {
-            let rejection = admission::reject_invalid_resource(&error);
-            Failure::new(rejection.reason.clone(), rejection.status_message())
-        })?;
+        let refuse = |rejection: &admission::Rejection| {
+            let message = rejection.status_message();
+            Judgement::Refuse(Failure::new(rejection.reason.clone(), message))
+        };
+        let demand = match PodDemand::parse(pod) {
+            Ok(demand) => demand,
+            Err(error) => return refuse(&admission::reject_invalid_resource(&error)),
+        };
         let demands: Vec<(&Pod, PodDemand)> = others
             .iter()
             .filter_map(|other| Some((&**other, PodDemand::parse(other).ok()?)))
@@ -61,7 +61,20 @@ impl Gatekeeper for Gate {
             others: demands.iter().map(|(pod, demand)| Admitted { pod, demand }).collect(),
             sysctls: &self.sysctls,
         };
-        admission::admit(pod, &demand, &inputs)
-            .map_err(|rejection| Failure::new(rejection.reason.clone(), rejection.status_message()))
+        match admission::admit(pod, &demand, &inputs) {
+            admission::Judgement::Admit => {
+                for finding in &findings {
+                    let message = finding.to_string();
+                    self.events.pod(pod, Severity::Warning, "FieldNotHonoured", message);
+                }
+                Judgement::Admit
+            }
+            admission::Judgement::Reject(rejection) => refuse(&rejection),
+            admission::Judgement::Preempt(places) => {
+                let victims = places.into_iter().filter_map(|place| demands.get(place));
+                let uids = victims.filter_map(|(pod, _)| pod.metadata.uid.clone());
+                Judgement::Preempt(uids.collect())
+            }
+        }
     }
 }

@@ -59,17 +59,21 @@ const BEST_EFFORT_OOM_SCORE: i64 = 1000;
 /// The priority from which on pods are critical (`2 · HighestUserDefinablePriority`).
 const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
-/// Whether the node cannot do without the pod: a critical pod of `system-node-critical`.
-pub fn is_node_critical(pod: &Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    let annotated = |key: &str| {
-        let annotations = pod.metadata.annotations.as_ref();
-        annotations.and_then(|a| a.get(key))
-    };
+/// Whether a pod comes before those that are not critical: it runs from a file, or its priority is
+/// one of the system's.
+pub fn is_critical(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    let annotated = |key: &str| annotations.and_then(|a| a.get(key));
     let is_static = annotated("kubernetes.io/config.source").is_some_and(|source| source != "api");
     let is_mirror = annotated("kubernetes.io/config.mirror").is_some();
-    let critical = is_static || is_mirror || spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY;
-    critical && spec.priority_class_name.as_deref() == Some("system-node-critical")
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+    is_static || is_mirror || priority >= CRITICAL_PRIORITY
+}
+
+/// Whether the node cannot do without the pod: a critical pod of `system-node-critical`.
+pub fn is_node_critical(pod: &Pod) -> bool {
+    let class = pod.spec.as_ref().and_then(|spec| spec.priority_class_name.as_deref());
+    is_critical(pod) && class == Some("system-node-critical")
 }
 
 /// The `oom_score_adj` of a container: −997 for guaranteed and node-critical pods, 1000 for

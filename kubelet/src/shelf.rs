@@ -4,11 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::watch;
 
 /// A shared list of pods by UID. Cloning shares it.
 #[derive(Debug, Clone, Default)]
 pub struct Shelf {
     pods: Arc<RwLock<BTreeMap<String, Pod>>>,
+    /// Counts the pods that have ended.
+    ended: Arc<watch::Sender<u64>>,
+}
+
+/// Whether a pod holds nothing any more: its phase is a final one.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 impl Shelf {
@@ -26,14 +35,30 @@ impl Shelf {
         if !same {
             let mut pod = pod.clone();
             pod.status = Some(status.clone());
+            let is_news = is_over(&pod) && !pods.get(&uid).is_some_and(is_over);
             pods.insert(uid, pod);
+            if is_news {
+                self.ended.send_modify(|count| *count = count.wrapping_add(1));
+            }
         }
+    }
+
+    /// Changes whenever a pod has ended, or was taken away.
+    pub fn ends(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
+    }
+
+    /// Whether the pod of this UID is known to have ended.
+    pub fn has_ended(&self, uid: &str) -> bool {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        pods.get(uid).is_some_and(is_over)
     }
 
     /// Takes a pod away.
     pub fn remove(&self, uid: &str) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.remove(uid);
+        self.ended.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// All pods.

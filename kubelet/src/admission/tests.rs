@@ -23,7 +23,7 @@ fn pod(spec: Value, cpu: &str) -> Pod {
     serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
 }
 
-fn decide(candidate: &Pod, others: &[Pod]) -> Result<(), Rejection> {
+fn judge(candidate: &Pod, others: &[Pod]) -> Judgement {
     let demands: Vec<_> = others.iter().map(|p| PodDemand::parse(p).unwrap()).collect();
     let allocatable: ResourceAmounts = [("cpu", "1"), ("memory", "1Gi"), ("pods", "3")]
         .map(|(name, amount)| (name.to_owned(), amount.parse().unwrap()))
@@ -39,6 +39,14 @@ fn decide(candidate: &Pod, others: &[Pod]) -> Result<(), Rejection> {
             sysctls: &SysctlPolicy::default(),
         },
     )
+}
+
+fn decide(candidate: &Pod, others: &[Pod]) -> Result<(), Rejection> {
+    match judge(candidate, others) {
+        Judgement::Admit => Ok(()),
+        Judgement::Reject(rejection) => Err(rejection),
+        Judgement::Preempt(victims) => panic!("{victims:?} would end"),
+    }
 }
 
 fn rejected(candidate: &Pod, others: &[Pod]) -> (String, String) {
@@ -160,4 +168,26 @@ fn forbidden_sysctls_are_refused() {
         "1m",
     );
     assert_eq!(rejected(&candidate, &[]).0, "SysctlForbidden");
+}
+
+#[test]
+fn a_critical_pod_that_lacks_only_resources_makes_room() {
+    let critical = |spec: Value, cpu: &str| {
+        let mut pod = pod(spec, cpu);
+        pod.spec.as_mut().unwrap().priority = Some(2_000_000_000);
+        pod
+    };
+    let others = [pod(json!({}), "300m"), pod(json!({}), "600m")];
+    assert_eq!(judge(&critical(json!({}), "100m"), &others), Judgement::Admit);
+    assert_eq!(judge(&critical(json!({}), "500m"), &others), Judgement::Preempt(vec![1]));
+    assert_eq!(judge(&critical(json!({}), "800m"), &others), Judgement::Preempt(vec![0, 1]));
+    let full = [pod(json!({}), "1m"), pod(json!({}), "2m"), pod(json!({}), "3m")];
+    assert_eq!(judge(&critical(json!({}), "1m"), &full), Judgement::Preempt(vec![0]));
+    // What cannot be mended refuses it, and nobody ends in vain.
+    let elsewhere = critical(json!({"nodeSelector": {"zone": "b"}}), "500m");
+    assert_eq!(decide(&elsewhere, &others).unwrap_err().reason, "NodeAffinity");
+    let greedy = decide(&critical(json!({}), "2"), &others).unwrap_err();
+    assert_eq!(greedy.reason, "UnexpectedAdmissionError");
+    assert!(greedy.message.contains("(res: cpu, q: 1000)"), "{}", greedy.message);
+    assert_eq!(decide(&pod(json!({}), "500m"), &others).unwrap_err().reason, "OutOfcpu");
 }

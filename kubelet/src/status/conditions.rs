@@ -23,6 +23,9 @@ pub const OWN: [&str; 6] = [
     "AllContainersRestarting",
 ];
 
+/// The reason of a pod that was ended for a critical one.
+pub const PREEMPTING: &str = "Preempting";
+
 struct Verdict {
     holds: bool,
     reason: Option<&'static str>,
@@ -60,10 +63,25 @@ pub fn compute(
     if members::may_restart_all(input.pod) {
         conditions.push(condition(input, "AllContainersRestarting", restarting(input, phase)));
     }
+    let disruption = disruption(input);
+    let is_ours =
+        |type_: &str| OWN.contains(&type_) || (disruption.is_some() && type_ == "DisruptionTarget");
     let pod = input.pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     let foreign = pod.into_iter().flatten();
-    conditions.extend(foreign.filter(|c| !OWN.contains(&c.type_.as_str())).cloned());
+    conditions.extend(foreign.filter(|c| !is_ours(c.type_.as_str())).cloned());
+    conditions.extend(disruption);
     conditions
+}
+
+/// Says that the node itself ended the pod in favour of another.
+pub(super) fn disruption(input: &Input<'_>) -> Option<PodCondition> {
+    let verdict = input.memory.verdict.as_ref()?;
+    (verdict.reason.as_deref() == Some(PREEMPTING)).then(|| {
+        let message = "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned();
+        let reason = Some("TerminationByKubelet");
+        let holds = Verdict { holds: true, reason, message: Some(message) };
+        condition(input, "DisruptionTarget", holds)
+    })
 }
 
 fn find<'a>(status: Option<&'a PodStatus>, type_: &str) -> Option<&'a PodCondition> {

@@ -197,6 +197,12 @@ fn addresses(input: &Input<'_>, status: &mut PodStatus) {
 /// The status of a pod that is refused: it never ran and never will.
 pub fn refused(input: &Input<'_>, reason: &str, message: &str) -> PodStatus {
     let time = Time(clock::whole_seconds(input.wall));
+    let mut conditions = input.previous.conditions.clone();
+    if let Some(disruption) = conditions::disruption(input) {
+        let conditions = conditions.get_or_insert_default();
+        conditions.retain(|c| c.type_ != disruption.type_);
+        conditions.push(disruption);
+    }
     PodStatus {
         phase: Some(Phase::Failed.as_str().to_owned()),
         reason: Some(reason.to_owned()),
@@ -204,7 +210,7 @@ pub fn refused(input: &Input<'_>, reason: &str, message: &str) -> PodStatus {
         observed_generation: input.pod.metadata.generation,
         qos_class: Some(qos_class(input.pod)),
         start_time: Some(input.previous.start_time.clone().unwrap_or(time)),
-        conditions: input.previous.conditions.clone(),
+        conditions,
         ..PodStatus::default()
     }
 }

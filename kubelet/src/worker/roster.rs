@@ -7,11 +7,15 @@
 //!                        └───────────────── next of that name ◄───────────────┘
 //! ```
 //!
+//! A critical pod for which others have to end first waits in [`room`] until they have.
+//!
 //! Pods known from the disk get their workers before the API server answers; sandboxes that belong
 //! to no pod are removed only once it has.
 
+mod room;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,14 +29,28 @@ use tokio_util::sync::CancellationToken;
 
 use super::memory::Failure;
 use super::{Context, End, MIN_GRACE, Wish, Worker, termination_grace};
+use crate::events::Severity;
 use crate::source::Event;
 use crate::static_pods::{self, mirror};
+use crate::status::conditions::PREEMPTING;
 use crate::status::writer::PodKey;
+use room::Room;
+
+/// What becomes of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// It runs.
+    Admit,
+    /// It never does.
+    Refuse(Failure),
+    /// It runs once the others of these UIDs have ended.
+    Preempt(Vec<String>),
+}
 
 /// Decides whether a pod may run here.
 pub trait Gatekeeper: Send + Sync + 'static {
-    /// Refuses `pod`, or lets it in beside `others`.
-    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure>;
+    /// Judges `pod` beside `others`.
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement;
 }
 
 struct Entry {
@@ -62,6 +80,8 @@ pub struct Roster {
     entries: HashMap<String, Entry>,
     /// Pods that wait for another of their name to be gone, by UID.
     waiting: BTreeMap<String, Arc<Pod>>,
+    /// Pods that wait for others to leave them room.
+    room: Room,
     /// Pods that are gone here but that the API server may still show.
     done: HashSet<String>,
     workers: JoinSet<(String, End)>,
@@ -93,6 +113,7 @@ impl Roster {
             shutdown,
             entries: HashMap::new(),
             waiting: BTreeMap::new(),
+            room: Room::default(),
             done: HashSet::new(),
             workers: JoinSet::new(),
             files: None,
@@ -114,6 +135,7 @@ impl Roster {
         self.start_cached().await;
         let mut files = self.files.take();
         let has_files = files.is_some();
+        let mut ends = self.context.shelf.ends();
         loop {
             tokio::select! {
                 biased;
@@ -128,6 +150,7 @@ impl Roster {
                 Some(ended) = self.workers.join_next(), if !self.workers.is_empty() => {
                     self.note_end(ended).await;
                 }
+                Ok(()) = ends.changed(), if !self.room.is_empty() => self.fill_room().await,
                 Some(Event::Synced(pods)) = next_file(&mut files), if has_files => {
                     self.take_files(pods).await;
                 }
@@ -222,6 +245,8 @@ impl Roster {
     fn forget_unlisted(&mut self, listed: &HashSet<String>, origin: Origin) {
         let is_its = |pod: &Pod| origin == Origin::of(pod);
         self.waiting.retain(|uid, pod| !is_its(pod) || listed.contains(uid));
+        let is_listed = |pod: &Pod| pod.metadata.uid.as_ref().is_some_and(|u| listed.contains(u));
+        self.room.retain(|pod| !is_its(pod) || is_listed(pod));
         let entries = self.entries.iter();
         let missing = entries.filter(|(uid, e)| is_its(&e.pod) && !listed.contains(*uid));
         let missing: Vec<String> = missing.map(|(uid, _)| uid.clone()).collect();
@@ -237,7 +262,9 @@ impl Roster {
         }
         self.synced.swept = true;
         self.remove_orphans().await;
-        let known = self.entries.keys().chain(self.waiting.keys()).cloned().collect();
+        let mut known: BTreeSet<_> =
+            self.entries.keys().chain(self.waiting.keys()).cloned().collect();
+        known.extend(self.room.pods().filter_map(|pod| pod.metadata.uid.clone()));
         self.context.materials.sweep(&known).await;
     }
 
@@ -271,6 +298,11 @@ impl Roster {
             self.update(&key.uid, pod);
             return;
         }
+        // Whatever it waited for, it is judged as it is now; a namesake of it is deleted.
+        self.room.retain(|other| {
+            let other = PodKey::of(other);
+            (&other.namespace, &other.name) != (&key.namespace, &key.name)
+        });
         let predecessors: Vec<String> = self.of_the_same_name(&key);
         if predecessors.is_empty() {
             self.waiting.remove(&key.uid);
@@ -309,21 +341,79 @@ impl Roster {
         let known = pod.status.as_ref().is_some_and(|s| s.start_time.is_some())
             || !self.context.runtime.pod(&uid).await.unwrap_or_default().is_empty();
         let leaving = pod.metadata.deletion_timestamp.is_some();
-        let verdict = match known || leaving {
-            true => Ok(()),
-            false => {
-                let others = self.holders();
-                self.gatekeeper.admit(&pod, &others)
-            }
+        let judgement = match known || leaving {
+            true => Judgement::Admit,
+            false => self.judge(&pod),
         };
-        let refused = verdict.err();
-        if let Some(refusal) = &refused {
-            let message = refusal.message.clone();
-            let events = &self.context.events;
-            let severity = crate::events::Severity::Warning;
-            events.pod(&pod, severity, &refusal.reason, message);
+        match judgement {
+            Judgement::Admit => self.start(pod, None),
+            Judgement::Refuse(refusal) => {
+                let message = refusal.message.clone();
+                let events = &self.context.events;
+                events.pod(&pod, Severity::Warning, &refusal.reason, message);
+                self.start(pod, Some(refusal));
+            }
+            Judgement::Preempt(victims) => {
+                let victims: BTreeSet<String> = victims.into_iter().collect();
+                for victim in &victims {
+                    self.preempt(victim);
+                }
+                self.room.wait(pod, victims);
+                // One that had no worker yet has ended already.
+                Box::pin(self.fill_room()).await;
+            }
         }
-        self.start(pod, refused);
+    }
+
+    /// Judges a pod beside all others; where it is refused only because of those that are ending, it
+    /// waits for them.
+    fn judge(&self, pod: &Arc<Pod>) -> Judgement {
+        let mut others = self.holders();
+        others.extend(self.room.pods().cloned());
+        let judgement = self.gatekeeper.admit(pod, &others);
+        if self.room.is_empty() || judgement == Judgement::Admit {
+            return judgement;
+        }
+        let leaving = self.room.victims();
+        let stays =
+            |other: &Arc<Pod>| other.metadata.uid.as_ref().is_none_or(|uid| !leaving.contains(uid));
+        others.retain(stays);
+        match self.gatekeeper.admit(pod, &others) {
+            Judgement::Admit => Judgement::Preempt(leaving.into_iter().collect()),
+            Judgement::Preempt(victims) => {
+                Judgement::Preempt(victims.into_iter().chain(leaving).collect())
+            }
+            refused @ Judgement::Refuse(_) => refused,
+        }
+    }
+
+    /// Ends a pod in favour of a critical one.
+    fn preempt(&mut self, uid: &str) {
+        const MESSAGE: &str = "Preempted in order to admit critical pod";
+        let failure = Failure::new(PREEMPTING, MESSAGE);
+        let events = &self.context.events;
+        if let Some(waiting) = self.room.remove(uid) {
+            events.pod(&waiting, Severity::Warning, PREEMPTING, MESSAGE);
+            self.start(waiting, Some(failure));
+        } else if let Some(entry) = self.entries.get(uid) {
+            let is_new = entry.wish.send_if_modified(|wish| {
+                let is_new = wish.refused.is_none();
+                wish.refused.get_or_insert(failure);
+                is_new
+            });
+            if is_new {
+                events.pod(&entry.pod, Severity::Warning, PREEMPTING, MESSAGE);
+            }
+        }
+    }
+
+    /// Lets those in whose room is free now.
+    async fn fill_room(&mut self) {
+        let (entries, shelf) = (&self.entries, &self.context.shelf);
+        let is_over = |uid: &str| !entries.contains_key(uid) || shelf.has_ended(uid);
+        for pod in self.room.take_ready(is_over) {
+            self.admit(pod).await;
+        }
     }
 
     /// The pods that hold resources: admitted and not terminal.
@@ -367,6 +457,7 @@ impl Roster {
     fn delete(&mut self, pod: &Pod) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         self.waiting.remove(&uid);
+        self.room.remove(&uid);
         self.done.remove(&uid);
         let grace = pod.metadata.deletion_grace_period_seconds;
         let grace = grace.map(|g| Duration::from_secs(u64::try_from(g).unwrap_or(0)));

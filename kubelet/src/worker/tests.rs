@@ -2,6 +2,7 @@
 
 mod ending;
 mod lifecycle;
+mod preemption;
 mod probes;
 mod rules;
 mod scene;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::memory::{Failure, Pacing};
-use super::roster::{Gatekeeper, Roster};
+use super::roster::{Gatekeeper, Judgement, Roster};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::events::{Occurrence, Recorder};
@@ -33,11 +34,26 @@ use crate::status::writer::Writer;
 struct Door;
 
 impl Gatekeeper for Door {
-    fn admit(&self, pod: &Pod, _: &[Arc<Pod>]) -> Result<(), Failure> {
-        let labels = pod.metadata.labels.as_ref();
-        match labels.is_some_and(|l| l.contains_key("refuse")) {
-            true => Err(Failure::new("OutOfcpu", "Pod was rejected: no cpu")),
-            false => Ok(()),
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement {
+        let label = |pod: &Pod, key: &str| pod.metadata.labels.as_ref()?.get(key).cloned();
+        if label(pod, "refuse").is_some() {
+            return Judgement::Refuse(Failure::new("OutOfcpu", "Pod was rejected: no cpu"));
+        }
+        // There is room for so many; who is urgent takes the place of those that came first.
+        let (Some(room), urgent) = (label(pod, "room"), label(pod, "urgent").is_some()) else {
+            return Judgement::Admit;
+        };
+        let surplus = (others.len() + 1).saturating_sub(room.parse().unwrap());
+        match (surplus, urgent) {
+            (0, _) => Judgement::Admit,
+            (_, false) => Judgement::Refuse(Failure::new("OutOfpods", "Pod was rejected: full")),
+            (surplus, true) => {
+                let others = others.iter().filter(|other| label(other, "urgent").is_none());
+                let mut uids: Vec<_> = others.filter_map(|o| o.metadata.uid.clone()).collect();
+                uids.sort();
+                uids.truncate(surplus);
+                Judgement::Preempt(uids)
+            }
         }
     }
 }
