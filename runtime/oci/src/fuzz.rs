@@ -8,10 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::cgroup::place::of_process;
+use crate::cgroup::stats::Stats;
 use crate::container::{identity, plan, sysctl};
 use crate::frame::Decoder;
 use crate::log::{Splitter, Stream};
 use crate::protocol::{CreateContainer, MAX_FRAME_BYTES, Request, ShimConfig, UserSelector};
+use crate::runc::record::parse_status_line;
 
 const ROUNDS: u32 = 4_000;
 
@@ -238,5 +241,44 @@ fn any_sysctl_is_a_path_below_its_directory_or_refused() {
         let plain = |part| matches!(part, Component::Normal(_));
         assert!(sysctl.path.components().all(plain), "{:?}", sysctl.path);
         assert!(sysctl.path.starts_with("sys") && !sysctl.value.contains('\n'));
+    });
+}
+
+#[test]
+fn any_files_of_a_cgroup_are_counters_that_can_be_told() {
+    let told = std::cell::Cell::new(0);
+    fuzz("cgroup", |input| {
+        let text = String::from_utf8_lossy(input);
+        let stats = serde_json::to_value(Stats::of_any(&text)).expect("counters are plain");
+        let pressure = &stats["cpu"]["psi"]["some"]["avg10"];
+        assert!(pressure.as_f64().is_some_and(f64::is_finite), "{pressure}");
+        for entry in stats["blkio"]["ioServicedRecursive"].as_array().into_iter().flatten() {
+            assert!(matches!(entry["op"].as_str(), Some("Read" | "Write")), "{entry}");
+            told.set(told.get() + 1);
+        }
+    });
+    assert!(told.get() > 100, "only {} counters were found", told.get());
+}
+
+#[test]
+fn any_list_of_cgroups_leads_below_the_hierarchy_or_nowhere() {
+    fuzz("process", |input| {
+        let text = String::from_utf8_lossy(input);
+        let Some(path) = of_process(Path::new("/c"), &text) else { return };
+        let mut parts = path.components();
+        assert_eq!(parts.by_ref().take(2).collect::<std::path::PathBuf>(), Path::new("/c"));
+        assert!(parts.all(|part| matches!(part, Component::Normal(_))), "{path:?}");
+        assert!(!path.to_string_lossy().contains('\n'), "{path:?}");
+    });
+}
+
+#[test]
+fn any_status_of_a_process_is_read_behind_its_name() {
+    fuzz("process", |input| {
+        let text = String::from_utf8_lossy(input);
+        let behind = text.rsplit_once(')').map(|(_, behind)| behind);
+        if let Some((state, _)) = parse_status_line(&text) {
+            assert!(behind.is_some_and(|rest| rest.trim_start().starts_with(state)), "{text:?}");
+        }
     });
 }

@@ -128,8 +128,9 @@ impl Hierarchy {
     /// [`Error::NoHierarchy`].
     pub fn detect() -> Result<Self, Error> {
         let path = Path::new("/proc/self/mountinfo");
-        let mountinfo = fs::read_to_string(path).map_err(failed("read", path))?;
-        let root = mount::find(&mountinfo).ok_or(Error::NoHierarchy)?;
+        let mountinfo = fs::read(path).map_err(failed("read", path))?;
+        // Somebody else's mount point need not be text.
+        let root = mount::find(&String::from_utf8_lossy(&mountinfo)).ok_or(Error::NoHierarchy)?;
         Self::at(&root)
     }
 

@@ -54,4 +54,23 @@ mod tests {
         assert_eq!(find(""), None);
         assert_eq!(find("garbage - cgroup2"), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_table_has_a_mount_point_of_its_own_or_none(
+            words in proptest::collection::vec(
+                proptest::sample::select(
+                    ["\n", " ", "-", " - ", "/", "/a", "/a\\040b", "cgroup2", "cgroup", "0:1", "1", "é"].as_slice()
+                ),
+                0..40,
+            )
+        ) {
+            let table = words.concat();
+            let Some(point) = find(&table) else { return Ok(()) };
+            let point = point.to_str().unwrap();
+            let shown = |line: &str| line.split(' ').any(|field| field == point) && line.contains(" - cgroup2");
+            proptest::prop_assert!(table.lines().any(shown), "{table:?} {point:?}");
+            proptest::prop_assert!(!point.contains('\\'));
+        }
+    }
 }

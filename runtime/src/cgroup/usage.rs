@@ -218,4 +218,25 @@ mod tests {
         assert_eq!(interface("    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0"), None);
         assert_eq!(interface(" face |bytes packets errs"), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_counters_or_none(
+            words in proptest::collection::vec(
+                proptest::sample::select(
+                    [
+                        "\n", " ", "=", ":", "usage_usec", "rbytes=", "rios", "lo", "eth0:", "-1", "7",
+                        "18446744073709551615", "18446744073709551616", "max", "é",
+                    ].as_slice()
+                ),
+                0..40,
+            )
+        ) {
+            let text = words.concat();
+            proptest::prop_assert!(text.contains("usage_usec ") || cpu(&text).total_us == 0);
+            proptest::prop_assert!(text.contains("rbytes=") || io(&text).read_bytes == 0);
+            let mut interfaces = text.lines().filter_map(interface);
+            proptest::prop_assert!(interfaces.all(|one| one.name != "lo" && !one.name.contains(':')));
+        }
+    }
 }

@@ -11,7 +11,7 @@ mod limits;
 pub(crate) mod merge;
 pub(crate) mod place;
 mod placeholder;
-mod stats;
+pub(crate) mod stats;
 mod systemd;
 mod tree;
 mod watch;
@@ -213,8 +213,8 @@ impl Cgroup {
         }
         let operation = || format!("find the cgroup of process {pid}");
         let list = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).doing(operation)?;
-        let path = place::own_cgroup(&list).ok_or(Errno::NOENT).doing(operation)?;
-        let path = Hierarchy::find()?.root.join(path.strip_prefix("/").unwrap_or(&path));
+        let root = Hierarchy::find()?.root;
+        let path = place::of_process(&root, &list).ok_or(Errno::NOENT).doing(operation)?;
         Self::open(&Place { path, unit: place.unit.clone() })
     }
 
@@ -445,12 +445,12 @@ impl Cgroup {
 fn placed(root: &Path, pid: i32, unit: &Unit) -> Result<PathBuf> {
     let operation = || format!("find the cgroup of unit {}", unit.name);
     let list = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).doing(operation)?;
-    let path = place::own_cgroup(&list).ok_or(Errno::NOENT).doing(operation)?;
+    let path = place::of_process(root, &list).ok_or(Errno::NOENT).doing(operation)?;
     if path.file_name() != Some(unit.name.as_ref()) {
         let reason = format!("systemd has put its process into {}", path.display());
         return Err(Error::invalid(format!("unit {}", unit.name), reason));
     }
-    Ok(root.join(path.strip_prefix("/").unwrap_or(&path)))
+    Ok(path)
 }
 
 fn collect(directory: &Directory, list: &mut Vec<i32>) {

@@ -68,6 +68,14 @@ fn is_hierarchy(root: &Path) -> bool {
     rustix::fs::statfs(root).is_ok_and(|found| found.f_type as u64 == CGROUP2_SUPER_MAGIC)
 }
 
+/// Where a process' cgroup is mounted, by its `/proc/<pid>/cgroup`; none for one that is outside of the
+/// caller's cgroup namespace.
+pub(crate) fn of_process(root: &Path, list: &str) -> Option<PathBuf> {
+    let path = own_cgroup(list)?;
+    let inside = !path.components().any(|part| part == Component::ParentDir);
+    inside.then(|| root.join(plain(&path)))
+}
+
 /// The path of the unified hierarchy in a `/proc/<pid>/cgroup`.
 pub(super) fn own_cgroup(list: &str) -> Option<PathBuf> {
     list.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
@@ -257,5 +265,8 @@ mod tests {
         let list = "12:cpu:/x\n1:name=systemd:/y\n0::/z/a\n";
         assert_eq!(own_cgroup(list), Some(PathBuf::from("/z/a")));
         assert_eq!(own_cgroup("1:name=systemd:/y\n"), None);
+        let root = Path::new("/c");
+        assert_eq!(of_process(root, list), Some(PathBuf::from("/c/z/a")));
+        assert_eq!(of_process(root, "0::/../../z\n"), None);
     }
 }

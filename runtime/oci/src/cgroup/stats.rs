@@ -155,10 +155,15 @@ impl Stats {
     pub(super) fn read(directory: &Directory) -> Result<Self, Errno> {
         // Is there with and without controllers.
         let cpu = directory.read("cpu.stat")?;
-        let text = |name: &str| directory.read(name).unwrap_or_default();
-        let pressure = |name: &str| directory.read(name).ok().map(|text| parse_pressure(&text));
+        Ok(Self::parse(&cpu, &|name| directory.read(name).ok(), &directory.files()?))
+    }
+
+    /// Makes them of the files' texts and the files' names.
+    fn parse(cpu: &str, file: &impl Fn(&str) -> Option<String>, files: &[String]) -> Self {
+        let text = |name: &str| file(name).unwrap_or_default();
+        let pressure = |name: &str| file(name).map(|text| parse_pressure(&text));
         let mut stats = Self {
-            cpu: Cpu { psi: pressure("cpu.pressure"), ..parse_cpu(&cpu) },
+            cpu: Cpu { psi: pressure("cpu.pressure"), ..parse_cpu(cpu) },
             memory: Memory { psi: pressure("memory.pressure"), ..read_memory(&text) },
             blkio: BlockIo { psi: pressure("io.pressure"), ..parse_block_io(&text("io.stat")) },
             pids: Pids {
@@ -171,10 +176,17 @@ impl Stats {
         if stats.pids.current == 0 {
             stats.pids.current = text("cgroup.procs").lines().count() as u64;
         }
-        for size in huge_page_sizes(&directory.files()?) {
+        for size in huge_page_sizes(files) {
             stats.hugetlb.insert(size.clone(), read_huge_pages(&text, &size));
         }
-        Ok(stats)
+        stats
+    }
+
+    /// What would become of a cgroup all of whose files held the same.
+    #[cfg(test)]
+    pub(crate) fn of_any(text: &str) -> Self {
+        let files: Vec<String> = text.lines().map(str::to_owned).collect();
+        Self::parse(text, &|_| Some(text.to_owned()), &files)
     }
 }
 
@@ -191,14 +203,14 @@ fn parse_cpu(text: &str) -> Cpu {
     let get = |key: &str| find_key(text, key).unwrap_or(0);
     Cpu {
         usage: CpuUsage {
-            total: get("usage_usec") * NANOSECONDS,
-            kernel: get("system_usec") * NANOSECONDS,
-            user: get("user_usec") * NANOSECONDS,
+            total: get("usage_usec").saturating_mul(NANOSECONDS),
+            kernel: get("system_usec").saturating_mul(NANOSECONDS),
+            user: get("user_usec").saturating_mul(NANOSECONDS),
         },
         throttling: Throttling {
             periods: get("nr_periods"),
             throttled_periods: get("nr_throttled"),
-            throttled_time: get("throttled_usec") * NANOSECONDS,
+            throttled_time: get("throttled_usec").saturating_mul(NANOSECONDS),
         },
         psi: None,
     }
@@ -218,7 +230,7 @@ fn read_memory(text: &impl Fn(&str) -> String) -> Memory {
         cache: raw.get("file").copied().unwrap_or(0),
         usage,
         swap: MemoryEntry {
-            usage: swap.usage + usage.usage,
+            usage: swap.usage.saturating_add(usage.usage),
             limit: swap.limit.saturating_add(usage.limit),
             // Two peaks at different times have no sum.
             max: 0,
@@ -284,15 +296,20 @@ fn parse_pressure(text: &str) -> Pressure {
         };
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             match key {
-                "avg10" => into.avg10 = value.parse().unwrap_or(0.0),
-                "avg60" => into.avg60 = value.parse().unwrap_or(0.0),
-                "avg300" => into.avg300 = value.parse().unwrap_or(0.0),
+                "avg10" => into.avg10 = average(value),
+                "avg60" => into.avg60 = average(value),
+                "avg300" => into.avg300 = average(value),
                 "total" => into.total = value.parse().unwrap_or(0),
                 _ => {}
             }
         }
     }
     pressure
+}
+
+/// JSON knows numbers that are finite alone.
+fn average(text: &str) -> f64 {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).unwrap_or(0.0)
 }
 
 #[cfg(test)]

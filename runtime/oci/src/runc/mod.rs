@@ -24,7 +24,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
-mod record;
+pub(crate) mod record;
 mod sealed;
 mod signal;
 mod spec;

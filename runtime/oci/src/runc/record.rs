@@ -101,7 +101,7 @@ fn status_line(pid: i32) -> Option<(char, u64)> {
     parse_status_line(&String::from_utf8_lossy(&text))
 }
 
-fn parse_status_line(text: &str) -> Option<(char, u64)> {
+pub(crate) fn parse_status_line(text: &str) -> Option<(char, u64)> {
     // The name in parentheses may hold anything.
     let mut fields = text[text.rfind(')')? + 1..].split_whitespace();
     let state = fields.next()?.chars().next()?;
