@@ -32,8 +32,10 @@ impl Accel {
         match self {
             Accel::Kvm => "-accel kvm -cpu host",
             // Without cmpxchg16b: Debian 12's QEMU now and then leaves rubbish in the flags after
-            // it, which crashed one boot in twelve inside the kernel's allocator.
-            Accel::Tcg => "-accel tcg,thread=multi,tb-size=256 -cpu max,-cx16",
+            // it, which crashed one boot in twelve inside the kernel's allocator. One thread for all
+            // processors: with several, one may run a stale breakpoint of code that the kernel has
+            // just patched ("Oops: int3").
+            Accel::Tcg => "-accel tcg,thread=single,tb-size=256 -cpu max,-cx16",
         }
     }
 

@@ -106,6 +106,7 @@ fn a_command_that_cannot_be_executed_fails_the_start() {
         assert_eq!((failure.exit_code, failure.message.as_str()), (Some(exit_code), message));
         let exit = shim.wait(&id);
         assert_eq!((exit.exit_code, exit.message.as_str()), (exit_code, message));
+        assert_eq!(exit.started_at, 0, "it never ran");
     }
     shim.shut_down();
 }

@@ -235,6 +235,7 @@ impl Container {
         let _ = self.cgroup.kill();
         let start_failure = match std::mem::replace(&mut self.stage, Stage::Exited) {
             Stage::Starting { waiting, failure: Some(failure) } => {
+                exit.started_at = 0;
                 exit.message = failure.message.clone();
                 exit.exit_code = failure.exit_code.unwrap_or(128);
                 Some((waiting, failure))
