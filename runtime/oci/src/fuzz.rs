@@ -282,3 +282,15 @@ fn any_status_of_a_process_is_read_behind_its_name() {
         }
     });
 }
+
+#[test]
+fn any_answer_of_route_netlink_is_links_and_addresses_of_its_own_bytes() {
+    let found = std::cell::Cell::new(0);
+    fuzz("netlink", |input| {
+        let (links, addresses) = crate::netlink::read_all(input);
+        assert!(links.len() + addresses.len() <= input.len() / 8);
+        assert!(links.iter().all(|link| !link.name.contains(&0)));
+        found.set(found.get() + links.len());
+    });
+    assert!(found.get() > 100, "only {} links were found", found.get());
+}

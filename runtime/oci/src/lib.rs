@@ -11,6 +11,7 @@ pub mod frame;
 #[cfg(test)]
 mod fuzz;
 mod log;
+mod netlink;
 pub mod protocol;
 mod runc;
 pub mod seccomp;

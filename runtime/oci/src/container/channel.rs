@@ -33,6 +33,9 @@ pub(crate) enum Message {
     /// The namespaces are there and the root is not yet changed: the child waits until the hooks of
     /// the runtime have run.
     Hooks,
+    /// The sender is in the container's network namespace, whose route socket comes with it, and waits
+    /// until its network devices are there.
+    Interfaces,
 }
 
 /// A received message, with the descriptor that came along.

@@ -24,6 +24,7 @@ use super::rootfd::RootFd;
 use super::{
     Doing, Error, Result, devices, idmap, labels, masks, mounts, notify, rootfs, stdio, sysctl,
 };
+use crate::netlink;
 use crate::protocol::Rootfs;
 use crate::seccomp::Program;
 use crate::sys::{self, MountAttributes};
@@ -81,6 +82,7 @@ pub(super) fn set_up(
         sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace")?;
     }
     rustix::process::setsid().doing(|| "make a session")?;
+    fetch_interfaces(plan, ends.channel.as_fd())?;
     rustix::process::umask(Mode::empty());
     let root = rootfs::attach(host.rootfs, place_of_root(plan))?;
     let identity = process::resolve_user(&root, &plan.user)?;
@@ -133,6 +135,16 @@ fn place_of_root(plan: &Plan) -> &Path {
         Rootfs::Directory(path) if !plan.hooks.create_container.is_empty() => path,
         Rootfs::Directory(_) | Rootfs::Overlay { .. } => Path::new("/"),
     }
+}
+
+/// Has the keeper move network devices of the host here: over them this process may have no power.
+fn fetch_interfaces(plan: &Plan, channel: BorrowedFd<'_>) -> Result<()> {
+    if plan.interfaces.is_empty() {
+        return Ok(());
+    }
+    let socket = netlink::socket().doing(|| "linux.netDevices: open a route socket")?;
+    channel::send(channel, &Message::Interfaces, Some(socket.as_fd()))?;
+    channel::await_release(channel)
 }
 
 /// Lets the keeper run its hooks, then runs those of the container. Returns this process' number on

@@ -17,6 +17,7 @@ pub(crate) mod hooks;
 mod host;
 pub(crate) mod identity;
 mod idmap;
+pub(crate) mod interfaces;
 pub(crate) mod join;
 mod labels;
 pub(crate) mod launch;

@@ -9,6 +9,7 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
 use super::hooks::{self, Hooks};
+use super::interfaces::{self, Interface};
 use super::mount_options::{self, Source};
 use super::mount_plan::{self, Mount};
 use super::namespaces::{self, Namespaces, User};
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) masked: Vec<PathBuf>,
     pub(crate) read_only: Vec<PathBuf>,
     pub(crate) sysctls: Vec<Sysctl>,
+    /// Network devices of the host that become its own.
+    pub(crate) interfaces: Vec<Interface>,
     /// Set only in a UTS namespace of its own.
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
@@ -136,6 +139,7 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
     };
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Error::invalid("process", "is missing"))?;
+    let interfaces = interfaces::plan(linux, &namespaces)?;
     Ok(Plan {
         namespaces,
         rootfs: request.rootfs.clone(),
@@ -147,6 +151,7 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         masked: paths(linux.masked_paths()),
         read_only: paths(linux.readonly_paths()),
         sysctls: sysctls(linux, &own)?,
+        interfaces,
         hostname: uts_name("hostname", spec.hostname(), own_uts)?,
         domainname: uts_name("domainname", spec.domainname(), own_uts)?,
         user: request.user.clone(),
@@ -206,10 +211,7 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
     let Some(linux) = spec.linux() else {
         return Ok(());
     };
-    refuse(&[
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.netDevices", linux.net_devices().is_some()),
-    ])
+    refuse(&[("linux.intelRdt", linux.intel_rdt().is_some())])
 }
 
 /// A name is set only in a UTS namespace that the host's is not.

@@ -116,7 +116,14 @@ fn keep(
                 };
             }
             (Message::Failed(failure), _) => return Err(Error::Told(failure)),
-            (Message::Child | Message::Hooks | Message::Console | Message::Ready { .. }, _) => {
+            (
+                Message::Child
+                | Message::Hooks
+                | Message::Interfaces
+                | Message::Console
+                | Message::Ready { .. },
+                _,
+            ) => {
                 return Err(Errno::BADMSG).doing(|| "listen to the process of a new container");
             }
         }

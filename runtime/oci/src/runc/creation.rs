@@ -27,6 +27,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::clock;
 use crate::container::channel::{self, Message};
 use crate::container::hooks;
+use crate::container::interfaces;
 use crate::container::launch::{
     self, Environment, Keeper, Keyring, Launched, Manner, RootChange, Stdio,
 };
@@ -263,9 +264,12 @@ fn try_make(
             return Err(Error::State(reason));
         }
     }
-    let terminal = await_ready(context, wish, &process, |process| {
-        let state = subject.state("creating", Some(process.pid));
-        Ok(hooks::run(&prepared.plan.hooks.create_runtime, &state)?)
+    let terminal = await_ready(context, wish, &process, |need| match need {
+        Need::Hooks => {
+            let state = subject.state("creating", Some(process.pid));
+            hooks::run(&prepared.plan.hooks.create_runtime, &state)
+        }
+        Need::Interfaces(socket) => interfaces::bring(&prepared.plan.interfaces, socket),
     })?;
     cgroup.settle()?;
     record.init = Init::of(process.pid);
@@ -294,13 +298,21 @@ pub(super) fn host_procfs() -> Result<OwnedFd> {
     Ok(sysctl::detached_procfs()?)
 }
 
-/// Listens to the child until it waits for its start. Returns the terminal where it is kept here.
-/// Hooks are run when it asks for them.
+/// What a child waits for while it sets itself up.
+enum Need {
+    /// The hooks of the runtime.
+    Hooks,
+    /// Network devices, where a route socket was made.
+    Interfaces(OwnedFd),
+}
+
+/// Listens to the child until it waits for its start, and gives it what it asks for. Returns the
+/// terminal where it is kept here.
 fn await_ready(
     context: &Context,
     wish: &Wish,
     process: &Launched,
-    run_hooks: impl Fn(&Launched) -> Result<()>,
+    provide: impl Fn(Need) -> container::Result<()>,
 ) -> Result<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
@@ -326,7 +338,13 @@ fn await_ready(
                 return Ok(terminal);
             }
             Message::Hooks => {
-                run_hooks(process)?;
+                provide(Need::Hooks)?;
+                channel::release(process.channel.as_fd())?;
+            }
+            Message::Interfaces => {
+                if let Some(socket) = received.descriptor {
+                    provide(Need::Interfaces(socket))?;
+                }
                 channel::release(process.channel.as_fd())?;
             }
             // Answered while it was cloned.

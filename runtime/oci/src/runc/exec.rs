@@ -322,7 +322,7 @@ fn attend_start(
                 }
             }
             // Answered while it was cloned.
-            Message::Mappings | Message::Child | Message::Hooks => {}
+            Message::Mappings | Message::Child | Message::Hooks | Message::Interfaces => {}
             Message::Failed(failure) => return Err(Error::Process(failure)),
         }
     }

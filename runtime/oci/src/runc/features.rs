@@ -10,7 +10,7 @@ use super::{Context, Result, arguments};
 use crate::seccomp;
 
 /// The version of the specification that is followed.
-pub(super) const SPEC_VERSION: &str = "1.2.1";
+pub(super) const SPEC_VERSION: &str = "1.3.0";
 
 pub(super) const USAGE: &str = "features";
 
@@ -130,6 +130,18 @@ const FLAGS: &[&str] = &[
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
+const MEMORY_MODES: &[&str] = &[
+    "MPOL_DEFAULT",
+    "MPOL_BIND",
+    "MPOL_INTERLEAVE",
+    "MPOL_WEIGHTED_INTERLEAVE",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_LOCAL",
+];
+const MEMORY_FLAGS: &[&str] =
+    &["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"];
+
 /// In the order of their numbers: capabilities(7).
 const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
@@ -210,7 +222,14 @@ fn offered() -> Value {
             "apparmor": enabled(labels_are_taken("apparmorProfile")),
             "selinux": enabled(labels_are_taken("selinuxLabel")),
             "intelRdt": enabled(false),
-            "mountExtensions": {"idmap": enabled(true)}
+            "memoryPolicy": {
+                "modes": taken_memory_policies(MEMORY_MODES, |mode| json!({"mode": mode})),
+                "flags": taken_memory_policies(MEMORY_FLAGS, |flag| {
+                    json!({"mode": "MPOL_BIND", "flags": [flag]})
+                })
+            },
+            "mountExtensions": {"idmap": enabled(true)},
+            "netDevices": enabled(true)
         },
         "annotations": {"org.opencontainers.runc.checkpoint.enabled": "false"},
         "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."]
@@ -240,6 +259,20 @@ fn taken<'a>(list: &[&'a str], profile: impl Fn(&str) -> Value) -> Vec<&'a str> 
         profile.is_ok_and(|profile| seccomp::compile(&profile).is_ok())
     };
     list.iter().filter(compiles).copied().collect()
+}
+
+/// Those of a list whose memory policy can be planned, with nodes or without.
+fn taken_memory_policies<'a>(list: &[&'a str], policy: impl Fn(&str) -> Value) -> Vec<&'a str> {
+    let process = crate::spec::read_process(json!({"cwd": "/", "args": ["a"]}));
+    let Ok(process) = process else { return Vec::new() };
+    let planned = |mut policy: Value, nodes: &str| {
+        policy["nodes"] = nodes.into();
+        let linux = serde_json::from_value(json!({"memoryPolicy": policy}));
+        linux
+            .is_ok_and(|linux| crate::container::plan::plan_process(&process, Some(&linux)).is_ok())
+    };
+    let taken = |one: &&&str| ["", "0"].into_iter().any(|nodes| planned(policy(one), nodes));
+    list.iter().filter(taken).copied().collect()
 }
 
 /// Whether a process with a label can be planned.
@@ -275,6 +308,8 @@ mod tests {
         };
         assert_eq!(list("operators"), OPERATORS);
         assert_eq!(list("archs"), ["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"]);
+        let memory = &offered["linux"]["memoryPolicy"];
+        assert_eq!(memory, &json!({"modes": MEMORY_MODES, "flags": MEMORY_FLAGS}));
         assert!(
             list("actions").len() == ACTIONS.len() && list("supportedFlags").len() == FLAGS.len()
         );

@@ -72,7 +72,7 @@ impl Server {
                 }
             }
             // Answered while the child was made.
-            Message::Mappings | Message::Child | Message::Hooks => {}
+            Message::Mappings | Message::Child | Message::Hooks | Message::Interfaces => {}
             Message::Failed(told) => match &mut container.stage {
                 Stage::Creating { failure, .. } | Stage::Starting { failure, .. } => {
                     *failure = Some(told);
@@ -177,7 +177,14 @@ impl Server {
             (Message::Failed(failure), _) => execution.failure = Some(failure),
             (Message::Console, Some(master)) => execution.take_terminal(&master),
             (Message::Console, None)
-            | (Message::Ready { .. } | Message::Mappings | Message::Child | Message::Hooks, _) => {}
+            | (
+                Message::Ready { .. }
+                | Message::Mappings
+                | Message::Child
+                | Message::Hooks
+                | Message::Interfaces,
+                _,
+            ) => {}
         }
     }
 

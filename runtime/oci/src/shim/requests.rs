@@ -99,6 +99,9 @@ impl Server {
         if plan.hooks != Hooks::default() {
             return Err(Error::invalid("hooks", "a container of a pod has none"));
         }
+        if !plan.interfaces.is_empty() {
+            return Err(Error::invalid("linux.netDevices", "a container of a pod has none"));
+        }
         if request.pid_target.is_some() && self.has_pid_targets() {
             plan.namespaces.create &= !(libc::CLONE_NEWPID as u64);
         }

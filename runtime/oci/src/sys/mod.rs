@@ -12,8 +12,8 @@ pub(crate) use placement::{
 };
 pub(crate) use process::{
     CloneFlags, Cloned, adopt_descriptor, block_signals, clone_sibling, clone3, close_range_from,
-    execute, exit_now, is_inherited, loopback_up, new_session_keyring, release_signals,
-    reset_signals, signal_descriptor, signal_process, unshare, wait_signal,
+    execute, exit_now, is_inherited, loopback_up, network_namespace, new_session_keyring,
+    release_signals, reset_signals, signal_descriptor, signal_process, unshare, wait_signal,
 };
 pub(crate) use restrict::{
     DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program,
