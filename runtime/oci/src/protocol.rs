@@ -11,6 +11,10 @@
 //! are only added, with defaults. A request that a shim does not know, or cannot read, is answered by a
 //! [`Failure`] that names it.
 
+mod parse;
+
+pub use parse::parse_request;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -289,18 +293,6 @@ pub enum Descriptor {
     Terminal,
 }
 
-/// Reads a request. Pure.
-///
-/// # Errors
-/// [`FailureKind::Invalid`], naming what is not understood.
-pub fn parse_request(bytes: &[u8]) -> Result<Request, Failure> {
-    serde_json::from_slice(bytes).map_err(|error| Failure {
-        kind: FailureKind::Invalid,
-        message: format!("the request is not understood: {error}"),
-        exit_code: None,
-    })
-}
-
 /// An answer of the shim: either a reply or a failure.
 pub type Answer = Result<Reply, Failure>;
 
@@ -460,34 +452,4 @@ pub enum Event {
         /// How many in all so far.
         records: u64,
     },
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unknown_request_is_refused_by_its_name() {
-        let failure = parse_request(br#"{"op":"checkpoint","id":"x"}"#).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Invalid);
-        assert!(failure.message.contains("`checkpoint`"), "{failure}");
-        let failure = parse_request(br#"{"op":"start"}"#).unwrap_err();
-        assert!(failure.message.contains("`id`"), "{failure}");
-        assert!(parse_request(b"").is_err() && parse_request(&[0xff; 40]).is_err());
-    }
-
-    #[test]
-    fn requests_of_other_releases_are_read() {
-        let newer = br#"{"op":"hello","asked_by":"a later release"}"#;
-        assert_eq!(parse_request(newer), Ok(Request::Hello));
-        let older = br#"{"op":"exec","id":"c","args":["true"],"streams":{}}"#;
-        let expected = Exec {
-            id: "c".to_owned(),
-            args: vec!["true".to_owned()],
-            streams: Streams::default(),
-            tty: false,
-            size: None,
-        };
-        assert_eq!(parse_request(older), Ok(Request::Exec(Box::new(expected))));
-    }
 }

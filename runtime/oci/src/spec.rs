@@ -12,7 +12,9 @@ use oci_spec::runtime::{
     LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount, PosixRlimit, Process, Root, Scheduler, Spec,
     User,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// Deserializes a specification.
 pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D::Error> {
@@ -24,6 +26,12 @@ pub(crate) fn read_process<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Process, D::Error> {
     ProcessFields::deserialize(deserializer).map(Process::from)
+}
+
+/// Reads a value as what it is to be, by way of its text: types that are read from text elsewhere would
+/// else be compiled once more, to be read from values.
+pub(crate) fn typed<T: DeserializeOwned>(value: &Value) -> serde_json::Result<T> {
+    serde_json::from_slice(value.to_string().as_bytes())
 }
 
 #[derive(Deserialize)]

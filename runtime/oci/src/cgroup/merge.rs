@@ -75,7 +75,7 @@ fn settle_memory(merged: &mut Value, wanted: &Value) {
 fn settle_unified(merged: &mut Value, wanted: Option<Value>) -> Result<()> {
     let Some(merged) = merged.as_object_mut() else { return Ok(()) };
     let kept = merged.remove("unified");
-    let resources = serde_json::from_value(Value::Object(merged.clone()))
+    let resources = crate::spec::typed(&Value::Object(merged.clone()))
         .map_err(|error| Error::invalid("linux.resources", error.to_string()))?;
     let files: Vec<String> =
         limits::plan(&resources)?.into_iter().map(|setting| setting.file).collect();

@@ -23,7 +23,7 @@ use crate::container::hooks::Subject;
 use crate::container::join::{self, Joined, Target, Who};
 use crate::container::launch::{self, Keeper, Keyring, Manner, RootChange, Stdio};
 use crate::container::{self, plan};
-use crate::{seccomp, sys};
+use crate::{seccomp, spec, sys};
 
 pub(super) const USAGE: &str = "exec [options] ID COMMAND [ARGUMENTS] | exec --process FILE ID
   --process, -p FILE          describes the process
@@ -174,7 +174,7 @@ impl Options {
         for name in &self.capabilities {
             let unknown = |_| Error::Usage(format!("--cap: {name:?} is no capability"));
             let capability: Capability =
-                serde_json::from_value(name.to_ascii_uppercase().into()).map_err(unknown)?;
+                spec::typed(&name.to_ascii_uppercase().into()).map_err(unknown)?;
             let with = |set: &Option<std::collections::HashSet<Capability>>| {
                 let mut set = set.clone().unwrap_or_default();
                 set.insert(capability);

@@ -255,7 +255,7 @@ fn operator(operator: &str) -> Value {
 /// Those of a list whose profile the compiler takes.
 fn taken<'a>(list: &[&'a str], profile: impl Fn(&str) -> Value) -> Vec<&'a str> {
     let compiles = |one: &&&str| {
-        let profile = serde_json::from_value(profile(one));
+        let profile = crate::spec::typed(&profile(one));
         profile.is_ok_and(|profile| seccomp::compile(&profile).is_ok())
     };
     list.iter().filter(compiles).copied().collect()
@@ -279,7 +279,9 @@ fn taken_memory_policies<'a>(list: &[&'a str], policy: impl Fn(&str) -> Value) -
 fn labels_are_taken(field: &str) -> bool {
     let mut process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["a"]});
     process[field] = "x".into();
-    let process = crate::spec::read_process(process);
+    let process = process.to_string();
+    let mut parser = serde_json::Deserializer::from_slice(process.as_bytes());
+    let process = crate::spec::read_process(&mut parser);
     process.is_ok_and(|process| crate::container::plan::plan_process(&process, None).is_ok())
 }
 

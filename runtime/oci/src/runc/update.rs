@@ -15,6 +15,7 @@ use super::record::Status;
 use super::store::Held;
 use super::{Context, Error, Result};
 use crate::cgroup::{Cgroup, merge};
+use crate::spec;
 
 pub(super) const USAGE: &str = "update [option...] ID
   --resources, -r FILE       JSON as in linux.resources, - for standard input; other options are then
@@ -141,7 +142,7 @@ fn parse(text: &[u8], name: &str) -> Result<Value> {
     let damaged = |reason: String| Error::File { path: name.into(), reason };
     let value: Value = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
     // Of the right types before anything is done with it.
-    let typed = serde_json::from_value::<LinuxResources>(value.clone());
+    let typed = serde_json::from_slice::<LinuxResources>(text);
     typed.map_err(|error| damaged(error.to_string()))?;
     Ok(value)
 }
@@ -160,7 +161,7 @@ fn change(held: &Held, cgroup: &Cgroup, wanted: &Value) -> Result<()> {
         {
             object.remove("devices");
         }
-        let resources = serde_json::from_value::<Option<LinuxResources>>(value);
+        let resources = spec::typed::<Option<LinuxResources>>(&value);
         resources.map(Option::unwrap_or_default).map_err(|error| damaged(error.to_string()))
     };
     if let Err(error) = cgroup.update(&typed(&merged)?) {
