@@ -166,20 +166,6 @@ fn a_killed_container_s_code_is_its_signal_s() {
     must(&bundle, &["delete", &id]);
 }
 
-/// CVE-2019-5736.
-#[test]
-fn the_first_process_waits_in_a_sealed_copy_of_the_executable() {
-    let bundle = Bundle::new("true");
-    let id = create(&bundle);
-    let pid = state(&bundle, &id)["pid"].to_string();
-    let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-    assert!(executable.starts_with("/memfd:berth-oci (deleted)"), "{executable:?}");
-    let opened = std::fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/exe"));
-    let written = opened.and_then(|mut file| std::io::Write::write_all(&mut file, b"x"));
-    assert!(written.is_err());
-    must(&bundle, &["delete", &id]);
-}
-
 #[test]
 fn start_says_why_a_command_cannot_be_executed() {
     let mut bundle = Bundle::new("");
