@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bundle;
 mod fixture;
 
 use std::io::Write;
@@ -217,4 +218,28 @@ fn without_openat2_nothing_starts_and_the_reason_is_named() {
     assert_eq!(error.lines().count(), 1, "{error}");
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1, "something was made");
     witness.assert_untouched();
+}
+
+#[test]
+fn nobody_but_root_looks_into_the_command_line_s_state() {
+    let bundle = bundle::Bundle::new("sleep 60");
+    bundle.write();
+    // Up to there everybody may go.
+    std::fs::set_permissions(bundle.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let id = bundle.id();
+    let run = ["run", "--detach", "--bundle", bundle.path().to_str().unwrap(), &id];
+    let status = bundle.command(&run).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.unwrap().success());
+    let state = bundle.path().join("state");
+    assert!(state.join(&id).is_dir());
+    for (path, depth) in [(&state, "1"), (&state.join(&id), "0")] {
+        let output = Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "find"])
+            .arg(path)
+            .args(["-mindepth", depth])
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.stdout.is_empty() && error.contains("Permission denied"), "{error}");
+    }
 }
