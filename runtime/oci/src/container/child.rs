@@ -86,8 +86,9 @@ pub(super) fn set_up(
     rustix::process::umask(Mode::empty());
     let root = rootfs::attach(host.rootfs, place_of_root(plan))?;
     let identity = process::resolve_user(&root, &plan.user)?;
+    let mut read_only_at_last = Vec::new();
     for (mount, source) in plan.mounts.iter().zip(host.sources) {
-        mounts::attach(&root, mount, source)?;
+        read_only_at_last.extend(mounts::attach(&root, mount, source)?);
     }
     match (&plan.devices, &host.devices) {
         (Some(list), Some(nodes)) => devices::bind(&root, list, nodes)?,
@@ -105,7 +106,8 @@ pub(super) fn set_up(
     })?;
     let labels = labels::open(environment.procfs, &plan.process)?;
     let pid = run_hooks(plan, environment, ends.channel.as_fd())?;
-    finish_root(plan, root, environment.keeper.root_change())?;
+    mounts::finish(&read_only_at_last)?;
+    finish_root(plan, root, environment)?;
     let execution = Execution {
         start_hooks: pid.map(|pid| StartHooks {
             hooks: &plan.hooks.start_container,
@@ -241,14 +243,14 @@ fn refuse_own(
     Ok(())
 }
 
-fn finish_root(plan: &Plan, root: RootFd, change: RootChange) -> Result<()> {
+fn finish_root(plan: &Plan, root: RootFd, environment: &Environment<'_>) -> Result<()> {
     if plan.root_read_only {
         let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
         sys::set_mount_attributes(root.as_fd(), read_only).doing(|| "make the root read-only")?;
     }
-    match change {
+    match environment.keeper.root_change() {
         RootChange::Pivot => rootfs::pivot(&root)?,
-        RootChange::Chroot => rootfs::chroot(&root)?,
+        RootChange::Chroot => rootfs::chroot(&root, environment.procfs)?,
     }
     if let Some(propagation) = plan.root_propagation {
         sys::set_mount_attributes(root.as_fd(), propagation)

@@ -18,6 +18,9 @@ pub(crate) struct Mount {
     /// The file system's type; empty for binds.
     pub(crate) kind: String,
     pub(crate) source: PathBuf,
+    /// Where a bind's source is a path of the container, below its root: earlier mounts may have put it
+    /// there.
+    pub(crate) source_inside: Option<PathBuf>,
     pub(crate) options: Options,
     pub(crate) ids: Option<MappedIds>,
 }
@@ -68,9 +71,33 @@ pub(super) fn plan(spec: &Spec, user: &User) -> Result<Vec<Mount>> {
         {
             options.data.push(("context".to_owned(), Some(label.clone())));
         }
-        mounts.push(Mount { destination, kind, source, options, ids });
+        let source_inside = None;
+        mounts.push(Mount { destination, kind, source, source_inside, options, ids });
     }
     Ok(mounts)
+}
+
+/// Takes paths of the host that lead into the root file system, by their text, for paths of the
+/// container. Differs: runc looks up such a source on the host, where a link of the image leads anywhere.
+pub(super) fn relate(mounts: &mut [Mount], rootfs: &Path) -> Result<()> {
+    let rootfs = super::rootfd::clean(rootfs);
+    if rootfs.as_os_str().is_empty() {
+        return Ok(());
+    }
+    for mount in mounts {
+        if let Ok(inside) = mount.destination.strip_prefix(&rootfs) {
+            if inside.as_os_str().is_empty() {
+                let field = format!("mounts[/{}]", mount.destination.display());
+                return Err(Error::invalid(field, "cannot mount over the root"));
+            }
+            mount.destination = inside.to_owned();
+        }
+        if matches!(mount.options.source, Source::Bind | Source::BindTree) {
+            let source = super::rootfd::clean(&mount.source);
+            mount.source_inside = source.strip_prefix(&rootfs).ok().map(Path::to_owned);
+        }
+    }
+    Ok(())
 }
 
 fn check(
@@ -145,6 +172,32 @@ mod tests {
         let mount = planned(json!({"destination": "a/../b", "type": "cgroup"}), &User::Shared);
         let mount = mount.unwrap();
         assert_eq!((mount.destination, mount.kind.as_str()), (PathBuf::from("b"), "cgroup2"));
+    }
+
+    #[test]
+    fn host_paths_into_the_root_are_the_container_s() {
+        let mut mounts = Vec::new();
+        for (destination, source, kind) in [
+            ("/b/rootfs/x/y", "/b/rootfs/./mnt/x", "bind"),
+            ("/b/rootfs2", "/b/rootfs/../other", "bind"),
+            ("/b", "/b/rootfs/x", "tmpfs"),
+            ("/all", "/b/rootfs", "bind"),
+        ] {
+            let mount = json!({"destination": destination, "source": source, "type": kind});
+            mounts.push(planned(mount, &User::Shared).unwrap());
+        }
+        relate(&mut mounts, Path::new("/b/rootfs")).unwrap();
+        let found = |mount: &Mount| (mount.destination.clone(), mount.source_inside.clone());
+        let found: Vec<_> = mounts.iter().map(found).collect();
+        let expected =
+            [("x/y", Some("mnt/x")), ("b/rootfs2", None), ("b", None), ("all", Some(""))];
+        let expected: Vec<_> =
+            expected.into_iter().map(|(to, from)| (to.into(), from.map(PathBuf::from))).collect();
+        assert_eq!(found, expected);
+        let root = json!({"destination": "/b/rootfs", "source": "/s", "type": "bind"});
+        let mut mounts = [planned(root, &User::Shared).unwrap()];
+        assert!(relate(&mut mounts, Path::new("/b/rootfs")).is_err());
+        assert!(relate(&mut mounts, Path::new("/")).is_ok());
     }
 
     #[test]

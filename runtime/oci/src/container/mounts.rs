@@ -70,8 +70,9 @@ fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
     };
     let recursive = match mount.options.source {
         Origin::New | Origin::Present => return Ok(Source { tree: None, user_namespace }),
-        Origin::Bind => OpenTreeFlags::empty(),
-        Origin::BindTree => OpenTreeFlags::AT_RECURSIVE,
+        // Opened when its turn comes.
+        _ if mount.source_inside.is_some() => return Ok(Source { tree: None, user_namespace }),
+        Origin::Bind | Origin::BindTree => recursion(mount),
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive;
     let tree = rustix::mount::open_tree(CWD, mount.source.as_path(), flags).doing(|| {
@@ -80,6 +81,26 @@ fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
     })?;
     // Done here, where the privilege over the host's file system is.
     map_ids(mount, tree.as_fd(), user_namespace.as_ref())?;
+    Ok(Source { tree: Some(tree), user_namespace: None })
+}
+
+fn recursion(mount: &Mount) -> OpenTreeFlags {
+    match mount.options.source {
+        Origin::BindTree => OpenTreeFlags::AT_RECURSIVE,
+        Origin::Bind | Origin::New | Origin::Present => OpenTreeFlags::empty(),
+    }
+}
+
+/// Opens a source that is below the container's root, with what has been mounted there so far.
+fn open_inside(root: &RootFd, mount: &Mount, source: Source) -> Result<Source> {
+    let Some(path) = &mount.source_inside else { return Ok(source) };
+    let operation = || {
+        let field = mount.destination.display();
+        format!("mounts[/{field}].source: open /{} of the container", path.display())
+    };
+    let place = root.find(path).doing(operation)?;
+    let tree = copy(place.as_fd(), recursion(mount)).doing(operation)?;
+    map_ids(mount, tree.as_fd(), source.user_namespace.as_ref())?;
     Ok(Source { tree: Some(tree), user_namespace: None })
 }
 
@@ -109,12 +130,15 @@ fn map_ids(mount: &Mount, tree: BorrowedFd<'_>, namespace: Option<&OwnedFd>) -> 
     })
 }
 
-/// Attaches a mount at its destination.
-pub(super) fn attach(root: &RootFd, mount: &Mount, source: Source) -> Result<()> {
+/// Attaches a mount at its destination. Returns it where it is to be made read-only at last, once all
+/// is in it that belongs there.
+pub(super) fn attach(root: &RootFd, mount: &Mount, source: Source) -> Result<Option<OwnedFd>> {
     let operation = |what: &str| format!("{what} mount /{}", mount.destination.display());
     if mount.options.source == Origin::Present {
-        return change(root, mount).doing(|| operation("remount"));
+        return change(root, mount).map(|()| None).doing(|| operation("remount"));
     }
+    let source = open_inside(root, mount, source)?;
+    let mode = present_mode(root, mount);
     let place = place(root, mount, source.tree.as_ref())?;
     let tree = match source.tree {
         Some(tree) => {
@@ -123,7 +147,7 @@ pub(super) fn attach(root: &RootFd, mount: &Mount, source: Source) -> Result<()>
             tree
         }
         None => {
-            let made = make(mount).doing(|| operation(&format!("make {}", mount.kind)))?;
+            let made = make(mount, mode).doing(|| operation(&format!("make {}", mount.kind)))?;
             map_ids(mount, made.as_fd(), source.user_namespace.as_ref())?;
             made
         }
@@ -135,7 +159,32 @@ pub(super) fn attach(root: &RootFd, mount: &Mount, source: Source) -> Result<()>
     for propagation in &mount.options.propagation {
         set(tree.as_fd(), *propagation).doing(|| operation("set the propagation of"))?;
     }
-    move_onto(tree.as_fd(), place.as_fd()).doing(|| operation("attach"))
+    move_onto(tree.as_fd(), place.as_fd()).doing(|| operation("attach"))?;
+    Ok(is_filled_later(mount).then_some(tree))
+}
+
+/// Makes read-only what waited for it.
+pub(super) fn finish(mounts: &[OwnedFd]) -> Result<()> {
+    let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
+    mounts.iter().try_for_each(|mount| {
+        sys::set_mount_attributes(mount.as_fd(), read_only).doing(|| "make a mount read-only")
+    })
+}
+
+/// Whether a mount is read-only only after other mounts and devices have found their places in it.
+fn is_filled_later(mount: &Mount) -> bool {
+    let is_read_only = mount.options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
+    mount.options.source == Origin::New && mount.kind == "tmpfs" && is_read_only
+}
+
+/// The mode that a new tmpfs takes over from the directory that it is mounted on.
+fn present_mode(root: &RootFd, mount: &Mount) -> Option<String> {
+    let names_mode = || mount.options.data.iter().any(|(key, _)| key == "mode");
+    if mount.options.source != Origin::New || mount.kind != "tmpfs" || names_mode() {
+        return None;
+    }
+    let stat = rustix::fs::fstat(root.find(&mount.destination).ok()?).ok()?;
+    Some(format!("{:o}", stat.st_mode & 0o7777))
 }
 
 /// Changes what is mounted at the destination: the mount, and with a type its file system too.
@@ -182,7 +231,7 @@ fn place(root: &RootFd, mount: &Mount, source: Option<&OwnedFd>) -> Result<Owned
     }
 }
 
-fn make(mount: &Mount) -> Result<OwnedFd, Errno> {
+fn make(mount: &Mount, mode: Option<String>) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     let source = match mount.source.as_os_str().is_empty() {
         true => Path::new(&mount.kind),
@@ -190,8 +239,14 @@ fn make(mount: &Mount) -> Result<OwnedFd, Errno> {
     };
     rustix::mount::fsconfig_set_string(&context, "source", source)?;
     configure(context.as_fd(), mount)?;
+    if let Some(mode) = mode {
+        rustix::mount::fsconfig_set_string(&context, "mode", mode)?;
+    }
     rustix::mount::fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::from_bits_retain(mount.options.attributes.set as u32);
+    let mut attributes = MountAttrFlags::from_bits_retain(mount.options.attributes.set as u32);
+    if is_filled_later(mount) {
+        attributes.remove(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    }
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 

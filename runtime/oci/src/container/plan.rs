@@ -125,12 +125,15 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         // What it mounts would stay on the host.
         return Err(Error::invalid("linux.namespaces", "has no mount namespace"));
     }
-    let mounts = mount_plan::plan(spec, &namespaces.user)?;
+    let mut mounts = mount_plan::plan(spec, &namespaces.user)?;
+    if let Rootfs::Directory(path) = &request.rootfs {
+        mount_plan::relate(&mut mounts, path)?;
+    }
     let dev_is_bound = mounts
         .iter()
         .any(|mount| mount.destination == Path::new("dev") && mount.options.source != Source::New);
     let devices = if dev_is_bound { None } else { Some(devices(linux)?) };
-    let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
+    let paths = |list: &Option<Vec<String>>| unique(list.iter().flatten().map(PathBuf::from));
     let own_uts = namespaces.has(N::Uts);
     let own = OwnNamespaces {
         network: sandbox.new_network || namespaces.has(N::Network),
@@ -158,6 +161,12 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         process: plan_process(process, Some(linux))?,
         hooks: hooks::plan(spec)?,
     })
+}
+
+/// Paths in their order, each once however it is written.
+fn unique(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut seen = std::collections::HashSet::new();
+    paths.filter(|path| seen.insert(super::rootfd::clean(path))).collect()
 }
 
 /// Plans a process from its specification.

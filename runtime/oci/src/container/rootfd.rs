@@ -54,22 +54,36 @@ impl RootFd {
         self.ensure(&clean(path), LINK_LIMIT)
     }
 
-    /// A place to mount a file on: what exists and is no directory, or a new empty file.
+    /// A place to mount a file on: what exists and is no directory, or a new empty file. A link to what
+    /// is missing has its target made, inside the root.
     pub(crate) fn ensure_file(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        match self.find(path) {
-            Err(Errno::NOENT) => {}
-            found => {
-                let found = found?;
-                return match file_type(found.as_fd())? {
-                    FileType::Directory => Err(Errno::ISDIR),
-                    _ => Ok(found),
-                };
+        let mut path = clean(path);
+        for _ in 0..LINK_LIMIT {
+            match self.find(&path) {
+                Err(Errno::NOENT) => {}
+                found => {
+                    let found = found?;
+                    return match file_type(found.as_fd())? {
+                        FileType::Directory => Err(Errno::ISDIR),
+                        _ => Ok(found),
+                    };
+                }
+            }
+            let name = path.file_name().ok_or(Errno::ISDIR)?;
+            let parent = path.parent().unwrap_or(Path::new(""));
+            let directory = self.ensure(parent, LINK_LIMIT)?;
+            match create_file(directory.as_fd(), name) {
+                Err(Errno::EXIST) => {}
+                created => return created,
+            }
+            match link_target(directory.as_fd(), name) {
+                Ok(target) => path = clean(&parent.join(target)),
+                // Somebody has just made it.
+                Err(Errno::INVAL | Errno::NOENT) => {}
+                Err(error) => return Err(error),
             }
         }
-        let path = clean(path);
-        let name = path.file_name().ok_or(Errno::ISDIR)?.to_owned();
-        let parent = self.ensure(path.parent().unwrap_or(Path::new("")), LINK_LIMIT)?;
-        create_file(parent.as_fd(), &name)
+        Err(Errno::LOOP)
     }
 
     /// A directory no component of whose path is a link, made where it is missing.
@@ -91,11 +105,9 @@ impl RootFd {
         let parent_path = path.parent().unwrap_or(Path::new(""));
         let parent = self.ensure(parent_path, links_left)?;
         match enter(parent.as_fd(), name) {
-            // A link to what is missing: make its target, still inside the root. Links of procfs
-            // only look like such.
-            Err(Errno::LOOP) if links_left > 0 && !is_procfs(parent.as_fd())? => {
-                let target = rustix::fs::readlinkat(&parent, name, Vec::new())?;
-                let target = Path::new(OsStr::from_bytes(target.as_bytes())).to_owned();
+            // A link to what is missing: make its target, still inside the root.
+            Err(Errno::LOOP) if links_left > 0 => {
+                let target = link_target(parent.as_fd(), name)?;
                 self.ensure(&clean(&parent_path.join(target)), links_left - 1)
             }
             entered => entered,
@@ -103,8 +115,13 @@ impl RootFd {
     }
 }
 
-fn is_procfs(directory: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(rustix::fs::fstatfs(directory)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
+/// What a link says; `EINVAL` where there is none. Links of procfs only look like such.
+fn link_target(directory: BorrowedFd<'_>, name: &OsStr) -> Result<PathBuf, Errno> {
+    if rustix::fs::fstatfs(directory)?.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Err(Errno::LOOP);
+    }
+    let target = rustix::fs::readlinkat(directory, name, Vec::new())?;
+    Ok(PathBuf::from(OsStr::from_bytes(target.as_bytes())))
 }
 
 /// Enters or makes one directory.
@@ -207,6 +224,33 @@ mod tests {
         let inside = outside.path().strip_prefix("/").unwrap();
         assert!(directory.path().join(inside).join("made").is_dir());
         assert!(directory.path().join("file").is_file());
+    }
+
+    #[test]
+    fn a_file_is_made_where_a_dangling_link_leads_inside_the_root() {
+        let outside = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::create_dir(at("etc")).unwrap();
+        symlink("/tmp/foo/bar", at("jump")).unwrap();
+        symlink("/jump/baz/hosts", at("etc/hosts")).unwrap();
+        symlink(outside.path().join("made"), at("escape")).unwrap();
+        symlink("../../../up", at("etc/relative")).unwrap();
+        symlink("/loop", at("loop")).unwrap();
+        let root = root(directory.path());
+        for path in ["/etc/hosts", "/escape", "/etc/relative"] {
+            let made = root.ensure_file(Path::new(path)).unwrap();
+            assert_eq!(file_type(made.as_fd()), Ok(FileType::RegularFile), "{path}");
+            // A second time it is there.
+            root.ensure_file(Path::new(path)).unwrap();
+        }
+        assert!(at("tmp/foo/bar/baz/hosts").is_file() && at("up").is_file());
+        assert_eq!(outside.path().read_dir().unwrap().count(), 0);
+        let inside = outside.path().strip_prefix("/").unwrap();
+        assert!(directory.path().join(inside).join("made").is_file());
+        assert_eq!(root.ensure_file(Path::new("/loop")).unwrap_err(), Errno::LOOP);
+        assert_eq!(root.ensure_file(Path::new("/etc")).unwrap_err(), Errno::ISDIR);
+        assert_eq!(root.ensure_file(Path::new("/")).unwrap_err(), Errno::ISDIR);
     }
 
     #[test]
