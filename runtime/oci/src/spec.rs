@@ -4,28 +4,44 @@
 //! expression engine, a quarter of the executable, or spells a name otherwise than the specification,
 //! fields are read here. OCI runtime spec, `config.md`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Box as ConsoleSize, ExecCPUAffinity, Hooks, Linux, LinuxCapabilities, LinuxIOPriority,
-    LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount, PosixRlimit, Process, Root, Scheduler, Spec,
-    User,
+    Box as ConsoleSize, Capability, ExecCPUAffinity, Hooks, Linux, LinuxCapabilities,
+    LinuxIOPriority, LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount, PosixRlimit, Process, Root,
+    Scheduler, Spec, User,
 };
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error, IntoDeserializer, value};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// Deserializes a specification.
 pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D::Error> {
-    SpecFields::deserialize(deserializer).map(Spec::from)
+    let (spec, unknown) = read_leniently(deserializer)?;
+    match unknown.first() {
+        Some(name) => Err(D::Error::custom(format!("process.capabilities: {name:?} is unknown"))),
+        None => Ok(spec),
+    }
 }
 
-/// Deserializes the description of a process.
+/// The same without what is no capability, whose names are returned: callers of the command line give
+/// those of newer kernels, and are warned.
+pub(crate) fn read_leniently<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<(Spec, Vec<String>), D::Error> {
+    let fields = SpecFields::deserialize(deserializer)?;
+    let unknown = fields.process.as_ref().map(ProcessFields::unknown_capabilities);
+    Ok((Spec::from(fields), unknown.unwrap_or_default()))
+}
+
+/// Deserializes the description of a process. Returns the names of unknown capabilities, too.
 pub(crate) fn read_process<'de, D: Deserializer<'de>>(
     deserializer: D,
-) -> Result<Process, D::Error> {
-    ProcessFields::deserialize(deserializer).map(Process::from)
+) -> Result<(Process, Vec<String>), D::Error> {
+    let fields = ProcessFields::deserialize(deserializer)?;
+    let unknown = fields.unknown_capabilities();
+    Ok((Process::from(fields), unknown))
 }
 
 /// Reads a value as what it is to be, by way of its text: types that are read from text elsewhere would
@@ -75,7 +91,7 @@ struct ProcessFields {
     args: Option<Vec<String>>,
     env: Option<Vec<String>>,
     cwd: PathBuf,
-    capabilities: Option<LinuxCapabilities>,
+    capabilities: Option<CapabilityFields>,
     rlimits: Option<Vec<PosixRlimit>>,
     no_new_privileges: Option<bool>,
     apparmor_profile: Option<String>,
@@ -85,6 +101,57 @@ struct ProcessFields {
     scheduler: Option<SchedulerFields>,
     #[serde(rename = "execCPUAffinity")]
     exec_cpu_affinity: Option<AffinityFields>,
+}
+
+impl ProcessFields {
+    /// Each once, in order.
+    fn unknown_capabilities(&self) -> Vec<String> {
+        let names = self.capabilities.iter().flat_map(CapabilityFields::sets).flatten().flatten();
+        let mut unknown: Vec<String> =
+            names.filter(|name| capability(name).is_none()).cloned().collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown
+    }
+}
+
+#[derive(Deserialize)]
+struct CapabilityFields {
+    bounding: Option<Vec<String>>,
+    effective: Option<Vec<String>>,
+    inheritable: Option<Vec<String>>,
+    permitted: Option<Vec<String>>,
+    ambient: Option<Vec<String>>,
+}
+
+impl CapabilityFields {
+    fn sets(&self) -> [Option<&Vec<String>>; 5] {
+        [&self.bounding, &self.effective, &self.inheritable, &self.permitted, &self.ambient]
+            .map(Option::as_ref)
+    }
+}
+
+/// The capability of a name, where it has one.
+pub(crate) fn capability(name: &str) -> Option<Capability> {
+    let name: value::StrDeserializer<'_, value::Error> = name.into_deserializer();
+    Capability::deserialize(name).ok()
+}
+
+impl From<CapabilityFields> for LinuxCapabilities {
+    fn from(fields: CapabilityFields) -> Self {
+        let known = |names: Option<&Vec<String>>| {
+            names.map(|names| names.iter().filter_map(|name| capability(name)).collect())
+        };
+        let [bounding, effective, inheritable, permitted, ambient]: [Option<HashSet<Capability>>;
+            5] = fields.sets().map(known);
+        let mut sets = Self::default();
+        sets.set_bounding(bounding)
+            .set_effective(effective)
+            .set_inheritable(inheritable)
+            .set_permitted(permitted)
+            .set_ambient(ambient);
+        sets
+    }
 }
 
 #[derive(Deserialize)]
@@ -169,7 +236,7 @@ impl From<ProcessFields> for Process {
         process.set_command_line(None);
         process.set_env(fields.env);
         process.set_cwd(fields.cwd);
-        process.set_capabilities(fields.capabilities);
+        process.set_capabilities(fields.capabilities.map(LinuxCapabilities::from));
         process.set_rlimits(fields.rlimits);
         process.set_no_new_privileges(fields.no_new_privileges);
         process.set_apparmor_profile(fields.apparmor_profile);
@@ -220,6 +287,21 @@ mod tests {
             let expected: Spec = serde_json::from_value(value.clone()).unwrap();
             assert_eq!(read(value).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn what_is_no_capability_is_refused_or_named() {
+        let mut value = whole();
+        value["process"]["capabilities"] =
+            json!({"bounding": ["CAP_X", "CAP_KILL"], "ambient": ["X", "CAP_X"]});
+        let refusal = read(value.clone()).unwrap_err().to_string();
+        assert_eq!(refusal, "process.capabilities: \"CAP_X\" is unknown");
+        let (spec, unknown) = read_leniently(value.clone()).unwrap();
+        assert_eq!(unknown, ["CAP_X", "X"]);
+        let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(sets.bounding(), &Some(HashSet::from([Capability::Kill])));
+        assert_eq!(sets.ambient(), &Some(HashSet::new()));
+        assert_eq!(read_process(value["process"].take()).unwrap().1, ["CAP_X", "X"]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn each_kind_runs_once_in_order_and_is_told_the_state() {
         assert_eq!(state["bundle"].as_str().unwrap(), bundle.path().to_str().unwrap());
         assert_eq!(
             (&state["annotations"]["k"], &state["ociVersion"]),
-            (&json!("v"), &json!("1.2.0"))
+            (&json!("v"), &json!("1.3.0"))
         );
         let expected = if *kind == "poststop" { Value::Null } else { json!(pid) };
         assert_eq!(state["pid"], expected, "{kind}");
@@ -113,11 +113,14 @@ fn a_failing_hook_undoes_the_container_and_later_ones_but_poststop_do_not_run() 
                 let output = bundle.run();
                 assert!(output.status.success());
                 let errors = String::from_utf8_lossy(&output.stderr);
-                assert!(errors.contains("hooks.poststop[0]: exit status: 4: no more"), "{errors}");
+                assert!(
+                    errors.contains("error running poststop hook #0: exit status 4: no more"),
+                    "{errors}"
+                );
             }
             kind => {
                 let refusal = bundle.refusal();
-                let expected = format!("hooks.{kind}[0]: exit status: 4: no more");
+                let expected = format!("error running {kind} hook #0: exit status 4: no more");
                 assert!(refusal.contains(&expected), "{refusal}");
             }
         }
@@ -149,6 +152,33 @@ fn a_hook_that_hangs_is_killed_and_so_is_the_container() {
     bundle.spec["hooks"] = json!({"createRuntime": [slow]});
     let before = std::time::Instant::now();
     let refusal = bundle.refusal();
-    assert!(refusal.contains("hooks.createRuntime[0]: did not end within"), "{refusal}");
+    assert!(
+        refusal.contains("error running createRuntime hook #0: did not end within"),
+        "{refusal}"
+    );
     assert!(before.elapsed().as_secs() < 20);
+}
+
+#[test]
+fn a_hook_in_the_container_has_its_environment_and_its_filter() {
+    let mut bundle = Bundle::new("echo running");
+    bundle.spec["process"]["env"] = json!(["PATH=/bin", "ONE=two"]);
+    let script = "test \"$ONE $HOME\" = 'two /root'";
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+    bundle.spec["hooks"] = json!({"startContainer": [hook]});
+    assert_eq!(bundle.text(), "running\n");
+    bundle.spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}]
+    });
+    bundle.spec["process"]["rlimits"] = json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+    let hook = json!({"path": "/bin/mkdir", "args": ["mkdir", "/tmp/made"]});
+    bundle.spec["hooks"] = json!({"startContainer": [hook]});
+    for no_new_privileges in [true, false] {
+        bundle.spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let refusal = bundle.refusal();
+        let expected = "error running startContainer hook #0: signal: bad system call";
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+    assert!(!bundle.image().join("tmp/made").exists());
 }

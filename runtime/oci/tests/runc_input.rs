@@ -93,7 +93,7 @@ fn arguments_that_are_wrong_are_refused() {
         (&["run", "--preserve-fds", "x", "a"], "is no valid number"),
         (&["kill", "a", "NOPE"], "unknown signal"),
         (&["state"], "a container ID is needed"),
-        (&["frobnicate"], "no such command"),
+        (&["frobnicate"], "No help topic for 'frobnicate'"),
         (&["list", "--format", "xml"], "invalid format option"),
         (&["--log-format", "xml", "list"], "invalid log-format"),
     ] {

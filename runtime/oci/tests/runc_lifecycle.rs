@@ -84,7 +84,7 @@ fn a_container_is_created_started_killed_and_deleted() {
     let pid = std::fs::read_to_string(bundle.path().join("pid")).unwrap();
     assert_eq!(created["status"], "created");
     assert_eq!(created["pid"].to_string(), pid);
-    assert_eq!((&created["id"], &created["ociVersion"]), (&json!(id), &json!("1.2.0")));
+    assert_eq!((&created["id"], &created["ociVersion"]), (&json!(id), &json!("1.3.0")));
     assert_eq!(created["bundle"], bundle.path().to_str().unwrap());
     let bundle_path = bundle.path().to_str().unwrap();
     let again = refused(&bundle, &["create", "--bundle", bundle_path, &id]);

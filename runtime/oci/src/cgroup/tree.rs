@@ -104,10 +104,10 @@ pub(super) fn inspect(directory: &Directory, path: &Path) -> Result<()> {
     let events = directory.read("cgroup.events").unwrap_or_default();
     if super::directory::find_key(&events, "populated") == Some(1) {
         let count = directory.read("cgroup.procs").unwrap_or_default().lines().count();
-        return refuse(format!("is not empty: {count} processes are in it"));
+        return refuse(format!("container's cgroup is not empty: {count} process(es) found"));
     }
     if directory.read("cgroup.freeze").is_ok_and(|frozen| frozen.trim() == "1") {
-        return refuse("is frozen".to_owned());
+        return refuse("container's cgroup unexpectedly frozen".to_owned());
     }
     if words(&directory.read("cgroup.subtree_control").unwrap_or_default()).next().is_some() {
         return refuse("is a parent: it has controllers on for cgroups below it".to_owned());

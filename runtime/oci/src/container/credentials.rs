@@ -108,13 +108,20 @@ pub(super) fn capabilities(process: &Process) -> Capabilities {
     };
     let Some(sets) = process.capabilities() else {
         let none = CapabilitySet::empty();
-        return Capabilities { bounding: none, effective: none, permitted: none, ambient: none };
+        return Capabilities {
+            bounding: none,
+            effective: none,
+            permitted: none,
+            ambient: none,
+            inheritable: none,
+        };
     };
     Capabilities {
         bounding: set(sets.bounding()),
         effective: set(sets.effective()),
         permitted: set(sets.permitted()),
         ambient: set(sets.ambient()),
+        inheritable: set(sets.inheritable()),
     }
 }
 
@@ -150,6 +157,11 @@ pub(super) fn become_user(
     if !missing.is_empty() {
         warnings.push(format!("capabilities {:#x} are not available on this host", missing.bits()));
     }
+    let ambient = wanted.ambient & wanted.permitted & wanted.inheritable & own;
+    for (name, _) in wanted.ambient.difference(ambient).iter_names() {
+        let reason = "operation not permitted";
+        warnings.push(format!("can't raise ambient capability CAP_{name}: {reason}"));
+    }
     drop_bounding(wanted.bounding)?;
     rustix::thread::set_keep_capabilities(true).doing(|| "keep capabilities")?;
     let groups: Vec<_> = user.supplemental_groups.iter().map(|gid| gid_of(*gid)).collect();
@@ -171,7 +183,7 @@ pub(super) fn become_user(
     interim.permitted |= keep & own;
     interim.effective |= keep & own;
     rustix::thread::set_capabilities(None, interim).doing(|| "set capabilities")?;
-    Ok(Remaining { sets, ambient: wanted.ambient & permitted })
+    Ok(Remaining { sets, ambient })
 }
 
 /// The last change of capabilities.

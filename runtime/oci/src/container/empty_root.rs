@@ -25,7 +25,13 @@ pub(crate) fn retire(namespaces: &[OwnedFd]) -> Result<()> {
     )?;
     rootfs::pivot(&root)?;
     let none = CapabilitySet::empty();
-    let nothing = Capabilities { bounding: none, effective: none, permitted: none, ambient: none };
+    let nothing = Capabilities {
+        bounding: none,
+        effective: none,
+        permitted: none,
+        ambient: none,
+        inheritable: none,
+    };
     let nobody = ResolvedUser { uid: 65_534, gid: 65_534, supplemental_groups: Vec::new() };
     let remaining = credentials::become_user(&nobody, &nothing, none, &mut Vec::new())?;
     credentials::finish(remaining)?;

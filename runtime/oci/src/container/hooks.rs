@@ -8,15 +8,15 @@
 //! | poststart | after the command is executed | host | ends the container |
 //! | poststop | after the deletion | host | is told, and the next one runs |
 //!
-//! A hook gets the state on its standard input, and just the environment it names. What it prints is
-//! kept for the error. OCI runtime spec, `config.md`, POSIX-platform Hooks; `runtime.md`, Lifecycle.
+//! A hook gets the state on its standard input, and just the environment it names; one in the container
+//! that names none has that of the container's process. What it prints is kept for the error. OCI runtime spec, `config.md`, POSIX-platform Hooks; `runtime.md`, Lifecycle.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use oci_spec::runtime::{Hook as Specified, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,11 +33,13 @@ const MAX_OUTPUT: usize = 16 << 10;
 /// A hook, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hook {
-    /// `hooks.poststart[0]`, for errors.
-    field: String,
+    /// `poststart hook #0`, for errors.
+    #[serde(rename = "field")]
+    name: String,
     path: PathBuf,
     arguments: Vec<String>,
-    environment: Vec<(String, String)>,
+    /// Absent where the specification speaks of none.
+    environment: Option<Vec<(String, String)>>,
     timeout_ms: Option<u64>,
 }
 
@@ -103,11 +105,13 @@ pub(crate) fn plan(spec: &Spec) -> Result<Hooks> {
 
 fn list(kind: &str, hooks: &Option<Vec<Specified>>) -> Result<Vec<Hook>> {
     let hooks = hooks.iter().flatten().enumerate();
-    hooks.map(|(index, hook)| parse(format!("hooks.{kind}[{index}]"), hook)).collect()
+    hooks.map(|(index, hook)| parse((kind, index), hook)).collect()
 }
 
-fn parse(field: String, hook: &Specified) -> Result<Hook> {
-    let refuse = |name: &str, reason: &str| Err(Error::invalid(format!("{field}.{name}"), reason));
+fn parse((kind, index): (&str, usize), hook: &Specified) -> Result<Hook> {
+    let refuse = |name: &str, reason: &str| {
+        Err(Error::invalid(format!("hooks.{kind}[{index}].{name}"), reason))
+    };
     if !hook.path().is_absolute() {
         return refuse("path", "is not an absolute path");
     }
@@ -123,22 +127,31 @@ fn parse(field: String, hook: &Specified) -> Result<Hook> {
     if variables.clone().chain(&arguments).any(|text| text.contains('\0')) {
         return refuse("args", "or env hold a NUL byte");
     }
-    let environment = variables.filter_map(|variable| {
-        let (name, value) = variable.split_once('=').filter(|(name, _)| !name.is_empty())?;
-        Some((name.to_owned(), value.to_owned()))
-    });
-    let environment = environment.collect();
-    Ok(Hook { path: hook.path().clone(), arguments, environment, timeout_ms, field })
+    let environment = hook.env().as_ref().map(|_| variables.filter_map(|one| pair(one)).collect());
+    let name = format!("{kind} hook #{index}");
+    Ok(Hook { path: hook.path().clone(), arguments, environment, timeout_ms, name })
+}
+
+/// Name and value of a variable that has a name.
+fn pair(variable: &str) -> Option<(String, String)> {
+    let (name, value) = variable.split_once('=').filter(|(name, _)| !name.is_empty())?;
+    Some((name.to_owned(), value.to_owned()))
 }
 
 /// Runs hooks one after the other, up to the first that fails.
 pub(crate) fn run(hooks: &[Hook], state: &State<'_>) -> Result<()> {
+    run_with(hooks, state, &[])
+}
+
+/// The same; those that name no environment get this one.
+pub(super) fn run_with(hooks: &[Hook], state: &State<'_>, environment: &[String]) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
     // Plain strings and numbers: encoding cannot fail.
     let state = serde_json::to_vec(state).unwrap_or_default();
-    hooks.iter().try_for_each(|hook| run_one(hook, &state))
+    let inherited: Vec<_> = environment.iter().filter_map(|variable| pair(variable)).collect();
+    hooks.iter().try_for_each(|hook| run_one(hook, &state, &inherited))
 }
 
 /// Runs all hooks, whatever becomes of them; what failed is returned.
@@ -146,8 +159,9 @@ pub(crate) fn run_all(hooks: &[Hook], state: &State<'_>) -> Vec<Error> {
     hooks.iter().filter_map(|hook| run(std::slice::from_ref(hook), state).err()).collect()
 }
 
-fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
-    let operation = || format!("{}: run {}", hook.field, hook.path.display());
+fn run_one(hook: &Hook, state: &[u8], inherited: &[(String, String)]) -> Result<()> {
+    let operation = || format!("error running {}: execute {}", hook.name, hook.path.display());
+    let environment = hook.environment.as_deref().unwrap_or(inherited);
     let (output, writer) = std::io::pipe().doing(operation)?;
     let mut command = Command::new(&hook.path);
     if let [name, arguments @ ..] = hook.arguments.as_slice() {
@@ -156,7 +170,7 @@ fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
     let errors = writer.try_clone().doing(operation)?;
     command
         .env_clear()
-        .envs(hook.environment.iter().map(|(name, value)| (name, value)))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::piped())
         .stdout(writer)
         .stderr(errors);
@@ -175,12 +189,30 @@ fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
     }
     let printed = String::from_utf8_lossy(&printed);
     let separator = if printed.trim().is_empty() { "" } else { ": " };
-    Err(Error::invalid(hook.field.clone(), format!("{status}{separator}{}", printed.trim())))
+    Err(hook.failure(format!("{}{separator}{}", describe(status), printed.trim())))
+}
+
+/// How a hook ended, in the words that runc's callers know.
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(libc::SIGSYS)) => "signal: bad system call".to_owned(),
+        (None, Some(libc::SIGKILL)) => "signal: killed".to_owned(),
+        (None, Some(libc::SIGTERM)) => "signal: terminated".to_owned(),
+        (None, Some(libc::SIGSEGV)) => "signal: segmentation fault".to_owned(),
+        (None, _) => status.to_string(),
+    }
+}
+
+impl Hook {
+    fn failure(&self, reason: String) -> Error {
+        Error::invalid(format!("error running {}", self.name), reason)
+    }
 }
 
 /// Feeds a hook its state and reads what it prints until it ends.
 fn attend(hook: &Hook, child: &mut Child, state: &[u8], output: &OwnedFd) -> Result<Vec<u8>> {
-    let operation = || format!("{}: attend to {}", hook.field, hook.path.display());
+    let operation = || format!("error running {}: attend to {}", hook.name, hook.path.display());
     let pidfd = pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty());
     let pidfd = pidfd.doing(operation)?;
     let mut input = child.stdin.take();
@@ -207,7 +239,7 @@ fn attend(hook: &Hook, child: &mut Child, state: &[u8], output: &OwnedFd) -> Res
         if left == Some(0) {
             let reason =
                 format!("did not end within its timeout of {} ms", hook.timeout_ms.unwrap_or(0));
-            return Err(Error::invalid(hook.field.clone(), reason));
+            return Err(hook.failure(reason));
         }
         let mut waiting = vec![PollFd::new(&pidfd, PollFlags::IN)];
         if open {
@@ -286,9 +318,9 @@ mod tests {
     fn prestart_hooks_come_before_those_of_the_runtime() {
         let hooks =
             planned(json!({"createRuntime": [{"path": "/b"}], "prestart": [{"path": "/a"}]}));
-        let fields: Vec<String> =
-            hooks.unwrap().create_runtime.into_iter().map(|hook| hook.field).collect();
-        assert_eq!(fields, ["hooks.prestart[0]", "hooks.createRuntime[0]"]);
+        let names: Vec<String> =
+            hooks.unwrap().create_runtime.into_iter().map(|hook| hook.name).collect();
+        assert_eq!(names, ["prestart hook #0", "createRuntime hook #0"]);
     }
 
     #[test]
@@ -301,9 +333,27 @@ mod tests {
     #[test]
     fn what_a_failing_hook_prints_is_in_the_error() {
         let error = run_script("echo why; echo because >&2; exit 5", Value::Null).unwrap_err();
-        assert_eq!(error.to_string(), "hooks.poststart[0]: exit status: 5: why\nbecause");
+        assert_eq!(
+            error.to_string(),
+            "error running poststart hook #0: exit status 5: why\nbecause"
+        );
         let error = run_script("head -c 1000000 /dev/zero; exit 1", Value::Null).unwrap_err();
         assert!(error.to_string().len() < 2 * MAX_OUTPUT);
+    }
+
+    #[test]
+    fn a_hook_that_names_no_environment_has_that_of_the_process_it_is_run_for() {
+        let script = "test \"$A$B\" = x || exit 3";
+        let named = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["B=x"]});
+        let unnamed = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+        let hooks = planned(json!({"startContainer": [named, unnamed]})).unwrap();
+        let subject = Subject::default();
+        let (state, environment) = (subject.state("created", None), ["A=x".to_owned()]);
+        run_with(&hooks.start_container, &state, &environment).unwrap();
+        let error = run(&hooks.start_container, &state).unwrap_err();
+        assert_eq!(error.to_string(), "error running startContainer hook #1: exit status 3");
+        let error = run_script("kill -SYS $$", Value::Null).unwrap_err();
+        assert!(error.to_string().ends_with("signal: bad system call"), "{error}");
     }
 
     #[test]

@@ -268,7 +268,7 @@ mod tests {
     fn planned(process: Value, linux: Value) -> Result<Placement> {
         let mut base = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/"});
         base.as_object_mut().unwrap().extend(process.as_object().unwrap().clone());
-        let process = crate::spec::read_process(base).unwrap();
+        let (process, _) = crate::spec::read_process(base).unwrap();
         plan(&process, Some(&serde_json::from_value(linux).unwrap()))
     }
 

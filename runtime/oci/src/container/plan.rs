@@ -77,13 +77,16 @@ pub(crate) struct Limit {
     pub(crate) hard: u64,
 }
 
-/// Capability sets; the inheritable one is always empty (CVE-2022-29162).
+/// Capability sets. Differs: the process' inheritable set is never more than its ambient one
+/// (CVE-2022-29162).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Capabilities {
     pub(crate) bounding: CapabilitySet,
     pub(crate) effective: CapabilitySet,
     pub(crate) permitted: CapabilitySet,
     pub(crate) ambient: CapabilitySet,
+    /// What of the ambient ones may be raised, and nothing else.
+    pub(crate) inheritable: CapabilitySet,
 }
 
 /// A device node.

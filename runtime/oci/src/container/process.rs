@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -244,7 +245,7 @@ pub(super) fn execute(mut execution: Execution<'_>) -> ! {
         Ok(prepared) => prepared,
         Err(error) => fail(channel, error),
     };
-    let starter = match execution.gate.map(pass).transpose() {
+    let starter = match execution.gate.map(|gate| pass(gate, execution.keeper)).transpose() {
         Ok(starter) => starter.flatten(),
         Err(error) => fail(channel, error),
     };
@@ -310,9 +311,6 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
 
 fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::convert::Infallible> {
     let plan = execution.plan;
-    if let Some(start) = &execution.start_hooks {
-        hooks::run(start.hooks, &start.state)?;
-    }
     execution.labels.iter().try_for_each(Label::write)?;
     let path = match prepared.command {
         Some(path) => path,
@@ -328,6 +326,10 @@ fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::conv
     credentials::finish(prepared.remaining)?;
     if let (None, Some(filter)) = (prepared.early_filter, execution.filter) {
         load_filter(filter, execution.listener.as_ref())?;
+    }
+    if let Some(start) = &execution.start_hooks {
+        // Programs of the image: they may do what its command may, and nothing more.
+        hooks::run_with(start.hooks, &start.state, &prepared.environment)?;
     }
     Err(command::execute(&path, &arguments, &environment))
 }
@@ -345,10 +347,36 @@ fn load_filter(filter: &Program, listener: Option<&Listener>) -> Result<()> {
     }
 }
 
+/// What ends a process that waits for its start; the rest stays blocked until it runs.
+const ENDING: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGABRT, libc::SIGTERM];
+
+/// Waits until there is something to read at the gate, or a signal ends the process: to the
+/// first process of a PID namespace the kernel passes only those it blocks or handles.
+fn await_gate(gate: BorrowedFd<'_>) -> Result<()> {
+    let operation = || "wait for the start";
+    sys::block_signals().doing(operation)?;
+    let signals = sys::signal_descriptor(&ENDING).doing(operation)?;
+    let mut waiting = [
+        PollFd::from_borrowed_fd(gate, PollFlags::IN),
+        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+    ];
+    rustix::io::retry_on_intr(|| poll(&mut waiting, None)).doing(operation)?;
+    match waiting[1].revents().is_empty() {
+        true => Ok(()),
+        false => sys::exit_now(ENDED_BY_SIGNAL),
+    }
+}
+
+/// As with runc, whose first process handles signals itself until it executes the command.
+const ENDED_BY_SIGNAL: i32 = 2;
+
 /// Waits until the command may run; exits when nobody is left to say so. Returns the connection of
 /// whoever says it, where there is one.
-fn pass(gate: Gate<'_>) -> Result<Option<OwnedFd>> {
+fn pass(gate: Gate<'_>, keeper: Keeper) -> Result<Option<OwnedFd>> {
     let operation = || "wait for the start";
+    if let Keeper::CommandLine(_) = keeper {
+        await_gate(gate.descriptor())?;
+    }
     match gate {
         Gate::Pipe(pipe) => {
             let mut byte = [0; 1];

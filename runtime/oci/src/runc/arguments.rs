@@ -10,11 +10,11 @@ use lexopt::{Arg, Parser, ValueExt};
 
 use super::id::Id;
 use super::journal::{Format, Journal, Level};
-use super::store::Store;
+use super::store::{Origin, Store};
 use super::{Context, Error, Result};
 use crate::cgroup::place::Driver;
 
-pub(super) const GLOBAL_HELP: &str = "global options:
+pub(super) const GLOBAL_OPTIONS: &str = "\
   --root DIR             state directory (/run/berth-oci, or below $XDG_RUNTIME_DIR)
   --log FILE             write the log there instead of standard error
   --log-format FORMAT    text or json
@@ -92,14 +92,16 @@ impl Options {
                 return ExitCode::FAILURE;
             }
         };
-        let root = match self.root.map(std::path::absolute).transpose() {
+        let given = self.root.filter(|root| !root.as_os_str().is_empty());
+        let origin = if given.is_some() { Origin::Given } else { Origin::Default };
+        let root = match given.map(std::path::absolute).transpose() {
             Ok(root) => root.unwrap_or_else(default_root),
             Err(error) => {
                 journal.fail(&format!("find the state directory: {error}"));
                 return ExitCode::FAILURE;
             }
         };
-        command(&Context { store: Store::new(root), journal, driver: self.driver })
+        command(&Context { store: Store::new(root, origin), journal, driver: self.driver })
     }
 }
 

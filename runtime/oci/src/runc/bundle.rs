@@ -22,6 +22,8 @@ pub(super) struct Bundle {
     pub(super) spec: Spec,
     /// Absolute.
     pub(super) rootfs: PathBuf,
+    /// Named in the specification, and none.
+    pub(super) unknown_capabilities: Vec<String>,
 }
 
 impl Bundle {
@@ -31,7 +33,7 @@ impl Bundle {
             .during(|| format!("open bundle {}", directory.display()))?;
         let path = directory.join("config.json");
         let text = read(&path)?;
-        let mut spec = parse(&path, &text)?;
+        let (mut spec, unknown_capabilities) = parse(&path, &text)?;
         anchor_sources(&mut spec, &directory);
         let invalid = |reason: String| Err(Error::File { path: path.clone(), reason });
         if !spec.version().is_empty() && !spec.version().starts_with("1.") {
@@ -48,7 +50,7 @@ impl Bundle {
         }
         let rootfs = std::fs::canonicalize(&rootfs)
             .during(|| format!("open root file system {}", rootfs.display()))?;
-        Ok(Self { directory, text, spec, rootfs })
+        Ok(Self { directory, text, spec, rootfs, unknown_capabilities })
     }
 }
 
@@ -84,15 +86,15 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Parses a specification; `path` names it in errors.
-pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Spec> {
+/// Parses a specification; `path` names it in errors. Returns the names of unknown capabilities, too.
+pub(super) fn parse(path: &Path, text: &[u8]) -> Result<(Spec, Vec<String>)> {
     let mut parser = serde_json::Deserializer::from_slice(text);
-    let spec = spec::read(&mut parser).and_then(|spec| parser.end().map(|()| spec));
+    let spec = spec::read_leniently(&mut parser).and_then(|spec| parser.end().map(|()| spec));
     spec.map_err(|error| malformed(path, text, &error))
 }
 
-/// Parses the description of a further process.
-pub(super) fn parse_process(path: &Path, text: &[u8]) -> Result<Process> {
+/// Parses the description of a further process. Returns the names of unknown capabilities, too.
+pub(super) fn parse_process(path: &Path, text: &[u8]) -> Result<(Process, Vec<String>)> {
     let mut parser = serde_json::Deserializer::from_slice(text);
     let process = spec::read_process(&mut parser).and_then(|one| parser.end().map(|()| one));
     process.map_err(|error| malformed(path, text, &error))

@@ -112,6 +112,7 @@ pub(super) fn run(context: &Context, parser: &mut Parser) -> Result<u8> {
         creation::undo(context, created.held, &created.record);
         return Err(error);
     }
+    context.journal.trace(|| "the first process executes its command".to_owned());
     let Some(foreground) = foreground else { return Ok(0) };
     let process = foreground::Process {
         pid: created.process.pid,
@@ -122,6 +123,7 @@ pub(super) fn run(context: &Context, parser: &mut Parser) -> Result<u8> {
     let entry = created.held.entry().clone();
     drop(created.held);
     let code = foreground.attend(process)?;
+    context.journal.trace(|| format!("the first process has ended with {code}"));
     if !options.keep {
         match entry.hold() {
             Ok(held) => {

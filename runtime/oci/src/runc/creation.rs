@@ -16,6 +16,7 @@ use rustix::termios::Winsize;
 
 use super::bundle::Bundle;
 use super::error::During;
+use super::features::SPEC_VERSION;
 use super::id::Id;
 use super::journal::Level;
 use super::record::{Init, Record};
@@ -109,6 +110,8 @@ pub(super) fn undo(context: &Context, held: Held, record: &Record) {
 
 fn prepare(context: &Context, wish: &Wish) -> Result<Prepared> {
     let bundle = Bundle::open(&wish.bundle)?;
+    context.journal.warn_of_capabilities(&bundle.unknown_capabilities);
+    context.journal.trace(|| format!("read the bundle {}", bundle.directory.display()));
     let Some(process) = bundle.spec.process() else {
         return Err(container::Error::invalid("process", "is missing").into());
     };
@@ -123,6 +126,11 @@ fn prepare(context: &Context, wish: &Wish) -> Result<Prepared> {
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = CgroupWish { driver: context.driver, id: wish.id.as_str(), cgroups_path };
     let place = Place::resolve(&hierarchy, &cgroup)?;
+    if let Some(filter) = &filter {
+        let count = filter.instructions.len();
+        context.journal.trace(|| format!("seccomp filter of {count} instructions"));
+        context.journal.trace(|| format!("seccomp filter flags: {}", filter.flags));
+    }
     Ok(Prepared { bundle, plan, filter, hierarchy, place, stdio })
 }
 
@@ -204,7 +212,8 @@ pub(super) fn user(process: &Process) -> UserSelector {
 fn new_record(wish: &Wish, prepared: &Prepared) -> Record {
     let spec = &prepared.bundle.spec;
     Record {
-        oci_version: spec.version().clone(),
+        // That of the states that are told, whatever the bundle's.
+        oci_version: SPEC_VERSION.to_owned(),
         id: wish.id.as_str().to_owned(),
         bundle: prepared.bundle.directory.clone(),
         rootfs: prepared.bundle.rootfs.clone(),
@@ -236,6 +245,7 @@ fn try_make(
         annotations: prepared.bundle.spec.annotations().as_ref(),
     })?;
     record.cgroup = cgroup.place().clone();
+    context.journal.trace(|| format!("made the cgroup {}", record.cgroup.path.display()));
     record.cgroup_made = true;
     held.save(record)?;
     let listener = match wish.command {
@@ -258,6 +268,7 @@ fn try_make(
     };
     conceal()?;
     let process = launch::launch(&prepared.plan, &environment, cgroup.as_fd(), prepared.stdio)?;
+    context.journal.trace(|| format!("cloned the first process, {}", process.pid));
     if let Some(score) = prepared.plan.process.oom_score_adj {
         let refused = launch::adjust_oom_score(procfs.as_fd(), process.pid, score)?;
         if let Some(reason) = refused {
@@ -271,6 +282,7 @@ fn try_make(
         }
         Need::Interfaces(socket) => interfaces::bring(&prepared.plan.interfaces, socket),
     })?;
+    context.journal.trace(|| "the first process is set up and waits for its start".to_owned());
     cgroup.settle()?;
     record.init = Init::of(process.pid);
     held.save(record)?;

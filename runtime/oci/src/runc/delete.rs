@@ -61,6 +61,7 @@ pub(super) fn delete(context: &Context, parser: &mut Parser) -> Result<u8> {
         }
     }
     destroy(held, &record)?;
+    context.journal.trace(|| format!("removed container {id}"));
     record.run_poststop(&context.journal);
     Ok(0)
 }

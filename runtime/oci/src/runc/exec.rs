@@ -118,9 +118,11 @@ impl Options {
     }
 
     /// The process: as its file says, or the container's own with the flags' changes.
-    fn process(&self, spec: &Spec, command: Vec<String>) -> Result<Process> {
+    fn process(&self, context: &Context, spec: &Spec, command: Vec<String>) -> Result<Process> {
         if let Some(path) = &self.process_file {
-            return bundle::parse_process(path, &bundle::read(path)?);
+            let (process, unknown) = bundle::parse_process(path, &bundle::read(path)?)?;
+            context.journal.warn_of_capabilities(&unknown);
+            return Ok(process);
         }
         let own = spec.process().clone();
         let mut process = own.ok_or_else(|| container::Error::invalid("process", "is missing"))?;
@@ -172,14 +174,17 @@ impl Options {
         }
         let mut sets = process.capabilities().clone().unwrap_or_default();
         for name in &self.capabilities {
-            let unknown = |_| Error::Usage(format!("--cap: {name:?} is no capability"));
-            let capability: Capability =
-                spec::typed(&name.to_ascii_uppercase().into()).map_err(unknown)?;
+            let unknown = || Error::Usage(format!("--cap: {name:?} is no capability"));
+            let capability = spec::capability(&name.to_ascii_uppercase()).ok_or_else(unknown)?;
             let with = |set: &Option<std::collections::HashSet<Capability>>| {
                 let mut set = set.clone().unwrap_or_default();
                 set.insert(capability);
                 Some(set)
             };
+            // As with runc: what could be raised already can be raised, and nothing can be inherited anew.
+            if sets.inheritable().as_ref().is_some_and(|set| !set.is_empty()) {
+                sets.set_ambient(with(sets.ambient()));
+            }
             sets.set_bounding(with(sets.bounding()));
             sets.set_effective(with(sets.effective()));
             sets.set_permitted(with(sets.permitted()));
@@ -227,8 +232,9 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
     let Some((pid, init)) = opened else {
         return Err(Error::State("cannot exec in a stopped container".to_owned()));
     };
-    let spec = bundle::parse(Path::new("config.json"), &entry.config()?)?;
-    let process = options.process(&spec, command)?;
+    // What is unknown in it has been warned of.
+    let (spec, _) = bundle::parse(Path::new("config.json"), &entry.config()?)?;
+    let process = options.process(context, &spec, command)?;
     let stdio = options.stdio(&process)?;
     let foreground = if options.detach { None } else { Some(Foreground::prepare()?) };
     let cgroup = match options.cgroup {
@@ -237,6 +243,7 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
     };
     let at = At { init, cgroup, stdio, subject: record.subject() };
     let joined = join_container(&options, &spec, &process, &at)?;
+    context.journal.trace(|| format!("cloned process {} into container {id}", joined.pid));
     let told = attend_start(context, &options, &process, &joined);
     let terminal = match told {
         Ok(terminal) => terminal,

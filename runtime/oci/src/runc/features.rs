@@ -264,7 +264,7 @@ fn taken<'a>(list: &[&'a str], profile: impl Fn(&str) -> Value) -> Vec<&'a str> 
 /// Those of a list whose memory policy can be planned, with nodes or without.
 fn taken_memory_policies<'a>(list: &[&'a str], policy: impl Fn(&str) -> Value) -> Vec<&'a str> {
     let process = crate::spec::read_process(json!({"cwd": "/", "args": ["a"]}));
-    let Ok(process) = process else { return Vec::new() };
+    let Ok((process, _)) = process else { return Vec::new() };
     let planned = |mut policy: Value, nodes: &str| {
         policy["nodes"] = nodes.into();
         let linux = serde_json::from_value(json!({"memoryPolicy": policy}));
@@ -282,7 +282,7 @@ fn labels_are_taken(field: &str) -> bool {
     let process = process.to_string();
     let mut parser = serde_json::Deserializer::from_slice(process.as_bytes());
     let process = crate::spec::read_process(&mut parser);
-    process.is_ok_and(|process| crate::container::plan::plan_process(&process, None).is_ok())
+    process.is_ok_and(|(process, _)| crate::container::plan::plan_process(&process, None).is_ok())
 }
 
 #[cfg(test)]

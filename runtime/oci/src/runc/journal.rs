@@ -85,12 +85,35 @@ impl Journal {
         }
     }
 
+    /// Says what is being done, to whoever asks for that.
+    pub(super) fn trace(&self, message: impl FnOnce() -> String) {
+        if self.least == Level::Debug {
+            self.write(Level::Debug, &message());
+        }
+    }
+
+    /// Says which capabilities a specification names that are none.
+    pub(super) fn warn_of_capabilities(&self, unknown: &[String]) {
+        if !unknown.is_empty() {
+            let names = unknown.join(" ");
+            self.say(Level::Warning, &format!("ignoring unknown capabilities: [{names}]"));
+        }
+    }
+
     /// Says why the command fails: in the log, and to whoever reads standard error.
     pub(super) fn fail(&self, message: &str) {
         self.write(Level::Error, message);
         if self.file.is_some() {
             eprintln!("{message}");
         }
+    }
+
+    /// The same where standard error is the container's still: people read there just what is told.
+    pub(super) fn fail_plainly(&self, message: &str) {
+        if self.file.is_some() {
+            self.write(Level::Error, message);
+        }
+        eprintln!("{message}");
     }
 
     fn write(&self, level: Level, message: &str) {

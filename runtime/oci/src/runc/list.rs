@@ -5,6 +5,7 @@ use lexopt::Parser;
 use super::arguments::{self, switch, text};
 use super::journal::Level;
 use super::state::State;
+use super::store::Entry;
 use super::{Context, Error, Result};
 
 pub(super) const USAGE: &str = "list [--format table|json] [--quiet]";
@@ -44,8 +45,11 @@ pub(super) fn list(context: &Context, parser: &mut Parser) -> Result<u8> {
             }
         }
     }
-    let states: Vec<State<'_>> =
+    let mut states: Vec<State<'_>> =
         found.iter().map(|(record, entry)| State::of(record, entry)).collect();
+    for (state, (_, entry)) in states.iter_mut().zip(&found) {
+        state.owner = owner(entry);
+    }
     match format {
         // Plain strings and numbers: encoding cannot fail.
         Format::Json => println!("{}", serde_json::to_string(&states).unwrap_or_default()),
@@ -53,6 +57,16 @@ pub(super) fn list(context: &Context, parser: &mut Parser) -> Result<u8> {
         Format::Table => print!("{}", table(&rows(&states))),
     }
     Ok(0)
+}
+
+/// Who made a container. No name is looked up: that is root, or a number.
+fn owner(entry: &Entry) -> String {
+    match entry.owner() {
+        Some(0) => "root".to_owned(),
+        Some(uid) => format!("#{uid}"),
+        // Deleted meanwhile.
+        None => String::new(),
+    }
 }
 
 fn rows(states: &[State<'_>]) -> Vec<Vec<String>> {
@@ -64,7 +78,7 @@ fn rows(states: &[State<'_>]) -> Vec<Vec<String>> {
             state.status.to_owned(),
             state.bundle.display().to_string(),
             state.created.to_owned(),
-            "root".to_owned(),
+            state.owner.clone(),
         ]
     };
     std::iter::once(heading).chain(states.iter().map(row)).collect()

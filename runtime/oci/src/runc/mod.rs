@@ -43,6 +43,7 @@ pub(crate) use self::error::{Error, Result};
 use self::journal::{Journal, Level};
 use self::store::Store;
 use crate::cgroup::place::Driver;
+use crate::protocol::{Failure, FailureKind};
 
 /// What every command works with.
 struct Context {
@@ -51,25 +52,42 @@ struct Context {
     driver: Driver,
 }
 
-/// A command: its name and what it does with the rest of the arguments. Returns the exit code.
+/// What a command does with the rest of the arguments. Returns the exit code.
 type Run = fn(&Context, &mut Parser) -> Result<u8>;
 
-const COMMANDS: [(&str, &str, Run); 15] = [
-    ("create", create::USAGE, create::create),
-    ("delete", delete::USAGE, delete::delete),
-    ("events", events::USAGE, events::events),
-    ("exec", exec::USAGE, exec::exec),
-    ("features", features::USAGE, features::features),
-    ("kill", kill::USAGE, kill::kill),
-    ("list", list::USAGE, list::list),
-    ("pause", pause::USAGE, pause::pause),
-    ("ps", ps::USAGE, ps::ps),
-    ("resume", pause::RESUME_USAGE, pause::resume),
-    ("run", create::RUN_USAGE, create::run),
-    ("spec", spec::USAGE, spec::spec),
-    ("start", start::USAGE, start::start),
-    ("state", state::USAGE, state::state),
-    ("update", update::USAGE, update::update),
+struct Command {
+    name: &'static str,
+    about: &'static str,
+    /// Its arguments, then a line for each option.
+    usage: &'static str,
+    run: Run,
+}
+
+const fn command(
+    name: &'static str,
+    about: &'static str,
+    usage: &'static str,
+    run: Run,
+) -> Command {
+    Command { name, about, usage, run }
+}
+
+const COMMANDS: [Command; 15] = [
+    command("create", "make a container, to be started", create::USAGE, create::create),
+    command("delete", "remove what is left of a container", delete::USAGE, delete::delete),
+    command("events", "print a container's counters and events", events::USAGE, events::events),
+    command("exec", "run a further process in a container", exec::USAGE, exec::exec),
+    command("features", "print what is offered", features::USAGE, features::features),
+    command("kill", "send a signal to a container", kill::USAGE, kill::kill),
+    command("list", "list the containers of the root", list::USAGE, list::list),
+    command("pause", "stop a container's processes for a while", pause::USAGE, pause::pause),
+    command("ps", "list the processes of a container", ps::USAGE, ps::ps),
+    command("resume", "let paused processes go on", pause::RESUME_USAGE, pause::resume),
+    command("run", "make a container and start it", create::RUN_USAGE, create::run),
+    command("spec", "write a specification to begin with", spec::USAGE, spec::spec),
+    command("start", "start a container that was made", start::USAGE, start::start),
+    command("state", "print the state of a container", state::USAGE, state::state),
+    command("update", "change the limits of a container", update::USAGE, update::update),
 ];
 
 /// Runs the command line, without the program's name.
@@ -94,20 +112,33 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Whether execve(2) itself failed, after the command had been found.
+fn is_of_execve(failure: &Failure) -> bool {
+    failure.kind == FailureKind::Start && !failure.message.starts_with("exec: ")
+}
+
+/// The exit code where there is no such command, as with runc.
+const NO_COMMAND: u8 = 3;
+
 fn perform(context: &Context, name: &str, parser: &mut Parser) -> ExitCode {
-    let Some((_, usage, run)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
-        context.journal.fail(&format!("no such command: {name:?}"));
-        return ExitCode::FAILURE;
+    let Some(command) = COMMANDS.iter().find(|known| known.name == name) else {
+        context.journal.fail(&format!("No help topic for '{name}': there is no such command"));
+        return ExitCode::from(NO_COMMAND);
     };
-    match run(context, parser) {
+    match (command.run)(context, parser) {
         Ok(code) => ExitCode::from(code),
         Err(Error::Help) => {
-            println!("usage: berth-oci [global options] {usage}");
+            print_command_help(command);
             ExitCode::SUCCESS
+        }
+        Err(Error::Process(failure)) if is_of_execve(&failure) => {
+            // The message of the process itself, which has been started already.
+            context.journal.fail_plainly(&failure.message);
+            ExitCode::from(if name == "exec" { 255 } else { 1 })
         }
         Err(error) => {
             if let Error::Usage(_) = error {
-                eprintln!("usage: berth-oci [global options] {usage}");
+                eprintln!("usage: berth-oci [global options] {}", command.usage);
             }
             let message = match name {
                 "create" | "run" | "exec" => format!("berth-oci {name} failed: {}", error.chain()),
@@ -126,9 +157,20 @@ fn print_version() {
 }
 
 fn print_help() {
-    println!("usage: berth-oci [global options] command [options] [arguments]\n");
-    println!("{}\ncommands:", arguments::GLOBAL_HELP);
-    for (_, usage, _) in &COMMANDS {
-        println!("  {}", usage.lines().next().unwrap_or_default());
+    println!("NAME:\n   berth-oci - Open Container Initiative runtime\n");
+    println!("USAGE:\n   berth-oci [global options] command [options] [arguments]\n");
+    println!("COMMANDS:");
+    for command in &COMMANDS {
+        println!("   {:<10} {}", command.name, command.about);
+    }
+    println!("\nGLOBAL OPTIONS:\n{}", arguments::GLOBAL_OPTIONS);
+}
+
+fn print_command_help(command: &Command) {
+    println!("NAME:\n   berth-oci {} - {}\n", command.name, command.about);
+    let (arguments, options) = command.usage.split_once('\n').unwrap_or((command.usage, ""));
+    println!("USAGE:\n   berth-oci [global options] {arguments}");
+    if !options.is_empty() {
+        println!("\nOPTIONS:\n{options}");
     }
 }

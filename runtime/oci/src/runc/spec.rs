@@ -157,7 +157,7 @@ mod tests {
         let mut config = example();
         for _ in 0..2 {
             let text = serde_json::to_vec(&config).unwrap();
-            let spec = crate::runc::bundle::parse("x".as_ref(), &text).unwrap();
+            let (spec, _) = crate::runc::bundle::parse("x".as_ref(), &text).unwrap();
             assert_eq!(spec.process().as_ref().unwrap().args().as_ref().unwrap(), &["sh"]);
             make_rootless(&mut config);
         }

@@ -27,8 +27,8 @@ pub(super) struct State<'a> {
     pub(super) created: &'a str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: &'a BTreeMap<String, String>,
-    /// Always root: kept since callers read it.
-    pub(super) owner: &'static str,
+    /// Told in lists only, as callers read it.
+    pub(super) owner: String,
 }
 
 impl<'a> State<'a> {
@@ -49,7 +49,7 @@ impl<'a> State<'a> {
             rootfs: &record.rootfs,
             created: &record.created,
             annotations: &record.annotations,
-            owner: "",
+            owner: String::new(),
         }
     }
 }

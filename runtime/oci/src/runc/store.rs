@@ -31,6 +31,16 @@ const START: &str = "start";
 #[derive(Debug)]
 pub(super) struct Store {
     root: PathBuf,
+    origin: Origin,
+}
+
+/// Where the root of a store comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It may not be there yet.
+    Default,
+    /// Whoever looks into one that is not there has misspelt it.
+    Given,
 }
 
 /// A container's place in the store, whether there is one or not.
@@ -47,8 +57,8 @@ pub(super) struct Held {
 }
 
 impl Store {
-    pub(super) fn new(root: PathBuf) -> Self {
-        Self { root }
+    pub(super) fn new(root: PathBuf, origin: Origin) -> Self {
+        Self { root, origin }
     }
 
     /// The place of a container.
@@ -83,7 +93,11 @@ impl Store {
     pub(super) fn ids(&self) -> Result<Vec<Id>> {
         let operation = || format!("read state directory {}", self.root.display());
         let entries = match std::fs::read_dir(&self.root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && self.origin == Origin::Default =>
+            {
+                return Ok(Vec::new());
+            }
             entries => entries.during(operation)?,
         };
         let mut ids = Vec::new();
@@ -117,6 +131,11 @@ impl Entry {
     pub(super) fn config(&self) -> Result<Vec<u8>> {
         let path = self.directory.join(CONFIG);
         std::fs::read(&path).during(|| format!("read {}", path.display()))
+    }
+
+    /// The user whose directory it is.
+    pub(super) fn owner(&self) -> Option<u32> {
+        rustix::fs::stat(&self.directory).ok().map(|stat| stat.st_uid)
     }
 
     /// Whether the first process waits for its start.
@@ -249,10 +268,11 @@ mod tests {
     #[test]
     fn a_container_is_made_once_and_can_be_made_again_once_removed() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::new(root.path().join("a/b"));
+        let store = Store::new(root.path().join("a/b"), Origin::Default);
         let id = Id::parse("one").unwrap();
         assert!(matches!(store.entry(&id).load(), Err(Error::NotFound)));
         assert!(store.ids().unwrap().is_empty());
+        assert!(Store::new(root.path().join("a/b"), Origin::Given).ids().is_err());
         let held = store.create(&id).unwrap();
         assert!(matches!(store.create(&id), Err(Error::Exists)));
         assert!(matches!(store.entry(&id).load(), Err(Error::NotFound)));
@@ -267,7 +287,7 @@ mod tests {
     #[test]
     fn a_torn_record_is_named_and_other_entries_are_passed_over() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::new(root.path().to_owned());
+        let store = Store::new(root.path().to_owned(), Origin::Given);
         let id = Id::parse("torn").unwrap();
         let _held = store.create(&id).unwrap();
         std::fs::write(root.path().join("torn/state.json"), "{\"id\": \"to").unwrap();
@@ -280,7 +300,7 @@ mod tests {
     #[test]
     fn a_held_container_is_seen_to_be_held() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::new(root.path().to_owned());
+        let store = Store::new(root.path().to_owned(), Origin::Given);
         let id = Id::parse("one").unwrap();
         let held = store.create(&id).unwrap();
         assert!(store.entry(&id).is_held());
@@ -291,7 +311,7 @@ mod tests {
     #[test]
     fn the_start_socket_is_reached_however_long_the_path_is() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::new(root.path().join("x".repeat(200)));
+        let store = Store::new(root.path().join("x".repeat(200)), Origin::Given);
         let held = store.create(&Id::parse(&"y".repeat(200)).unwrap()).unwrap();
         let listener = held.listen().unwrap();
         assert!(held.entry().waits());

@@ -153,7 +153,7 @@ fn a_cgroup_that_holds_somebody_else_or_is_frozen_is_refused() {
     let path = format!("{}/{}", parent(), first.id);
     let shared = |spec: &mut Value| spec["linux"]["cgroupsPath"] = json!(path);
     let second = Container::new("second", "true", shared);
-    assert!(second.try_start().unwrap_err().contains("is not empty"));
+    assert!(second.try_start().unwrap_err().contains("container's cgroup is not empty: "));
     assert_eq!(first.status(), "running", "who was there first stays");
     let own = cgroup_root().join(parent().trim_start_matches('/')).join("frozen");
     fs::create_dir(&own).unwrap();
@@ -162,7 +162,7 @@ fn a_cgroup_that_holds_somebody_else_or_is_frozen_is_refused() {
     let third = Container::new("third", "true", |spec| {
         spec["linux"]["cgroupsPath"] = json!(frozen);
     });
-    assert!(third.try_start().unwrap_err().contains("is frozen"));
+    assert!(third.try_start().unwrap_err().contains("container's cgroup unexpectedly frozen"));
     fs::remove_dir(&own).unwrap();
 }
 
