@@ -15,7 +15,7 @@ mod affinity;
 mod preemption;
 mod sysctl;
 
-pub use affinity::matches_node;
+pub use affinity::{matches_node, matches_selector};
 pub use sysctl::{SysctlForbidden, SysctlPolicy};
 
 /// Why a pod is turned away; goes into `status.reason` and `status.message`.

@@ -55,6 +55,7 @@ fn kind_title(kind: Kind) -> &'static str {
     match kind {
         Kind::ConfigMap => "ConfigMap",
         Kind::Secret => "Secret",
+        Kind::Claim => "PersistentVolumeClaim",
     }
 }
 

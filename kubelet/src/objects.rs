@@ -1,4 +1,4 @@
-//! The ConfigMaps and Secrets that a pod refers to, and what fetching them gave.
+//! The ConfigMaps, Secrets and volume claims that a pod refers to, and what fetching them gave.
 //!
 //! [`references`] lists what to fetch; environment, volumes and image credentials are then resolved
 //! from a [`Fetched`] without any I/O. The texts are the API server's own, since users search for
@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Volume,
+};
 
 /// Which kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +19,8 @@ pub enum Kind {
     ConfigMap,
     /// A Secret.
     Secret,
+    /// A PersistentVolumeClaim.
+    Claim,
 }
 
 impl Kind {
@@ -25,6 +29,7 @@ impl Kind {
         match self {
             Self::ConfigMap => "configmap",
             Self::Secret => "secret",
+            Self::Claim => "persistentvolumeclaim",
         }
     }
 
@@ -33,6 +38,7 @@ impl Kind {
         match self {
             Self::ConfigMap => "configmaps",
             Self::Secret => "secrets",
+            Self::Claim => "persistentvolumeclaims",
         }
     }
 }
@@ -50,6 +56,11 @@ impl ObjectRef {
     /// Names a ConfigMap.
     pub fn config_map(name: impl Into<String>) -> Self {
         Self { kind: Kind::ConfigMap, name: name.into() }
+    }
+
+    /// Names a PersistentVolumeClaim.
+    pub fn claim(name: impl Into<String>) -> Self {
+        Self { kind: Kind::Claim, name: name.into() }
     }
 
     /// Names a Secret.
@@ -71,6 +82,8 @@ pub enum Lookup {
     ConfigMap(Arc<ConfigMap>),
     /// The Secret.
     Secret(Arc<Secret>),
+    /// The PersistentVolumeClaim.
+    Claim(Arc<PersistentVolumeClaim>),
     /// The API server has no such object.
     NotFound,
     /// It could not be asked, or refused; the text says why.
@@ -100,12 +113,42 @@ pub enum ObjectError {
 #[derive(Debug, Clone, Default)]
 pub struct Fetched {
     lookups: BTreeMap<ObjectRef, Lookup>,
+    /// The volumes that claims are bound to, by their names, or why they cannot be had.
+    bound: BTreeMap<String, Result<Arc<PersistentVolume>, String>>,
 }
 
 impl Fetched {
     /// Records what asking for an object gave.
     pub fn insert(&mut self, object: ObjectRef, lookup: Lookup) {
         self.lookups.insert(object, lookup);
+    }
+
+    /// The names of the volumes that claims are bound to.
+    pub fn bound_names(&self) -> BTreeSet<String> {
+        let claims = self.lookups.values().filter_map(|lookup| match lookup {
+            Lookup::Claim(claim) => claim.spec.as_ref()?.volume_name.clone(),
+            _ => None,
+        });
+        claims.filter(|name| !name.is_empty()).collect()
+    }
+
+    /// Records what asking for a PersistentVolume gave.
+    pub fn insert_bound(&mut self, name: String, volume: Result<Arc<PersistentVolume>, String>) {
+        self.bound.insert(name, volume);
+    }
+
+    /// A PersistentVolume.
+    pub fn bound(&self, name: &str) -> Option<&Result<Arc<PersistentVolume>, String>> {
+        self.bound.get(name)
+    }
+
+    /// A PersistentVolumeClaim.
+    pub fn claim(&self, name: &str) -> Result<&PersistentVolumeClaim, ObjectError> {
+        let object = ObjectRef::claim(name);
+        match self.lookups.get(&object) {
+            Some(Lookup::Claim(claim)) => Ok(claim),
+            other => Err(failure(object, other)),
+        }
     }
 
     /// A ConfigMap.
@@ -129,7 +172,7 @@ impl Fetched {
 
 impl FromIterator<(ObjectRef, Lookup)> for Fetched {
     fn from_iter<I: IntoIterator<Item = (ObjectRef, Lookup)>>(iter: I) -> Self {
-        Self { lookups: iter.into_iter().collect() }
+        Self { lookups: iter.into_iter().collect(), bound: BTreeMap::new() }
     }
 }
 
@@ -137,7 +180,9 @@ fn failure(object: ObjectRef, lookup: Option<&Lookup>) -> ObjectError {
     match lookup {
         Some(Lookup::NotFound) => ObjectError::NotFound(object),
         Some(Lookup::Failed(message)) => ObjectError::Failed { object, message: message.clone() },
-        None | Some(Lookup::ConfigMap(_) | Lookup::Secret(_)) => ObjectError::NotFetched(object),
+        None | Some(Lookup::ConfigMap(_) | Lookup::Secret(_) | Lookup::Claim(_)) => {
+            ObjectError::NotFetched(object)
+        }
     }
 }
 
@@ -197,6 +242,8 @@ fn references_of_volume(volume: &Volume, found: &mut BTreeSet<ObjectRef>) {
     found.extend(volume.config_map.iter().map(|v| ObjectRef::config_map(&v.name)));
     let secret = volume.secret.iter().filter_map(|v| v.secret_name.as_ref());
     found.extend(secret.map(ObjectRef::secret));
+    let claim = volume.persistent_volume_claim.iter();
+    found.extend(claim.map(|v| ObjectRef::claim(&v.claim_name)));
     let projected = volume.projected.iter().flat_map(|v| v.sources.iter().flatten());
     for source in projected {
         found.extend(source.config_map.iter().map(|s| ObjectRef::config_map(&s.name)));

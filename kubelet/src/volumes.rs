@@ -5,7 +5,8 @@
 //! and doing it twice does no harm. [`tear_down`] removes a pod's directory. All paths are upstream's
 //! below `<root>/pods/<uid>`.
 //!
-//! Kinds: `emptyDir`, `hostPath`, `configMap`, `secret`, `downwardAPI`, `projected`. Others are turned
+//! Kinds: `emptyDir`, `hostPath`, `configMap`, `secret`, `downwardAPI`, `projected`, and claims bound to
+//! `hostPath` and `local` volumes. Others are turned
 //! away before ([`crate::unsupported`]). Functions that touch the disk block: call them from a
 //! blocking thread. What lies in a volume is the container's and not trusted: nothing here follows a
 //! link or crosses a mount inside one (CVE-2017-1002101, CVE-2017-1002102, CVE-2021-25741).
@@ -14,13 +15,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{Pod, Volume};
+use k8s_openapi::api::core::v1::{Node, Pod, Volume};
 
 use crate::container_config::MountedVolume;
 use crate::downward::{DownwardError, Facts};
 use crate::objects::{Fetched, ObjectError};
 
 mod atomic;
+mod claim;
 mod desired;
 mod directory;
 mod empty_dir;
@@ -52,6 +54,8 @@ pub struct Sources<'a> {
     pub fetched: &'a Fetched,
     /// Service account tokens.
     pub tokens: &'a Tokens,
+    /// The node, which not every persistent volume can be reached from; any will do where absent.
+    pub node: Option<&'a Node>,
 }
 
 /// Why a volume cannot be had; its text follows `MountVolume.SetUp failed for volume "x" : `.
@@ -91,6 +95,9 @@ pub enum VolumeError {
         /// The value.
         value: String,
     },
+    /// A claim that is not bound, or bound to what cannot be mounted here.
+    #[error("{0}")]
+    Claim(String),
     /// A host path that is not what the pod says.
     #[error("{0}")]
     HostPath(String),
@@ -157,6 +164,10 @@ pub fn plan(desired: &Desired, observed: Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     let on_tmpfs = match desired {
         Desired::HostPath { .. } => return vec![Action::CheckHostPath],
+        Desired::Local { .. } => {
+            let prepare = (!observed.present).then_some([Action::Prepare, Action::MakeDirectory]);
+            return prepare.into_iter().flatten().collect();
+        }
         Desired::EmptyDir { medium, .. } => matches!(medium, Medium::Memory { .. }),
         Desired::Files { tmpfs_bytes, .. } => tmpfs_bytes.is_some(),
     };
@@ -189,6 +200,9 @@ pub fn set_up(
     for action in plan(desired, observed) {
         apply(directory, &path, desired, action)?;
     }
+    if let Desired::Local { path, read_only, .. } = desired {
+        return claim::local(path, *read_only);
+    }
     Ok(MountedVolume { host_path: path, read_only: matches!(desired, Desired::Files { .. }) })
 }
 
@@ -204,7 +218,7 @@ fn observe(path: &std::path::Path, desired: &Desired) -> Result<Observed, Volume
     let current = match desired {
         Desired::Files { payload, .. } => atomic::holds(&opened, payload),
         Desired::EmptyDir { .. } => empty_dir::is_prepared(&opened),
-        Desired::HostPath { .. } => Ok(false),
+        Desired::HostPath { .. } | Desired::Local { .. } => Ok(false),
     };
     let look =
         || Ok(Observed { present: true, mounted: tmpfs::is_mount(&opened)?, current: current? });
@@ -228,6 +242,10 @@ fn apply(
             empty_dir::prepare(&open()?, fs_group.as_ref())
                 .map_err(VolumeError::host("prepare", path))
         }
+        (Action::Prepare, Desired::Local { path, fs_group, read_only: false }) => match fs_group {
+            Some(group) => claim::give(path, group),
+            None => Ok(()),
+        },
         (Action::WritePayload, Desired::Files { payload, .. }) => {
             atomic::write(&open()?, payload).map_err(VolumeError::host("write the files of", path))
         }

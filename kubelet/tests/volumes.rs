@@ -79,6 +79,7 @@ fn desired(spec: Value, data: &[(&str, &str)]) -> BTreeMap<String, Desired> {
         },
         fetched: &fetched,
         tokens: &Tokens::new(),
+        node: None,
     };
     let volumes = desired_volumes(&pod, &sources).into_iter();
     volumes.map(|(name, desired)| (name, desired.unwrap())).collect()

@@ -266,3 +266,111 @@ fn files_have_the_modes_and_names_that_are_asked_for() {
     node.kubectl(&["delete", "pod", "modes"]);
     node.finish();
 }
+
+const CLAIMS: &str = r#"
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: data}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: manual
+  local: {path: LOCAL}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/os, operator: In, values: [linux]}]}]}}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: shared}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadOnlyMany]
+  storageClassName: shared
+  hostPath: {path: SHARED, type: Directory}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: remote}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteMany]
+  storageClassName: remote
+  nfs: {server: 192.0.2.1, path: /export}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: shared}
+spec: {accessModes: [ReadOnlyMany], storageClassName: shared, resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: remote}
+spec: {accessModes: [ReadWriteMany], storageClassName: remote, resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writer}
+spec:
+  restartPolicy: Never
+  securityContext: {runAsUser: 1000, fsGroup: 2000}
+  volumes:
+    - {name: data, persistentVolumeClaim: {claimName: data}}
+    - {name: shared, persistentVolumeClaim: {claimName: shared}}
+  containers:
+    - name: main
+      image: berth.local/busybox:1
+      command: [sh, -c, "echo kept > /data/file; stat -c %g:%a /data; cat /shared/hello; touch /shared/x 2>&1 | grep -c Read-only"]
+      volumeMounts: [{name: data, mountPath: /data}, {name: shared, mountPath: /shared}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far}
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: remote, persistentVolumeClaim: {claimName: remote}}]
+  containers:
+    - {name: main, image: "berth.local/busybox:1", command: [sleep, "1000"], volumeMounts: [{name: remote, mountPath: /r}]}
+"#;
+
+const LATE_CLAIM: &str = r#"
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {accessModes: [ReadWriteOnce], storageClassName: manual, resources: {requests: {storage: 500Mi}}}
+"#;
+
+#[test]
+fn a_claim_brings_the_volume_it_is_bound_to() {
+    let node = Node::start();
+    let (local, shared) = (node.path("local"), node.path("shared"));
+    std::fs::create_dir(&local).unwrap();
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(shared.join("hello"), "hello\n").unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    node.apply(&CLAIMS.replace("LOCAL", &text(&local)).replace("SHARED", &text(&shared)));
+    let waits = node.wait_pod("writer", "unschedulable for want of its claim", |pod| {
+        pod["status"]["conditions"][0]["reason"] == "Unschedulable"
+    });
+    let why = waits["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert_eq!(why, "persistentvolumeclaim \"data\" not found");
+    node.apply(LATE_CLAIM);
+    node.wait_phase("writer", "Succeeded");
+    assert_eq!(node.kubectl(&["logs", "writer"]), "2000:2775\nhello\n1\n");
+    assert_eq!(std::fs::read_to_string(local.join("file")).unwrap(), "kept\n");
+    let claims = node.kubectl(&["get", "pvc"]);
+    assert!(
+        claims.lines().any(|line| line.starts_with("data") && line.contains("Bound")),
+        "{claims}"
+    );
+
+    let refused = node.wait_event("far", "FailedMount");
+    assert!(refused.contains("volume remote is of kind nfs, which is not supported"), "{refused}");
+    node.kubectl(&["delete", "pod", "--all"]);
+    node.kubectl(&["delete", "pvc", "data"]);
+    let released = || {
+        let phase = node.get("persistentvolume", "data")["status"]["phase"].clone();
+        (phase == "Released").then_some(())
+    };
+    node.wait_for("the volume to be released", released);
+    assert!(local.join("file").exists(), "the data outlives pod and claim");
+    node.finish();
+}

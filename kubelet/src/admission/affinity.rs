@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec,
+};
 
 /// Whether a node has every label of the pod's `nodeSelector` and meets a term of its required
 /// affinity.
@@ -18,8 +20,14 @@ pub fn matches_node(spec: &PodSpec, node: &Node) -> bool {
             |affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref(),
         );
     let Some(required) = required else { return true };
-    let terms = &required.node_selector_terms;
-    terms.iter().any(|term| matches_term(term, labels, node))
+    matches_selector(required, node)
+}
+
+/// Whether a node meets a term of a selector.
+pub fn matches_selector(selector: &NodeSelector, node: &Node) -> bool {
+    let no_labels = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&no_labels);
+    selector.node_selector_terms.iter().any(|term| matches_term(term, labels, node))
 }
 
 /// A term without any requirement matches nothing.

@@ -264,7 +264,7 @@ pub static VOLUME: Table = Table {
         ("iscsi", Refuse(NETWORK)),
         ("name", Honoured),
         ("nfs", Refuse(NETWORK)),
-        ("persistentVolumeClaim", Refuse("persistent volume claims are not supported")),
+        ("persistentVolumeClaim", Honoured),
         ("photonPersistentDisk", Refuse(REMOVED)),
         ("portworxVolume", Refuse(REMOVED)),
         ("projected", Object(&PROJECTED)),

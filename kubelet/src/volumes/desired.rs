@@ -11,7 +11,7 @@ use rustix::mount::MountAttrFlags;
 use super::ownership::{ChangePolicy, FsGroup};
 use super::payload::{Payload, PayloadFile, Selection, checked_mode};
 use super::tokens::{Token, TokenRequest};
-use super::{HostPathType, Sources, VolumeError, VolumePlugin, tmpfs};
+use super::{HostPathType, Sources, VolumeError, VolumePlugin, claim, tmpfs};
 use crate::objects::allow_missing;
 use crate::quantity::Quantity;
 
@@ -45,6 +45,17 @@ pub enum Desired {
         path: PathBuf,
         /// What must be there.
         kind: HostPathType,
+        /// Whether nobody writes there.
+        read_only: bool,
+    },
+    /// A directory of the node that a claim is bound to.
+    Local {
+        /// Where it is.
+        path: PathBuf,
+        /// Whose it becomes.
+        fs_group: Option<FsGroup>,
+        /// Whether nobody writes there.
+        read_only: bool,
     },
     /// Files that the kubelet writes.
     Files {
@@ -63,6 +74,7 @@ impl Desired {
         match self {
             Self::EmptyDir { .. } => Some(VolumePlugin::EmptyDir),
             Self::HostPath { .. } => None,
+            Self::Local { .. } => Some(VolumePlugin::Local),
             Self::Files { plugin, .. } => Some(*plugin),
         }
     }
@@ -76,7 +88,7 @@ impl Desired {
                 size_bytes: *tmpfs_bytes,
                 flags: MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
             },
-            Self::EmptyDir { .. } | Self::HostPath { .. } => {
+            Self::EmptyDir { .. } | Self::HostPath { .. } | Self::Local { .. } => {
                 tmpfs::Options { size_bytes: None, flags: MountAttrFlags::empty() }
             }
         }
@@ -94,7 +106,11 @@ pub fn desired(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Desi
         return Ok(Desired::HostPath {
             path: checked_host_path(&source.path)?,
             kind: HostPathType::parse(source.type_.as_deref())?,
+            read_only: false,
         });
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        return claim::desired((pod, source), sources, fs_group);
     }
     if let Some(source) = &volume.projected {
         let payload = projected(pod, source, sources, gid)?;
@@ -203,7 +219,7 @@ fn medium(source: &EmptyDirVolumeSource, sources: &Sources<'_>) -> Result<Medium
     Ok(Medium::Memory { size_bytes })
 }
 
-fn checked_host_path(path: &str) -> Result<PathBuf, VolumeError> {
+pub(super) fn checked_host_path(path: &str) -> Result<PathBuf, VolumeError> {
     let fault = |why| Err(VolumeError::InvalidPath { path: path.to_owned(), why });
     let parsed = Path::new(path);
     if !parsed.is_absolute() || path.contains('\0') {

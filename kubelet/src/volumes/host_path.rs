@@ -73,11 +73,11 @@ impl HostPathType {
 
 /// Checks a host path and makes it where its type says so.
 pub(super) fn set_up(desired: &Desired) -> Result<MountedVolume, VolumeError> {
-    let Desired::HostPath { path, kind } = desired else {
+    let Desired::HostPath { path, kind, read_only } = desired else {
         return Err(VolumeError::Unsupported);
     };
     check(path, *kind)?;
-    Ok(MountedVolume { host_path: path.clone(), read_only: false })
+    Ok(MountedVolume { host_path: path.clone(), read_only: *read_only })
 }
 
 fn check(path: &Path, kind: HostPathType) -> Result<(), VolumeError> {

@@ -20,6 +20,9 @@ pub enum VolumePlugin {
     DownwardApi,
     /// `projected`.
     Projected,
+    /// A claim bound to a `local` volume. Nothing is in its directory, which says that the volume was
+    /// made the pod's.
+    Local,
 }
 
 impl VolumePlugin {
@@ -31,6 +34,7 @@ impl VolumePlugin {
             Self::Secret => "kubernetes.io~secret",
             Self::DownwardApi => "kubernetes.io~downward-api",
             Self::Projected => "kubernetes.io~projected",
+            Self::Local => "kubernetes.io~local-volume",
         }
     }
 }

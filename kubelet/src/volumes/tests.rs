@@ -54,6 +54,7 @@ fn desired_in(spec: Value, volume: Value) -> Result<Desired, String> {
         },
         fetched: &fetched,
         tokens: &tokens,
+        node: None,
     };
     let mut volumes = desired_volumes(&pod, &sources);
     volumes.remove("v").unwrap().map_err(|e| e.to_string())
@@ -233,7 +234,7 @@ fn the_plan_does_what_is_missing_and_no_more() {
         payload: Payload::default(),
         tmpfs_bytes: Some(1),
     };
-    let host = Desired::HostPath { path: "/".into(), kind: HostPathType::Unset };
+    let host = Desired::HostPath { path: "/".into(), kind: HostPathType::Unset, read_only: false };
     let seen = |present, mounted, current| Observed { present, mounted, current };
     let nothing = seen(false, false, false);
     for (desired, observed, expected) in [

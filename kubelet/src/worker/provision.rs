@@ -11,7 +11,7 @@ mod objects;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -108,7 +108,9 @@ impl Ingredients {
             Failure::new("FailedMount", format!("error making pod data directories: {error}"))
         })?;
         let facts = self.facts();
-        let sources = Sources { facts, fetched: &self.fetched, tokens: &self.tokens };
+        let node = self.place.node.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let sources =
+            Sources { facts, fetched: &self.fetched, tokens: &self.tokens, node: Some(&node) };
         let mut mounted = BTreeMap::new();
         let mut failure = None;
         for (name, desired) in volumes::desired_volumes(&self.pod, &sources) {

@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     RoleBinding,
     ClusterRole,
     ClusterRoleBinding,
+    PersistentVolume,
+    PersistentVolumeClaim,
 }
 
 /// Whether objects live in namespaces.
@@ -350,6 +352,32 @@ pub(crate) static RESOURCES: &[Resource] = &[
         scope: Scope::Cluster,
         subresources: STATUS,
         canonical: canonical!(core::v1::Node),
+    },
+    Resource {
+        kind: Kind::PersistentVolumeClaim,
+        group: "",
+        version: "v1",
+        kind_name: "PersistentVolumeClaim",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short: &["pvc"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        subresources: STATUS,
+        canonical: canonical!(core::v1::PersistentVolumeClaim),
+    },
+    Resource {
+        kind: Kind::PersistentVolume,
+        group: "",
+        version: "v1",
+        kind_name: "PersistentVolume",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short: &["pv"],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: STATUS,
+        canonical: canonical!(core::v1::PersistentVolume),
     },
     Resource {
         kind: Kind::Pod,

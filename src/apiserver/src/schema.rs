@@ -34,6 +34,7 @@ const PATCH_RULES: &[(&str, &str, &str, Option<&str>)] = &[
     ("NodeStatus", "conditions", "merge", Some("type")),
     ("ObjectMeta", "finalizers", "merge", None),
     ("ObjectMeta", "ownerReferences", "merge", Some("uid")),
+    ("PersistentVolumeClaimStatus", "conditions", "merge", Some("type")),
     ("PodSpec", "containers", "merge", Some("name")),
     ("PodSpec", "ephemeralContainers", "merge", Some("name")),
     ("PodSpec", "hostAliases", "merge", Some("ip")),
@@ -106,6 +107,8 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<core::v1::Event>();
     generator.subschema_for::<core::v1::Namespace>();
     generator.subschema_for::<core::v1::Node>();
+    generator.subschema_for::<core::v1::PersistentVolume>();
+    generator.subschema_for::<core::v1::PersistentVolumeClaim>();
     generator.subschema_for::<core::v1::Pod>();
     generator.subschema_for::<core::v1::Secret>();
     generator.subschema_for::<core::v1::Service>();

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::Resource;
 use kube::api::Api;
 use serde::de::DeserializeOwned;
@@ -186,6 +186,7 @@ fn version(lookup: &Lookup) -> Option<&str> {
     match lookup {
         Lookup::ConfigMap(object) => object.metadata.resource_version.as_deref(),
         Lookup::Secret(object) => object.metadata.resource_version.as_deref(),
+        Lookup::Claim(object) => object.metadata.resource_version.as_deref(),
         Lookup::NotFound | Lookup::Failed(_) => None,
     }
 }
@@ -194,7 +195,7 @@ fn is_immutable(lookup: &Lookup) -> bool {
     match lookup {
         Lookup::ConfigMap(object) => object.immutable == Some(true),
         Lookup::Secret(object) => object.immutable == Some(true),
-        Lookup::NotFound | Lookup::Failed(_) => false,
+        Lookup::Claim(_) | Lookup::NotFound | Lookup::Failed(_) => false,
     }
 }
 
@@ -209,6 +210,11 @@ fn begin(client: kube::Client, key: Key, state: Weak<Mutex<State>>) -> DropGuard
         }
         Kind::Secret => {
             watch_one(client, key, (state, stop.clone()), |o: Secret| Lookup::Secret(Arc::new(o)));
+        }
+        Kind::Claim => {
+            watch_one(client, key, (state, stop.clone()), |o: PersistentVolumeClaim| {
+                Lookup::Claim(Arc::new(o))
+            });
         }
     }
     stop.drop_guard()

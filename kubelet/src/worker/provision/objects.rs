@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+};
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -76,7 +78,12 @@ impl Objects {
             };
             (object, lookup)
         }));
-        let lookups = lookups.await;
+        let fetched = self.keep(uid, lookups.await);
+        self.with_bound(fetched).await
+    }
+
+    /// Keeps what was found; what could not be asked for is as it was last known.
+    fn keep(&self, uid: String, lookups: Vec<(ObjectRef, Lookup)>) -> Fetched {
         let mut kept = self.kept();
         let kept = kept.entry(uid).or_default();
         let mut fetched = Fetched::default();
@@ -93,6 +100,24 @@ impl Objects {
         fetched
     }
 
+    /// Adds the volumes that claims are bound to.
+    async fn with_bound(&self, mut fetched: Fetched) -> Fetched {
+        let names = fetched.bound_names();
+        let found = join_all(names.into_iter().map(|name| async move {
+            let api: Api<PersistentVolume> = Api::all(self.client.clone());
+            let volume = match tokio::time::timeout(REQUEST, api.get(&name)).await {
+                Ok(Ok(volume)) => Ok(Arc::new(volume)),
+                Ok(Err(error)) => Err(message(&error)),
+                Err(_) => Err("the API server did not answer in time".to_owned()),
+            };
+            (name, volume)
+        }));
+        for (name, volume) in found.await {
+            fetched.insert_bound(name, volume);
+        }
+        fetched
+    }
+
     async fn look_up(&self, namespace: &str, object: &ObjectRef) -> Lookup {
         let asking = async {
             match object.kind {
@@ -105,6 +130,12 @@ impl Objects {
                     let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
                     let found = api.get_opt(&object.name).await?;
                     Ok(found.map(|o| Lookup::Secret(Arc::new(o))))
+                }
+                Kind::Claim => {
+                    let api: Api<PersistentVolumeClaim> =
+                        Api::namespaced(self.client.clone(), namespace);
+                    let found = api.get_opt(&object.name).await?;
+                    Ok(found.map(|o| Lookup::Claim(Arc::new(o))))
                 }
             }
         };

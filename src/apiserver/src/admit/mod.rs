@@ -13,6 +13,7 @@ mod priority;
 pub(crate) mod quantity;
 mod roles;
 pub(crate) mod service;
+mod storage;
 
 use serde_json::{Value, json};
 
@@ -47,6 +48,9 @@ pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
             object.put("/status", json!({"phase": "Pending", "qosClass": qos_class(object)}));
         }
         Kind::EndpointSlice => object.put("/metadata/generation", 1),
+        Kind::PersistentVolume | Kind::PersistentVolumeClaim => {
+            object.put("/status", json!({"phase": "Pending"}));
+        }
         Kind::Service => object.put("/status", json!({"loadBalancer": {}})),
         Kind::Namespace => {
             object.put("/status", json!({"phase": "Active"}));
@@ -74,6 +78,8 @@ pub(crate) fn defaults(kind: Kind, object: &mut Value) {
         Kind::EndpointSlice => objects::default_slice(object),
         Kind::Node => object.default_to("/status", json!({})),
         Kind::RoleBinding | Kind::ClusterRoleBinding => roles::defaults(object),
+        Kind::PersistentVolume => storage::default_volume(object),
+        Kind::PersistentVolumeClaim => object.default_to("/spec/volumeMode", "Filesystem"),
         _ => {}
     }
 }
@@ -156,6 +162,8 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
         Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => {
             roles::check(resource.kind, object, &mut causes);
         }
+        Kind::PersistentVolume => storage::check_volume(object, &mut causes),
+        Kind::PersistentVolumeClaim => storage::check_claim(object, &mut causes),
         Kind::Node | Kind::Namespace | Kind::ServiceAccount => {}
     }
     causes
@@ -198,6 +206,14 @@ pub(crate) fn check_update(
         Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => {
             roles::check(resource.kind, wanted, &mut causes);
             roles::check_update(current, wanted, &mut causes);
+        }
+        Kind::PersistentVolume => {
+            storage::check_volume(wanted, &mut causes);
+            storage::check_volume_update(current, wanted, &mut causes);
+        }
+        Kind::PersistentVolumeClaim => {
+            storage::check_claim(wanted, &mut causes);
+            storage::check_claim_update(current, wanted, &mut causes);
         }
         Kind::Event | Kind::Namespace | Kind::ServiceAccount => {}
     }

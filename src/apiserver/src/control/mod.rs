@@ -1,6 +1,7 @@
 //! The loops that keep derived objects right. Each waits for changes of the kinds it looks at,
 //! compares what is with what should be, and writes the difference in one transaction.
 
+mod claims;
 mod endpoints;
 mod events;
 mod kubernetes;
@@ -55,9 +56,14 @@ pub(crate) fn spawn(api: &Arc<Api>, tasks: &mut JoinSet<()>) {
     tasks.spawn(run(Arc::clone(api), &[Kind::Service, Kind::EndpointSlice], |api| async move {
         kubernetes::reconcile(&api).await
     }));
-    tasks.spawn(run(Arc::clone(api), &[Kind::Pod, Kind::Node], |api| async move {
-        scheduler::reconcile(&api).await
-    }));
+    let storage: &[Kind] = &[Kind::PersistentVolume, Kind::PersistentVolumeClaim];
+    tasks.spawn(run(Arc::clone(api), storage, |api| async move { claims::reconcile(&api).await }));
+    let scheduled: &[Kind] = &[Kind::Pod, Kind::Node, Kind::PersistentVolumeClaim];
+    tasks.spawn(run(
+        Arc::clone(api),
+        scheduled,
+        |api| async move { scheduler::reconcile(&api).await },
+    ));
     tasks.spawn(run(
         Arc::clone(api),
         &[Kind::Service, Kind::Pod, Kind::EndpointSlice, Kind::Endpoints],

@@ -14,7 +14,7 @@ use crate::api::Api;
 use crate::failure::Failure;
 use crate::http::route::Target;
 use crate::object::ObjectExt;
-use crate::resource::{Kind, prefix};
+use crate::resource::{Kind, key, prefix};
 use crate::store::Tx;
 use crate::verbs::pod::{bound_to, set_condition};
 
@@ -36,7 +36,8 @@ pub(super) async fn reconcile(api: &Api) -> Result<(), Failure> {
                 if !is_pending(&pod) {
                     continue;
                 }
-                match choose(&pod, &nodes, &pods) {
+                let waits = waits_for_claim(tx, &pod);
+                match waits.map_or_else(|| choose(&pod, &nodes, &pods), Err) {
                     Ok(node) => pods[index].1 = bind(tx, (&key, &pod), &node)?,
                     Err(why) => refuse(tx, (&key, &pod), &why),
                 }
@@ -70,6 +71,25 @@ fn bind(tx: &mut Tx<'_>, (key, pod): (&str, &Value), node: &str) -> Result<Arc<V
         },
     );
     Ok(bound)
+}
+
+/// Why a pod waits for its claims, in upstream's words.
+fn waits_for_claim(tx: &Tx<'_>, pod: &Value) -> Option<String> {
+    pod.list("/spec/volumes").iter().find_map(|volume| {
+        let name = volume.text("/persistentVolumeClaim/claimName");
+        if name.is_empty() {
+            return None;
+        }
+        match tx.get(&key(Kind::PersistentVolumeClaim, pod.namespace(), name)) {
+            None => Some(format!("persistentvolumeclaim {name:?} not found")),
+            Some(claim) if claim.text("/status/phase") == "Bound" => None,
+            Some(claim) if claim.text("/status/phase") == "Lost" => Some(format!(
+                "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {:?}",
+                claim.text("/spec/volumeName")
+            )),
+            Some(_) => Some("pod has unbound immediate PersistentVolumeClaims".to_owned()),
+        }
+    })
 }
 
 fn refuse(tx: &mut Tx<'_>, (key, pod): (&str, &Value), why: &str) {

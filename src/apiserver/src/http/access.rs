@@ -190,6 +190,8 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
             | Kind::ConfigMap
             | Kind::Secret
             | Kind::ServiceAccount
+            | Kind::PersistentVolume
+            | Kind::PersistentVolumeClaim
             | Kind::Namespace,
             None,
         ) => reads,

@@ -58,6 +58,53 @@ fn labels(map: Option<&Map<String, Value>>) -> String {
     or(&pairs.join(","), "<none>").to_owned()
 }
 
+/// Access modes as people abbreviate them.
+fn modes(object: &Value, pointer: &str) -> String {
+    let modes = object.list(pointer).iter().map(|mode| match mode.as_str().unwrap_or_default() {
+        "ReadWriteOnce" => "RWO",
+        "ReadOnlyMany" => "ROX",
+        "ReadWriteMany" => "RWX",
+        "ReadWriteOncePod" => "RWOP",
+        other => other,
+    });
+    modes.collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn volume(volume: &Value, age: String) -> Vec<Value> {
+    let claim = match volume.has("/spec/claimRef") {
+        true => {
+            let part = |field: &str| volume.text(&format!("/spec/claimRef/{field}"));
+            format!("{}/{}", part("namespace"), part("name"))
+        }
+        false => String::new(),
+    };
+    vec![
+        volume.name().into(),
+        volume.text("/spec/capacity/storage").into(),
+        modes(volume, "/spec/accessModes").into(),
+        volume.text("/spec/persistentVolumeReclaimPolicy").into(),
+        volume.text("/status/phase").into(),
+        claim.into(),
+        volume.text("/spec/storageClassName").into(),
+        volume.text("/status/reason").into(),
+        age.into(),
+        volume.text("/spec/volumeMode").into(),
+    ]
+}
+
+pub(super) fn claim(claim: &Value, age: String) -> Vec<Value> {
+    vec![
+        claim.name().into(),
+        claim.text("/status/phase").into(),
+        claim.text("/spec/volumeName").into(),
+        claim.text("/status/capacity/storage").into(),
+        modes(claim, "/status/accessModes").into(),
+        claim.text("/spec/storageClassName").into(),
+        age.into(),
+        claim.text("/spec/volumeMode").into(),
+    ]
+}
+
 pub(super) fn node(node: &Value, age: String) -> Vec<Value> {
     let ready = node.list("/status/conditions").iter().find(|one| one.text("/type") == "Ready");
     let mut status = match ready.map(|one| one.text("/status")) {

@@ -118,6 +118,28 @@ fn columns(kind: Kind) -> &'static [Column] {
         Kind::ServiceAccount => {
             &[("Name", "string", Always), ("Secrets", "integer", Always), ("Age", "string", Always)]
         }
+        Kind::PersistentVolume => &[
+            ("Name", "string", Always),
+            ("Capacity", "string", Always),
+            ("Access Modes", "string", Always),
+            ("Reclaim Policy", "string", Always),
+            ("Status", "string", Always),
+            ("Claim", "string", Always),
+            ("StorageClass", "string", Always),
+            ("Reason", "string", Always),
+            ("Age", "string", Always),
+            ("VolumeMode", "string", Wide),
+        ],
+        Kind::PersistentVolumeClaim => &[
+            ("Name", "string", Always),
+            ("Status", "string", Always),
+            ("Volume", "string", Always),
+            ("Capacity", "string", Always),
+            ("Access Modes", "string", Always),
+            ("StorageClass", "string", Always),
+            ("Age", "string", Always),
+            ("VolumeMode", "string", Wide),
+        ],
         Kind::Role | Kind::ClusterRole => {
             &[("Name", "string", Always), ("Created At", "string", Always)]
         }
@@ -174,6 +196,8 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
         Kind::Namespace => {
             vec![object.name().into(), object.text("/status/phase").into(), age.into()]
         }
+        Kind::PersistentVolume => kinds::volume(object, age),
+        Kind::PersistentVolumeClaim => kinds::claim(object, age),
         Kind::Role | Kind::ClusterRole => {
             vec![object.name().into(), object.text("/metadata/creationTimestamp").into()]
         }
