@@ -1,19 +1,26 @@
 //! `fsGroup`: a volume belongs to the pod's group.
 //!
 //! Files become readable and writable for the group, directories pass it on (setgid). The walk goes by
-//! descriptors, never through a link or into another mount.
+//! descriptors, never through a link or into another mount, and several threads share it: on a volume
+//! of many files the pod waits for nothing else.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::directory;
 
 const FILE_MASK: u32 = 0o660;
 const DIRECTORY_MASK: u32 = 0o2770;
-/// Deeper trees are refused: each level holds a descriptor.
+/// Directories that wait for a thread; each holds a descriptor.
+const MAX_PENDING: usize = 256;
+/// With so many waiting, a thread walks on by itself, a descriptor each level; deeper is refused.
 const MAX_DEPTH: usize = 256;
+const MAX_THREADS: usize = 8;
 
 /// When existing files change hands (`fsGroupChangePolicy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,60 +52,155 @@ pub(super) fn give_to_group(directory: impl AsFd, group: &FsGroup) -> io::Result
     if group.policy == ChangePolicy::OnRootMismatch && root_matches(&directory, group)? {
         return Ok(());
     }
-    walk(&directory, Gid::from_raw(group.gid), 0)?;
+    let gid = Gid::from_raw(group.gid);
+    Walk::new(gid).run(directory.as_fd().try_clone_to_owned()?)?;
     // The top comes last: a walk that was cut short starts again.
-    change_directory(&directory, Gid::from_raw(group.gid))
+    Ok(change_directory(&directory, gid)?)
 }
 
-fn change_directory(directory: impl AsFd, gid: Gid) -> io::Result<()> {
+fn change_directory(directory: impl AsFd, gid: Gid) -> Result<(), Errno> {
     let mode = rustix::fs::fstat(&directory)?.st_mode;
     rustix::fs::fchown(&directory, None, Some(gid))?;
     let mode = Mode::from_raw_mode((mode & 0o7777) | DIRECTORY_MASK);
-    Ok(rustix::fs::fchmod(&directory, mode)?)
+    rustix::fs::fchmod(&directory, mode)
 }
 
-fn walk(directory: impl AsFd, gid: Gid, depth: usize) -> io::Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(io::Error::other("the directory tree is too deep"));
+/// A walk that threads share.
+struct Walk {
+    gid: Gid,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    pending: Vec<OwnedFd>,
+    /// Threads that are in a directory, which may have more.
+    busy: usize,
+    failure: Option<io::Error>,
+}
+
+impl Walk {
+    fn new(gid: Gid) -> Self {
+        Self { gid, state: Mutex::default(), changed: Condvar::new() }
     }
-    for entry in Dir::read_from(&directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
+
+    fn run(self, top: OwnedFd) -> io::Result<()> {
+        if is_empty(&top)? {
+            return Ok(());
         }
+        self.state().pending.push(top);
+        // What waits is a disk as often as a processor.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 1..(processors * 2).min(MAX_THREADS) {
+                scope.spawn(|| self.work());
+            }
+            self.work();
+        });
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.failure.map_or(Ok(()), Err)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes directories until there are none, or something failed.
+    fn work(&self) {
+        let mut state = self.state();
+        while state.failure.is_none() {
+            let Some(directory) = state.pending.pop() else {
+                if state.busy == 0 {
+                    break;
+                }
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state.busy += 1;
+            drop(state);
+            let outcome = self.visit(&directory, 0);
+            drop(directory);
+            state = self.state();
+            state.busy -= 1;
+            if let Err(error) = outcome {
+                state.failure.get_or_insert(error);
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Changes what is in a directory. What vanishes meanwhile needs no change.
+    fn visit(&self, directory: &OwnedFd, depth: usize) -> io::Result<()> {
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            match self.change(directory, name) {
+                Ok(Some(inner)) => self.descend(inner, depth)?,
+                Ok(None) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn descend(&self, directory: OwnedFd, depth: usize) -> io::Result<()> {
+        let mut state = self.state();
+        if state.pending.len() < MAX_PENDING {
+            state.pending.push(directory);
+            drop(state);
+            self.changed.notify_one();
+            return Ok(());
+        }
+        drop(state);
+        match depth < MAX_DEPTH {
+            true => self.visit(&directory, depth + 1),
+            false => Err(io::Error::other("the directory tree is too deep")),
+        }
+    }
+
+    /// Changes one entry; returns it if it is a directory.
+    fn change(&self, parent: &OwnedFd, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat2(
-            &directory,
-            name,
-            flags,
-            Mode::empty(),
-            directory::CONFINED.difference(rustix::fs::ResolveFlags::NO_SYMLINKS),
-        )?;
+        let resolve = directory::CONFINED.difference(rustix::fs::ResolveFlags::NO_SYMLINKS);
+        let opened = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)?;
         match FileType::from_raw_mode(rustix::fs::fstat(&opened)?.st_mode) {
             FileType::Directory => {
-                let inner = directory::open_entry(&directory, name)?;
-                walk(&inner, gid, depth + 1)?;
-                change_directory(&inner, gid)?;
+                let inner = directory::open_entry(parent, name)?;
+                change_directory(&inner, self.gid)?;
+                return Ok(Some(inner));
             }
-            FileType::Symlink => chown(&opened, gid)?,
-            _ => change_file(&opened, gid)?,
+            FileType::Symlink => chown(&opened, self.gid)?,
+            _ => change_file(&opened, self.gid)?,
         }
+        Ok(None)
     }
-    Ok(())
 }
 
-fn chown(opened: &OwnedFd, gid: Gid) -> io::Result<()> {
-    Ok(rustix::fs::chownat(opened, "", None, Some(gid), AtFlags::EMPTY_PATH)?)
+fn is_empty(directory: &OwnedFd) -> io::Result<bool> {
+    for entry in Dir::read_from(directory)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn chown(opened: &OwnedFd, gid: Gid) -> Result<(), Errno> {
+    rustix::fs::chownat(opened, "", None, Some(gid), AtFlags::EMPTY_PATH)
 }
 
 /// Changes a file through its descriptor's entry in `/proc`, as `fchmodat2` needs Linux 6.6.
-fn change_file(opened: &OwnedFd, gid: Gid) -> io::Result<()> {
+fn change_file(opened: &OwnedFd, gid: Gid) -> Result<(), Errno> {
     let mode = rustix::fs::fstat(opened)?.st_mode;
     chown(opened, gid)?;
     let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
     let mode = Mode::from_raw_mode((mode & 0o7777) | FILE_MASK);
-    Ok(rustix::fs::chmod(path, mode)?)
+    rustix::fs::chmod(path, mode)
 }
 
 #[cfg(test)]
@@ -132,6 +234,50 @@ mod tests {
         assert_eq!(mode(volume.join("d")) & 0o2770, 0o2770);
         assert_eq!(mode(outside) & 0o7777, 0o600);
         assert!(root_matches(&opened, &group).unwrap());
+    }
+
+    #[test]
+    fn a_wide_tree_is_changed_to_the_last_file_and_a_failure_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let mut files = Vec::new();
+        // More directories at once than may wait.
+        for index in 0..MAX_PENDING * 2 {
+            let place = root.path().join(format!("{index}/a/b"));
+            fs::create_dir_all(&place).unwrap();
+            files.push(place.join("f"));
+        }
+        for file in &files {
+            fs::write(file, "").unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let group =
+            FsGroup { gid: rustix::process::getegid().as_raw(), policy: ChangePolicy::Always };
+        let opened = directory::open_path(root.path()).unwrap();
+        give_to_group(&opened, &group).unwrap();
+        let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode();
+        let wrong: Vec<_> = files.iter().filter(|file| mode(file) & 0o7777 != 0o660).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        let directories = files.iter().map(|file| file.parent().unwrap());
+        assert!(directories.into_iter().all(|place| mode(place) & 0o2770 == 0o2770));
+        assert!(root_matches(&opened, &group).unwrap());
+        // A group that does not exist cannot be given, and the top stays as it was.
+        let nobody = FsGroup { gid: u32::MAX - 1, policy: ChangePolicy::Always };
+        if !rustix::process::geteuid().is_root() {
+            assert!(give_to_group(&opened, &nobody).is_err());
+            assert!(!root_matches(&opened, &nobody).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_long_chain_of_directories_is_walked_to_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let chain: std::path::PathBuf = std::iter::repeat_n("d", 3 * MAX_DEPTH).collect();
+        fs::create_dir_all(root.path().join(&chain)).unwrap();
+        let group =
+            FsGroup { gid: rustix::process::getegid().as_raw(), policy: ChangePolicy::Always };
+        give_to_group(directory::open_path(root.path()).unwrap(), &group).unwrap();
+        let end = fs::metadata(root.path().join(&chain)).unwrap();
+        assert_eq!(end.permissions().mode() & 0o2770, 0o2770);
     }
 
     #[test]
