@@ -132,6 +132,8 @@ fn a_static_pod_is_run_shown_and_ended_with_its_file() {
     };
     assert_eq!(annotation(&first, "mirror"), annotation(&first, "hash"));
     assert_eq!(first["metadata"]["ownerReferences"][0]["kind"], "Node");
+    let volumes = first["spec"]["volumes"].as_array().map_or(0, Vec::len);
+    assert_eq!((volumes, &first["spec"]["serviceAccountName"]), (1, &Value::Null), "{first}");
     assert_eq!(node.kubectl(&["logs", "web-node-1"]), "one\n");
     // The picture can be torn up; what it shows goes on.
     node.kubectl(&["delete", "pod", "web-node-1"]);

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::node::{Node, told};
+use crate::node::{Node, condition, told};
 
 fn pod(name: &str, container: &str) -> String {
     format!(
@@ -75,8 +75,33 @@ fn a_pod_that_fits_no_node_stays_pending_and_says_so() {
     node.apply(&pod("bound", request).replace("spec:", "spec:\n  nodeName: node-1"));
     let refused = node.wait_phase("bound", "Failed");
     assert_eq!(refused["status"]["reason"], "OutOfcpu");
+    a_critical_pod_takes_the_place_of_another(&node);
     node.kubectl(&["delete", "pod", "--all"]);
     node.finish();
+}
+
+fn a_critical_pod_takes_the_place_of_another(node: &Node) {
+    let allocatable = node.get("node", "node-1")["status"]["allocatable"]["cpu"].clone();
+    let cpu = allocatable.as_str().unwrap();
+    let millis = match cpu.strip_suffix('m') {
+        Some(millis) => millis.parse::<u64>().unwrap(),
+        None => cpu.parse::<u64>().unwrap() * 1000,
+    };
+    let most = millis * 3 / 5;
+    let request = format!(
+        "image: 'berth.local/busybox:1', command: [sleep, '1000'], \
+         resources: {{requests: {{cpu: {most}m}}}}"
+    );
+    node.apply(&pod("lesser", &request));
+    node.wait_ready("lesser");
+    let urgent = "spec:\n  nodeName: node-1\n  priorityClassName: system-node-critical";
+    node.apply(&pod("urgent", &request).replace("spec:", urgent));
+    node.wait_ready("urgent");
+    let ended = node.wait_phase("lesser", "Failed");
+    assert_eq!(ended["status"]["reason"], "Preempting");
+    assert_eq!(condition(&ended, "DisruptionTarget"), "True");
+    let message = node.wait_event("lesser", "Preempting");
+    assert_eq!(message, "Preempted in order to admit critical pod");
 }
 
 #[test]
