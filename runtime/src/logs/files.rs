@@ -138,12 +138,33 @@ const BLOCK_BYTES: u64 = 64 << 10;
 /// A record that is longer than this is not one of ours.
 const MAX_RECORD_BYTES: usize = 1 << 20;
 
-/// Searches a file from its end.
-pub(super) fn tail_start(
-    file: &File,
-    lines: u64,
+/// A search for lines from the end of a log, through its files.
+#[derive(Debug)]
+pub(super) struct Search {
     stream: Option<LogStream>,
-) -> io::Result<TailStart> {
+    /// The streams of which nothing was seen yet: the last part of a line that never ended is one.
+    unseen: [bool; 2],
+}
+
+impl Search {
+    pub(super) fn new(stream: Option<LogStream>) -> Self {
+        Self { stream, unseen: [true; 2] }
+    }
+
+    pub(super) fn stream(&self) -> Option<LogStream> {
+        self.stream
+    }
+
+    /// Whether a record, seen from the end, is the end of a line.
+    fn counts(&mut self, record: &[u8]) -> bool {
+        let Some(record) = parse(record) else { return false };
+        let is_last = std::mem::take(&mut self.unseen[record.stream as usize]);
+        (record.whole || is_last) && self.stream.is_none_or(|wanted| wanted == record.stream)
+    }
+}
+
+/// Searches a file from its end.
+pub(super) fn tail_start(file: &File, lines: u64, search: &mut Search) -> io::Result<TailStart> {
     let mut end = file.metadata()?.len();
     let mut found = 0;
     // The beginning of a record whose end has been read already.
@@ -159,7 +180,7 @@ pub(super) fn tail_start(
         let mut upper = block.len();
         while let Some(newline) = block[..upper].iter().rposition(|b| *b == b'\n') {
             let record = &block[newline + 1..upper];
-            if counts(record, stream) {
+            if search.counts(record) {
                 if found == lines {
                     let offset = start + upper as u64 + 1;
                     return Ok(TailStart { offset, missing: 0 });
@@ -174,7 +195,7 @@ pub(super) fn tail_start(
         }
         end = start;
     }
-    if counts(&rest, stream) {
+    if search.counts(&rest) {
         if found == lines {
             let offset = rest.len() as u64 + 1;
             return Ok(TailStart { offset, missing: 0 });
@@ -231,10 +252,31 @@ mod tests {
         let old = record("stdout", "F", "old");
         let content = format!("{old}{}{}", record("stdout", "P", "a"), record("stdout", "F", "b"));
         let (_dir, file) = file_with(&content);
-        let tail = tail_start(&file, 1, None).unwrap();
+        let tail = tail_start(&file, 1, &mut Search::new(None)).unwrap();
         assert_eq!(tail, TailStart { offset: old.len() as u64, missing: 0 });
-        let more = tail_start(&file, 5, None).unwrap();
+        let more = tail_start(&file, 5, &mut Search::new(None)).unwrap();
         assert_eq!(more, TailStart { offset: 0, missing: 3 });
+    }
+
+    #[test]
+    fn a_line_that_never_ended_is_the_last_one_of_its_stream() {
+        let whole = record("stdout", "F", "a") + &record("stdout", "F", "b");
+        let content = format!(
+            "{whole}{}{}{}",
+            record("stdout", "P", "c"),
+            record("stdout", "P", "d"),
+            record("stderr", "F", "e")
+        );
+        let (_dir, file) = file_with(&content);
+        let start = |lines, stream| {
+            let mut search = Search::new(stream);
+            let tail = tail_start(&file, lines, &mut search).unwrap();
+            content[tail.offset as usize..].lines().map(|l| &l[l.len() - 1..]).collect::<String>()
+        };
+        assert_eq!(start(1, None), "e");
+        assert_eq!(start(2, None), "cde");
+        assert_eq!(start(3, None), "bcde");
+        assert_eq!(start(1, Some(LogStream::Stdout)), "cde");
     }
 
     proptest! {
@@ -246,7 +288,7 @@ mod tests {
             let lines: Vec<String> = lengths.iter().map(|n| record("stdout", "F", &"x".repeat(*n))).collect();
             let content = lines.concat();
             let (_dir, file) = file_with(&content);
-            let tail = tail_start(&file, wanted, None).unwrap();
+            let tail = tail_start(&file, wanted, &mut Search::new(None)).unwrap();
             let kept = content[tail.offset as usize..].lines().count() as u64;
             prop_assert_eq!(kept, wanted.min(lines.len() as u64));
             prop_assert_eq!(tail.missing, wanted.saturating_sub(lines.len() as u64));

@@ -119,10 +119,11 @@ impl Reader {
     fn open(path: PathBuf, options: LogOptions, watch: Option<watch::Watch>) -> io::Result<Self> {
         let mut queue = VecDeque::new();
         let mut missing = options.tail_lines;
+        let mut search = files::Search::new(options.stream);
         let parts = files::open_chain(&path).map_err(|error| disk::at(&path, error))?;
         for mut part in parts.into_iter().rev() {
             if let Some(lines) = missing {
-                missing = Some(part.seek_to_tail(lines, options.stream)?.missing);
+                missing = Some(part.seek_to_tail(lines, &mut search)?.missing);
             }
             queue.push_front(part);
             if missing == Some(0) {

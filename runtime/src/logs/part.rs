@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
-use super::files::{TailStart, count_lines, tail_start};
-use super::line::LogStream;
+use super::files::{Search, TailStart, count_lines, tail_start};
 
 /// A file of a log.
 pub(super) enum Part {
@@ -71,11 +70,12 @@ impl Part {
     pub(super) fn seek_to_tail(
         &mut self,
         lines: u64,
-        stream: Option<LogStream>,
+        search: &mut Search,
     ) -> io::Result<TailStart> {
+        let stream = search.stream();
         match self {
             Self::Plain(file) => {
-                let tail = tail_start(file, lines, stream)?;
+                let tail = tail_start(file, lines, search)?;
                 file.seek(SeekFrom::Start(tail.offset))?;
                 Ok(tail)
             }
