@@ -78,6 +78,35 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
         }
     }
     check_host_ports(pod, causes);
+    check_sysctls(pod, causes);
+}
+
+/// Sysctls have a name each, of words between dots or slashes, once.
+fn check_sysctls(pod: &Value, causes: &mut Vec<Cause>) {
+    let mut seen = BTreeSet::new();
+    for (index, sysctl) in pod.list("/spec/securityContext/sysctls").iter().enumerate() {
+        let field = format!("spec.securityContext.sysctls[{index}].name");
+        let name = sysctl.text("/name");
+        if name.is_empty() {
+            causes.push(Cause::required(field, ""));
+        } else if !is_sysctl(name) {
+            let detail = "must have at most 253 characters and consist of words of lower case \
+                          alphanumeric characters, '-' or '_' between '.' or '/'";
+            causes.push(Cause::invalid(field, &json!(name), detail));
+        } else if !seen.insert(name.replace('/', ".")) {
+            causes.push(Cause::duplicate(field, &json!(name)));
+        }
+    }
+}
+
+fn is_sysctl(name: &str) -> bool {
+    let is_word = |word: &str| {
+        let is_plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let ends = [word.as_bytes().first(), word.as_bytes().last()];
+        ends.iter().all(|end| end.is_some_and(is_plain))
+            && word.bytes().all(|byte| is_plain(&byte) || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(is_word)
 }
 
 fn check_choices(pod: &Value, causes: &mut Vec<Cause>) {
@@ -397,6 +426,21 @@ mod tests {
         let mut empty = json!({"spec": {"containers": []}});
         defaults(Kind::Pod, &mut empty);
         assert_eq!(problems(&empty), [Cause::required("spec.containers", "")]);
+    }
+
+    #[test]
+    fn sysctls_have_a_name_each() {
+        let mut pod = pod();
+        let names = ["kernel.shmmax", "net/ipv4/tcp_syncookies", "foo-", "bar..", "", "net.ipv4.a"];
+        let mut sysctls: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
+        sysctls.push(json!({"name": "kernel/shmmax"}));
+        pod.put("/spec/securityContext", json!({"sysctls": sysctls}));
+        let found = problems(&pod);
+        assert_eq!(found.len(), 4, "{found:?}");
+        for (cause, index) in found.iter().zip([2, 3, 4, 6]) {
+            let field = format!("spec.securityContext.sysctls[{index}].name");
+            assert!(format!("{cause:?}").contains(&field), "{cause:?}");
+        }
     }
 
     #[test]
