@@ -201,7 +201,11 @@ async fn object(
         return Err(Failure::method_not_allowed());
     }
     if target.subresource == Some(Subresource::Log) {
-        return verbs::log::stream(&api, &target, &query).await;
+        let log = verbs::log::stream(&api, &target, &query).await?;
+        return match verbs::log_socket::is_wanted(request.headers()) {
+            true => verbs::log_socket::upgrade(request, log, api.stop.clone()),
+            false => Ok(log),
+        };
     }
     if connects {
         return verbs::connect::stream(&api, &target, (&query, request)).await;

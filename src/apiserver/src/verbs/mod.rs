@@ -4,6 +4,7 @@ pub(crate) mod body;
 pub(crate) mod connect;
 pub(crate) mod delete;
 pub(crate) mod log;
+pub(crate) mod log_socket;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod read;
