@@ -6,6 +6,7 @@
 
 pub mod conditions;
 pub mod containers;
+mod missing;
 pub mod writer;
 
 #[cfg(test)]
@@ -59,14 +60,17 @@ pub enum Stage {
 pub fn compute(input: &Input<'_>) -> PodStatus {
     let initialized = containers::initialized(input);
     let inits = members::init_containers(input.pod).iter();
-    let inits: Vec<_> =
+    let mut inits: Vec<_> =
         inits.map(|c| containers::status(input, (members::role_of_init(c), c))).collect();
     let apps = members::app_containers(input.pod).iter();
-    let apps: Vec<_> = apps.map(|c| containers::status(input, (Role::App, c))).collect();
+    let mut apps: Vec<_> = apps.map(|c| containers::status(input, (Role::App, c))).collect();
     let ephemeral = members::ephemeral_containers(input.pod).iter().map(members::as_container);
     let ephemeral: Vec<_> =
         ephemeral.map(|c| containers::status(input, (Role::Ephemeral, &c))).collect();
     let phase = phase(input, initialized, &apps);
+    if phase.is_terminal() {
+        missing::fill(members::init_containers(input.pod), &mut inits, &mut apps);
+    }
     let mut status = PodStatus {
         phase: Some(phase.as_str().to_owned()),
         observed_generation: input.pod.metadata.generation,

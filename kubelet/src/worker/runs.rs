@@ -111,7 +111,8 @@ impl Remembered {
                 exit_code: UNKNOWN_EXIT_CODE,
                 reason: "ContainerStatusUnknown".to_owned(),
                 message: Some(
-                    "The container could not be located when the pod was started or terminated"
+                    "The container could not be located when the pod was deleted.  The container \
+                     used to be Running"
                         .to_owned(),
                 ),
                 started_at: running.started_at.as_ref().map(|t| t.0),
