@@ -71,6 +71,31 @@ pub(crate) fn numbers() -> PathBuf {
     })
 }
 
+/// A layout of an image with an entry point and arguments of its own.
+pub(crate) fn echo(reference: &str) -> PathBuf {
+    made("echo.tar", |path| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut directory = header(0o755, 0);
+        directory.set_entry_type(tar::EntryType::Directory);
+        tar.append_data(&mut directory, "bin/", std::io::empty()).expect("a directory");
+        let executable = fs::read("/bin/busybox").expect("busybox-static is installed");
+        append(&mut tar, "bin/busybox", &executable, 0o755);
+        let layer = tar.into_inner().expect("a layer");
+        let configuration = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {
+                "Entrypoint": ["/bin/busybox", "echo", "entry"],
+                "Cmd": ["default", "arguments"],
+                "Env": ["PATH=/bin"],
+            },
+            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+        });
+        fs::write(path, layout(reference, &configuration, &layer))
+            .expect("an image can be written");
+    })
+}
+
 /// A layer with `/bin/busybox`, its applets, `/etc/passwd` and a few directories.
 fn busybox_layer() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());

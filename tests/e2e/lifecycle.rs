@@ -100,6 +100,16 @@ fn containers_live_as_long_as_their_kind_says() {
     node.wait_for("the target's first process to be seen", || {
         node.kubectl(&["logs", "gated", "-c", "look"]).contains("sleep 4242").then_some(())
     });
+    // Another one beside it.
+    let image = "--image=berth.local/busybox:1";
+    let again = ["debug", "gated", image, "--container=again", "--profile=general", "--"];
+    node.kubectl(&[&again[..], &["echo", "seen", "again"]].concat());
+    let both = node.wait_pod("gated", "looked into again", |pod| {
+        pod["status"]["ephemeralContainerStatuses"][1]["state"]["terminated"].is_object()
+    });
+    let first = &both["status"]["ephemeralContainerStatuses"][0];
+    assert!(first["state"]["running"].is_object(), "{first}");
+    assert_eq!(node.kubectl(&["logs", "gated", "-c", "again"]), "seen again\n");
     node.kubectl(&["delete", "pod", "--all"]);
     node.finish();
 }
