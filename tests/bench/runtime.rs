@@ -12,7 +12,7 @@ mod sys;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_oci::protocol::{Request, ShimConfig};
@@ -233,9 +233,40 @@ impl Bench {
         }
     }
 
-    /// What a shim weighs.
+    /// What a shim weighs where there is another: what is mapped of their executable is both's.
     fn shim(&self) {
-        let directory = Path::new("/mnt/shim");
+        let other = Shim::start(&self.ours.program, Path::new("/mnt/other"));
+        let shim = Shim::start(&self.ours.program, Path::new("/mnt/shim"));
+        let rollup = shim.status("smaps_rollup");
+        let private = field(&rollup, "Private_Clean:") + field(&rollup, "Private_Dirty:");
+        line("shim_private", &Figure::alone(private, "KiB", "none"));
+        for (figure, name) in [("shim_rss", "Rss:"), ("shim_pss", "Pss:")] {
+            line(figure, &Figure::alone(field(&rollup, name), "KiB", "none"));
+        }
+        let threads = field(&shim.status("status"), "Threads:");
+        line("shim_threads", &Figure::alone(threads, "", "none"));
+        shim.end();
+        other.end();
+    }
+
+    fn clean(&self) {
+        for runtime in self.peers.iter().chain([&self.ours]) {
+            let left = fs::read_dir(&runtime.root).into_iter().flatten().flatten();
+            let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+            let stray = left.iter().filter(|name| name.to_string_lossy().contains("bench")).count();
+            assert_eq!(stray, 0, "{}: {left:?}", runtime.name);
+        }
+    }
+}
+
+/// A running shim.
+struct Shim {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Shim {
+    fn start(program: &Path, directory: &Path) -> Self {
         fs::create_dir(directory).expect("a sandbox directory");
         let config = ShimConfig {
             sandbox_id: "bench".to_owned(),
@@ -248,35 +279,34 @@ impl Bench {
         };
         let text = serde_json::to_vec(&config).expect("a configuration");
         fs::write(directory.join("sandbox.json"), text).expect("a configuration");
-        let mut child = Command::new(&self.ours.program)
+        let child = Command::new(program)
             .args(["shim", "--dir"])
             .arg(directory)
             .stdin(Stdio::null())
             .spawn()
             .expect("a shim");
-        let socket = directory.join("shim.sock");
-        while !socket.exists() {
+        let shim = Self { child, socket: directory.join("shim.sock") };
+        while !shim.socket.exists() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let status = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", child.id()));
-        let rollup = status("smaps_rollup").expect("the shim runs");
-        let private = field(&rollup, "Private_Clean:") + field(&rollup, "Private_Dirty:");
-        let threads = field(&status("status").expect("the shim runs"), "Threads:");
-        line("shim_private", &Figure::alone(private, "KiB", "none"));
-        line("shim_threads", &Figure::alone(threads, "", "none"));
-        let mut stream = std::os::unix::net::UnixStream::connect(socket).expect("the shim listens");
-        write_frame(&mut stream, &Request::Shutdown).expect("the shim hears");
-        let _: Option<Value> = read_frame(&mut stream).expect("the shim answers");
-        child.wait().expect("the shim ends");
+        let _: Value = shim.ask(&Request::Hello);
+        shim
     }
 
-    fn clean(&self) {
-        for runtime in self.peers.iter().chain([&self.ours]) {
-            let left = fs::read_dir(&runtime.root).into_iter().flatten().flatten();
-            let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
-            let stray = left.iter().filter(|name| name.to_string_lossy().contains("bench")).count();
-            assert_eq!(stray, 0, "{}: {left:?}", runtime.name);
-        }
+    fn ask(&self, request: &Request) -> Value {
+        let mut stream =
+            std::os::unix::net::UnixStream::connect(&self.socket).expect("the shim listens");
+        write_frame(&mut stream, request).expect("the shim hears");
+        read_frame(&mut stream).expect("the shim answers").expect("an answer")
+    }
+
+    fn status(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("the shim runs")
+    }
+
+    fn end(mut self) {
+        let _ = self.ask(&Request::Shutdown);
+        self.child.wait().expect("the shim ends");
     }
 }
 
