@@ -3,6 +3,7 @@
 //! What can be asked of the code is asked: the seccomp part lists what the compiler takes.
 
 use lexopt::Parser;
+use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 
 use super::state::print_json;
@@ -267,7 +268,7 @@ fn taken_memory_policies<'a>(list: &[&'a str], policy: impl Fn(&str) -> Value) -
     let Ok((process, _)) = process else { return Vec::new() };
     let planned = |mut policy: Value, nodes: &str| {
         policy["nodes"] = nodes.into();
-        let linux = serde_json::from_value(json!({"memoryPolicy": policy}));
+        let linux = crate::spec::typed(&json!({"memoryPolicy": policy}));
         linux
             .is_ok_and(|linux| crate::container::plan::plan_process(&process, Some(&linux)).is_ok())
     };
@@ -275,14 +276,18 @@ fn taken_memory_policies<'a>(list: &[&'a str], policy: impl Fn(&str) -> Value) -
     list.iter().filter(taken).copied().collect()
 }
 
+fn process(value: &Value) -> serde_json::Result<Process> {
+    let text = value.to_string();
+    let mut parser = serde_json::Deserializer::from_slice(text.as_bytes());
+    crate::spec::read_process(&mut parser).map(|(process, _)| process)
+}
+
 /// Whether a process with a label can be planned.
 fn labels_are_taken(field: &str) -> bool {
     let mut process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["a"]});
     process[field] = "x".into();
-    let process = process.to_string();
-    let mut parser = serde_json::Deserializer::from_slice(process.as_bytes());
-    let process = crate::spec::read_process(&mut parser);
-    process.is_ok_and(|(process, _)| crate::container::plan::plan_process(&process, None).is_ok())
+    let process = self::process(&process);
+    process.is_ok_and(|process| crate::container::plan::plan_process(&process, None).is_ok())
 }
 
 #[cfg(test)]
