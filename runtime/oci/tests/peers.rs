@@ -128,7 +128,8 @@ fn answers(runtime: PathBuf, bundle: &Bundle) -> [Value; 5] {
         std::thread::sleep(std::time::Duration::from_millis(5));
         stopped = peer.json(&["state", ID]);
     }
-    (stopped["created"].take(), stopped["ociVersion"].take());
+    stopped["created"].take();
+    stopped["ociVersion"].take();
     [running, stopped, list, events, features]
 }
 
