@@ -1,5 +1,6 @@
 //! The worker and the roster against fakes, on a paused clock.
 
+mod door;
 mod ending;
 mod lifecycle;
 mod preemption;
@@ -18,9 +19,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::door::Door;
 use super::Context;
-use super::memory::{Failure, Pacing};
-use super::roster::{Gatekeeper, Judgement, Roster};
+use super::memory::Pacing;
+use super::roster::Roster;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::events::{Occurrence, Recorder};
@@ -29,34 +31,6 @@ use crate::shelf::Shelf;
 use crate::source::Event;
 use crate::static_pods::mirror::Mirrors;
 use crate::status::writer::Writer;
-
-/// Lets everybody in but pods with this label.
-struct Door;
-
-impl Gatekeeper for Door {
-    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement {
-        let label = |pod: &Pod, key: &str| pod.metadata.labels.as_ref()?.get(key).cloned();
-        if label(pod, "refuse").is_some() {
-            return Judgement::Refuse(Failure::new("OutOfcpu", "Pod was rejected: no cpu"));
-        }
-        // There is room for so many; who is urgent takes the place of those that came first.
-        let (Some(room), urgent) = (label(pod, "room"), label(pod, "urgent").is_some()) else {
-            return Judgement::Admit;
-        };
-        let surplus = (others.len() + 1).saturating_sub(room.parse().unwrap());
-        match (surplus, urgent) {
-            (0, _) => Judgement::Admit,
-            (_, false) => Judgement::Refuse(Failure::new("OutOfpods", "Pod was rejected: full")),
-            (surplus, true) => {
-                let others = others.iter().filter(|other| label(other, "urgent").is_none());
-                let mut uids: Vec<_> = others.filter_map(|o| o.metadata.uid.clone()).collect();
-                uids.sort();
-                uids.truncate(surplus);
-                Judgement::Preempt(uids)
-            }
-        }
-    }
-}
 
 pub(super) struct Node {
     pub(super) runtime: Arc<FakeRuntime>,
