@@ -1,4 +1,4 @@
-//! What callers parse, beside runc on the same bundle: `state`, `list`, `ps`, `events` and `features`
+//! What callers parse, beside runc on the same bundle: `state`, `list`, `ps`, `events`, `features` and `spec`
 //! have runc's members, of the same types and, where they say the same thing, with the same values.
 
 #![allow(clippy::unwrap_used)]
@@ -32,10 +32,14 @@ struct Peer<'a> {
 const ID: &str = "berth-peers";
 
 impl<'a> Peer<'a> {
-    fn start(runtime: PathBuf, bundle: &'a Bundle) -> Self {
+    fn new(runtime: PathBuf, bundle: &'a Bundle) -> Self {
         let name = runtime.file_name().unwrap().to_str().unwrap();
         let state = bundle.path().join(format!("state-of-{name}"));
-        let peer = Self { runtime, bundle, state };
+        Self { runtime, bundle, state }
+    }
+
+    fn start(runtime: PathBuf, bundle: &'a Bundle) -> Self {
+        let peer = Self::new(runtime, bundle);
         let path = bundle.path().to_str().unwrap();
         peer.ask(&["run", "--detach", "--bundle", path, ID]);
         peer
@@ -167,4 +171,24 @@ fn what_is_printed_as_json_has_the_members_of_runc() {
         .collect();
     // Which the kernel's present mount API has no word for.
     assert_eq!(lacking, [json!("iversion")]);
+}
+
+#[test]
+fn the_specification_to_begin_with_is_runc_s() {
+    let bundle = Bundle::new("true");
+    let example = |runtime: PathBuf| {
+        let peer = Peer::new(runtime, &bundle);
+        let directory = bundle.path().to_str().unwrap();
+        let file = bundle.path().join("config.json");
+        peer.ask(&["spec", "--bundle", directory]);
+        let spec: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        std::fs::remove_file(file).unwrap();
+        spec
+    };
+    let (mut theirs, mut own) = (example(runc()), example(ours()));
+    // Its own name and the version that it follows.
+    for spec in [&mut theirs, &mut own] {
+        assert!(spec["hostname"].take().is_string() && spec["ociVersion"].take().is_string());
+    }
+    assert_eq!(own, theirs);
 }

@@ -49,8 +49,12 @@ pub(super) fn connect(
     let Some(listener) = filter.and_then(|filter| filter.listener.as_ref()) else {
         return Ok(None);
     };
-    let operation =
-        || format!("linux.seccomp.listenerPath: connect to {}", listener.path.display());
+    let operation = || {
+        format!(
+            "linux.seccomp.listenerPath: failed to connect with seccomp agent {}",
+            listener.path.display()
+        )
+    };
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,

@@ -116,7 +116,8 @@ fn example() -> Value {
                 {"type": "network"},
                 {"type": "ipc"},
                 {"type": "uts"},
-                {"type": "mount"}
+                {"type": "mount"},
+                {"type": "cgroup"}
             ],
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY
@@ -131,7 +132,7 @@ fn make_rootless(config: &mut Value) {
     linux["uidMappings"] = map(rustix::process::geteuid().as_raw());
     linux["gidMappings"] = map(rustix::process::getegid().as_raw());
     linux["namespaces"] =
-        json!(["pid", "ipc", "uts", "mount", "user"].map(|kind| json!({"type": kind})));
+        json!(["pid", "ipc", "uts", "mount", "cgroup", "user"].map(|kind| json!({"type": kind})));
     if let Some(linux) = linux.as_object_mut() {
         linux.remove("resources");
     }
