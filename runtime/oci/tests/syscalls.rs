@@ -1,7 +1,7 @@
 //! What a container under the default profile reaches of the kernel: every system call number of every
 //! ABI, called, against a list written down by hand (`golden/refused_syscalls.txt`).
 //!
-//! That the filter says what the profile says is `seccomp.rs`'s; here nothing but the kernel's answers
+//! That the filter says what the profile says is `seccomp/`'s; here nothing but the kernel's answers
 //! counts.
 
 #![allow(clippy::unwrap_used)]

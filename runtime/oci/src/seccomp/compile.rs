@@ -15,6 +15,8 @@ use super::table::{Abi, X32_BIT};
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+/// What tracers make of a call that is not to be made: -1, which has the bit of x32 and is none of it.
+const NO_CALL: u32 = u32::MAX;
 const MAX_INSTRUCTIONS: usize = 4096;
 
 const FLAG_LOG: u32 = 1 << 1;
@@ -97,8 +99,12 @@ fn program(rules: &Rules) -> Vec<Instruction> {
         Some(of_abi) => search(&ranges(of_abi, rules.default, abi.narrow()), base),
         None => foreign(),
     };
+    let other = match rules.abis.contains_key(&Abi::X32) {
+        true => tree(Abi::X32, X32_BIT),
+        false => split(NO_CALL, foreign(), vec![answer(no_call(rules))]),
+    };
     let mut wide = vec![load_number()];
-    wide.extend(split(X32_BIT, tree(Abi::X86_64, 0), tree(Abi::X32, X32_BIT)));
+    wide.extend(split(X32_BIT, tree(Abi::X86_64, 0), other));
     let mut narrow = vec![load_number()];
     narrow.extend(tree(Abi::I386, 0));
     let others = match rules.abis.contains_key(&Abi::I386) {
@@ -108,6 +114,15 @@ fn program(rules: &Rules) -> Vec<Instruction> {
     let mut program = vec![load_architecture()];
     program.extend(select(AUDIT_ARCH_X86_64, wide, others));
     program
+}
+
+/// The verdict for a native call that is none.
+fn no_call(rules: &Rules) -> Verdict {
+    let native = rules.abis.get(&Abi::X86_64);
+    match native.and_then(|native| native.unknown_from) {
+        Some(_) => UNKNOWN,
+        None => rules.default,
+    }
 }
 
 /// Numbers from `start` up to the next range's start share a closed block.

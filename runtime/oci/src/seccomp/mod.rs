@@ -11,6 +11,8 @@ mod profile;
 mod rules;
 mod table;
 
+use oci_spec::runtime::LinuxSeccompAction;
+
 pub use compile::{Instruction, Listener, Program, compile};
 pub use profile::default_seccomp;
 pub use table::Abi;
@@ -30,6 +32,12 @@ pub enum Error {
     /// An argument index beyond the sixth.
     #[error("linux.seccomp.syscalls: argument index {0} is out of range 0-5")]
     ArgumentIndex(usize),
+    /// An error number beside an action that returns none.
+    #[error("linux.seccomp: errnoRet is given for {0:?}, which returns no error number")]
+    ErrnoOf(LinuxSeccompAction),
+    /// An error number that none of the kernel's is as large as.
+    #[error("linux.seccomp: errnoRet {1} of {0:?} is larger than {2}")]
+    Errno(LinuxSeccompAction, u32, u32),
     /// More instructions than the kernel accepts.
     #[error("linux.seccomp: the filter needs {0} instructions, the kernel accepts 4096")]
     TooLong(usize),

@@ -22,6 +22,8 @@ const RET_USER_NOTIFY: u32 = 0x7fc0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_DATA: u32 = 0xffff;
+/// What the kernel makes of larger ones as well.
+const MAX_ERRNO: u32 = 4095;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
@@ -35,7 +37,16 @@ impl Verdict {
 
     fn new(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Self, Error> {
         use LinuxSeccompAction as A;
-        let value = errno.unwrap_or(EPERM) & RET_DATA;
+        let largest = match action {
+            A::ScmpActErrno => MAX_ERRNO,
+            A::ScmpActTrace => RET_DATA,
+            _ if errno.is_some() => return Err(Error::ErrnoOf(action)),
+            _ => 0,
+        };
+        let value = errno.unwrap_or(EPERM);
+        if errno.is_some() && value > largest {
+            return Err(Error::Errno(action, value, largest));
+        }
         Ok(Self(match action {
             A::ScmpActKill | A::ScmpActKillThread => RET_KILL_THREAD,
             A::ScmpActKillProcess => RET_KILL_PROCESS,
@@ -197,19 +208,44 @@ fn add(
         return Ok(());
     }
     for name in syscall.names() {
-        let Some(number) = names.get(name.as_str()).and_then(|numbers| numbers.get(abi)) else {
-            continue;
-        };
-        let known = rules.rules.entry(number).or_insert_with(|| Rule::Conditional(Vec::new()));
-        match known {
-            Rule::Always(_) => {}
-            known if alternatives.is_empty() => *known = Rule::Always(verdict),
-            Rule::Conditional(list) => {
-                list.extend(alternatives.iter().map(|all| (all.clone(), verdict)));
-            }
+        if let Some(number) = names.get(name.as_str()).and_then(|numbers| numbers.get(abi)) {
+            insert(rules, number, (&alternatives, verdict));
+        }
+        if abi == Abi::I386
+            && let Some((number, call)) = table::multiplexed(name)
+        {
+            insert(rules, number, (&multiplexed(call, &alternatives), verdict));
         }
     }
     Ok(())
+}
+
+fn insert(
+    rules: &mut AbiRules,
+    number: u32,
+    (alternatives, verdict): (&[Vec<Condition>], Verdict),
+) {
+    match rules.rules.entry(number).or_insert_with(|| Rule::Conditional(Vec::new())) {
+        Rule::Always(_) => {}
+        known if alternatives.is_empty() => *known = Rule::Always(verdict),
+        Rule::Conditional(list) => {
+            list.extend(alternatives.iter().map(|all| (all.clone(), verdict)));
+        }
+    }
+}
+
+/// The conditions under which a call stands for another one, whose own first argument is behind a
+/// pointer: as in libseccomp no condition on it is kept.
+fn multiplexed(call: u64, alternatives: &[Vec<Condition>]) -> Vec<Vec<Condition>> {
+    let this = Condition { index: 0, test: Test::Equal(call) };
+    let with_others = |all: &Vec<Condition>| {
+        let others = all.iter().filter(|condition| condition.index != 0);
+        std::iter::once(&this).chain(others).copied().collect()
+    };
+    match alternatives {
+        [] => vec![vec![this]],
+        list => list.iter().map(with_others).collect(),
+    }
 }
 
 /// Each inner list is a conjunction; the outer one a disjunction; empty means no condition.
@@ -246,4 +282,27 @@ fn condition(argument: &LinuxSeccompArg) -> Result<Condition, Error> {
             }
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_number_that_cannot_be_returned_is_refused() {
+        use LinuxSeccompAction as A;
+        let returned = |action, errno| Verdict::new(action, errno).map(|verdict| verdict.0);
+        assert_eq!(returned(A::ScmpActErrno, None), Ok(RET_ERRNO | EPERM));
+        assert_eq!(returned(A::ScmpActErrno, Some(MAX_ERRNO)), Ok(RET_ERRNO | MAX_ERRNO));
+        assert_eq!(returned(A::ScmpActTrace, Some(RET_DATA)), Ok(RET_TRACE | RET_DATA));
+        for (action, errno) in [
+            (A::ScmpActErrno, MAX_ERRNO + 1),
+            (A::ScmpActTrace, RET_DATA + 1),
+            (A::ScmpActAllow, 0),
+            (A::ScmpActKillProcess, 1),
+        ] {
+            let message = returned(action, Some(errno)).unwrap_err().to_string();
+            assert!(message.starts_with("linux.seccomp: errnoRet"), "{message}");
+        }
+    }
 }

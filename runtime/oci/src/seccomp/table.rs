@@ -58,6 +58,54 @@ pub(super) fn load() -> HashMap<&'static str, Numbers> {
         .collect()
 }
 
+/// The call of i386 through which another one can be made as well, and its first argument then:
+/// socketcall(2), ipc(2).
+pub(super) fn multiplexed(name: &str) -> Option<(u32, u64)> {
+    const SOCKETCALL: u32 = 102;
+    const IPC: u32 = 117;
+    const SOCKET_CALLS: [&str; 20] = [
+        "socket",
+        "bind",
+        "connect",
+        "listen",
+        "accept",
+        "getsockname",
+        "getpeername",
+        "socketpair",
+        "send",
+        "recv",
+        "sendto",
+        "recvfrom",
+        "shutdown",
+        "setsockopt",
+        "getsockopt",
+        "sendmsg",
+        "recvmsg",
+        "accept4",
+        "recvmmsg",
+        "sendmmsg",
+    ];
+    if let Some(place) = SOCKET_CALLS.iter().position(|one| *one == name) {
+        return Some((SOCKETCALL, place as u64 + 1));
+    }
+    let call = match name {
+        "semop" => 1,
+        "semget" => 2,
+        "semctl" => 3,
+        "semtimedop" => 4,
+        "msgsnd" => 11,
+        "msgrcv" => 12,
+        "msgget" => 13,
+        "msgctl" => 14,
+        "shmat" => 21,
+        "shmdt" => 22,
+        "shmget" => 23,
+        "shmctl" => 24,
+        _ => return None,
+    };
+    Some((IPC, call))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

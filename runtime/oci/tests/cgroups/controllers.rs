@@ -120,3 +120,38 @@ fn a_threaded_cgroup_is_refused() {
     assert!(inner.exists());
     fs::remove_dir(&inner).unwrap();
 }
+
+#[test]
+fn a_user_namespace_s_limits_are_those_of_its_real_cgroup_and_out_of_its_reach() {
+    let script = "(echo 0 > /sys/fs/cgroup/cgroup.procs) 2> /said; \
+                  for file in memory.max pids.max; do \
+                  (echo max > /sys/fs/cgroup/$file) 2>> /said; done; \
+                  mkdir /sys/fs/cgroup/own 2>> /said; cat /sys/fs/cgroup/memory.max >> /said; \
+                  exec sleep 1000";
+    let container = Container::new("mapped", script, |spec| {
+        let map = json!([{"containerID": 0, "hostID": 200_000, "size": 65_536}]);
+        spec["linux"]["uidMappings"] = map.clone();
+        spec["linux"]["gidMappings"] = map;
+        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        spec["linux"]["resources"] = json!({"memory": {"limit": 48 << 20}, "pids": {"limit": 17}});
+    });
+    for path in [container.path(""), container.path("rootfs")] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(path, mode).unwrap();
+    }
+    let container = container.start();
+    // Where the kernel says that its first process is, whoever was asked to put it there.
+    let state: Value = serde_json::from_str(&container.tell(&["state", &container.id])).unwrap();
+    let list = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"])).unwrap();
+    let real = list.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    let real = crate::fixture::cgroup_root().join(real);
+    assert_eq!(real, container.cgroup());
+    wait_for("attempts", || container.text("said").contains("50331648"));
+    let said = container.text("said");
+    assert_eq!(said.matches("Read-only file system").count(), 4, "{said}");
+    for (file, value) in [("memory.max", "50331648"), ("pids.max", "17")] {
+        assert_eq!(crate::bundle::read(&real, file), value, "{file}: {said}");
+    }
+    let mapped = fs::read_to_string(format!("/proc/{}/uid_map", state["pid"])).unwrap();
+    assert!(mapped.split_whitespace().eq(["0", "200000", "65536"]), "{mapped}");
+}
