@@ -105,7 +105,9 @@ fn a_descriptor_held_on_a_waiting_runtime_writes_nothing_once_nobody_runs_it() {
     let id = runtime.make(&attacker, &["run", "--detach"]);
     let said = attacker.image().join("said");
     let found = wait_for("attack", &said, "round");
-    assert!(found.starts_with("/memfd:"), "{}", found.lines().next().unwrap());
+    // What it holds is the runtime, on an overlay or in memory, and not its own shell.
+    let held = found.lines().next().unwrap();
+    assert!(held == "/runtime" || held.starts_with("/memfd:"), "{held}");
     assert!(runtime.command(&victim, &["start", &waiting]).status().unwrap().success());
     let rounds = std::fs::read_to_string(&said).unwrap().matches("round").count();
     let more = "round\n".repeat(rounds + 20);
@@ -115,7 +117,8 @@ fn a_descriptor_held_on_a_waiting_runtime_writes_nothing_once_nobody_runs_it() {
         assert!(!found.contains(success), "{success}");
     }
     let errors = std::fs::read_to_string(attacker.image().join("errors")).unwrap();
-    assert!(errors.contains("Operation not permitted"), "it was refused for other reasons");
+    let denials = ["Read-only file system", "Operation not permitted"];
+    assert!(denials.iter().any(|denial| errors.contains(denial)), "refused for other reasons");
     for (bundle, id) in [(&attacker, &id), (&victim, &waiting)] {
         assert!(runtime.command(bundle, &["delete", "--force", id]).status().unwrap().success());
     }
