@@ -9,7 +9,8 @@
 //! | poststop | after the deletion | host | is told, and the next one runs |
 //!
 //! A hook gets the state on its standard input, and just the environment it names; one in the container
-//! that names none has that of the container's process. What it prints is kept for the error. OCI runtime spec, `config.md`, POSIX-platform Hooks; `runtime.md`, Lifecycle.
+//! that names none has that of the container's process. What it prints is
+//! kept for the error. OCI runtime spec, `config.md`, POSIX-platform Hooks; `runtime.md`, Lifecycle.
 
 use std::collections::BTreeMap;
 use std::io::Write;

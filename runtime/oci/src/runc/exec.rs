@@ -181,7 +181,7 @@ impl Options {
                 set.insert(capability);
                 Some(set)
             };
-            // As with runc: what could be raised already can be raised, and nothing can be inherited anew.
+            // As with runc: where nothing can be inherited, nothing is raised.
             if sets.inheritable().as_ref().is_some_and(|set| !set.is_empty()) {
                 sets.set_ambient(with(sets.ambient()));
             }
