@@ -72,7 +72,8 @@ pub(crate) async fn run(
         Some(file) => Some(file),
         None => authority.map(|pem| keep_authority(&settings, &pem)).transpose()?,
     };
-    let config = kubelet_config(&settings, &node_ips, identity.serving, client_ca)?;
+    let mut config = kubelet_config(&settings, &node_ips, identity.serving, client_ca)?;
+    config.user_namespaces = host.engine.user_namespaces().is_ok();
     let mut tasks = JoinSet::new();
     let control = control::serve(settings.places.run_dir.clone(), host.clone(), shutdown.clone());
     tasks.spawn(async move { control.await.context("serving the local socket") });

@@ -51,6 +51,8 @@ pub struct Config {
     pub taints: Vec<Taint>,
     /// What the host cannot enforce, one sentence each; told by an event and in the log.
     pub not_enforced: Vec<String>,
+    /// Whether the runtime gives pods user namespaces here; told on the node.
+    pub user_namespaces: bool,
     /// Where the files of static pods are; without it there are none.
     pub static_pod_path: Option<PathBuf>,
     /// What decides cgroup limits.
@@ -144,6 +146,7 @@ impl Config {
             labels: BTreeMap::new(),
             taints: Vec::new(),
             not_enforced: Vec::new(),
+            user_namespaces: false,
             static_pod_path: None,
             cgroups: CgroupPolicy::default(),
             log_limits: LogLimits::default(),

@@ -483,6 +483,7 @@ impl Materials for FakeMaterials {
 
     async fn sandbox(&self, pod: &Pod, attempt: u32) -> Result<SandboxConfig, Failure> {
         Ok(SandboxConfig {
+            users: NamespaceMode::Host,
             pod: PodIdentity {
                 namespace: pod.metadata.namespace.clone().unwrap_or_default(),
                 name: pod.metadata.name.clone().unwrap_or_default(),

@@ -269,6 +269,7 @@ impl Shim {
     fn start(program: &Path, directory: &Path) -> Self {
         fs::create_dir(directory).expect("a sandbox directory");
         let config = ShimConfig {
+            user_ids: None,
             sandbox_id: "bench".to_owned(),
             cgroup_root: "/sys/fs/cgroup".into(),
             hostname: Some("bench".to_owned()),

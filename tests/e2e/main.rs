@@ -21,4 +21,5 @@ mod refusals;
 mod restart;
 mod services;
 mod streams;
+mod users;
 mod volumes;

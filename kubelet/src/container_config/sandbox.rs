@@ -45,6 +45,10 @@ pub fn sandbox_config(
         network,
         ipc: mode(spec.host_ipc),
         pid,
+        users: match spec.host_users {
+            Some(false) => NamespaceMode::Pod,
+            None | Some(true) => NamespaceMode::Host,
+        },
         sysctls: SysctlPolicy::new(&node.allowed_unsafe_sysctls).admitted(pod)?,
         port_mappings: port_mappings(spec)?,
         labels: pod_labels(&identity),

@@ -73,6 +73,7 @@ fn sandbox(containers: Vec<Record>) -> SandboxStatus {
     SandboxStatus {
         id: SandboxId::try_from("0".repeat(32)).unwrap(),
         config: SandboxConfig {
+            users: NamespaceMode::Host,
             pod: PodIdentity { namespace: "ns".into(), name: "p".into(), uid: "u".into() },
             attempt: 0,
             hostname: "p".into(),

@@ -24,7 +24,7 @@ pub static POD_SPEC: Table = Table {
         ("hostIPC", Honoured),
         ("hostNetwork", Honoured),
         ("hostPID", Honoured),
-        ("hostUsers", Depends(host_users)),
+        ("hostUsers", Honoured),
         ("hostname", Honoured),
         ("hostnameOverride", Honoured),
         ("imagePullSecrets", Honoured),
@@ -320,13 +320,6 @@ pub static ALL: &[&Table] = &[
     &PROJECTED,
     &PROJECTION,
 ];
-
-fn host_users(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
-    (value == &Value::Bool(false)).then_some((
-        Severity::Refuse,
-        "user namespaces are not supported: the pod would run with the host's user ids",
-    ))
-}
 
 fn app_armor(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
     match value.get("type").and_then(Value::as_str) {

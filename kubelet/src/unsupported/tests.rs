@@ -77,7 +77,7 @@ fn findings(spec: Value) -> Vec<(String, Severity)> {
 #[test]
 fn an_ordinary_pod_raises_nothing() {
     let spec = json!({
-        "restartPolicy": "Always", "hostUsers": true, "nodeName": "n", "priority": 0,
+        "restartPolicy": "Always", "hostUsers": false, "nodeName": "n", "priority": 0,
         "securityContext": {}, "initContainers": [{"name": "i"}],
         "containers": [{
             "name": "c", "image": "x", "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}],
@@ -96,7 +96,6 @@ fn an_ordinary_pod_raises_nothing() {
 fn what_is_not_done_is_found_where_it_stands() {
     use Severity::{Refuse, Report};
     for (spec, path, severity) in [
-        (json!({"containers": [], "hostUsers": false}), "spec.hostUsers", Refuse),
         (json!({"containers": [], "runtimeClassName": "kata"}), "spec.runtimeClassName", Refuse),
         (
             json!({"containers": [{"name": "c", "securityContext": {"seLinuxOptions": {"level": "s0"}}}]}),
@@ -139,11 +138,11 @@ fn what_is_not_done_is_found_where_it_stands() {
 #[test]
 fn a_refusal_names_the_refused_fields_only() {
     let pod = serde_json::from_value(json!({"spec": {
-        "containers": [], "securityContext": {"seLinuxOptions": {"level": "s0"}}, "hostUsers": false,
+        "containers": [], "securityContext": {"seLinuxOptions": {"level": "s0"}}, "runtimeClassName": "x",
     }}))
     .unwrap();
     let text = refusal(&audit(&pod)).unwrap();
-    assert!(text.starts_with("spec.hostUsers: user namespaces"), "{text}");
+    assert!(text.starts_with("spec.runtimeClassName: runtime classes"), "{text}");
     assert!(!text.contains("seLinux"));
     assert_eq!(refusal(&[]), None);
 }

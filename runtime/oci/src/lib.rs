@@ -37,6 +37,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let texts: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
     match texts.as_slice() {
         ["shim", "--dir", directory] => report(shim::run(&PathBuf::from(directory))),
+        ["can-map-ids", ..] => report(container::probe::user_namespaces(&arguments[1..])),
         ["unpack", ..] => report(unpack::run(&arguments[1..])),
         _ => runc::run(arguments),
     }

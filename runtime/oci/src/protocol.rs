@@ -45,6 +45,20 @@ pub struct ShimConfig {
     /// Sysctls of the pod's namespaces, in the dotted form, already admitted by the agent.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
+    /// A user namespace of the pod's own, pinned at `ns/user`, that the other namespaces belong to.
+    /// Containers name it by that path. It goes with [`PidNamespace::Host`] as little as with the
+    /// host's network.
+    #[serde(default)]
+    pub user_ids: Option<UserIds>,
+}
+
+/// The ids of the host that a pod's ids from 0 on stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UserIds {
+    /// What 0 stands for.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
 }
 
 /// How the containers of a sandbox see processes.

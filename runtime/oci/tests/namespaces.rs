@@ -283,3 +283,79 @@ fn the_ids_of_a_bind_and_of_a_new_file_system_are_mapped() {
     assert_eq!((code, text.as_str()), (0, "5000:6000\n"));
     shim.shut_down();
 }
+
+/// An overlay over the shim's image; the writable layer is the mapped root's.
+fn overlay(shim: &Shim, name: &str) -> Rootfs {
+    let base = shim.root.path().join(name);
+    let (upper, work) = (base.join("upper"), base.join("work"));
+    let below = base.join("below");
+    for directory in [&upper, &work, &below] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    std::fs::write(below.join("lowest"), "").unwrap();
+    chown(below.join("lowest"), Some(33), Some(44)).unwrap();
+    chown(&upper, Some(BASE), Some(BASE)).unwrap();
+    Rootfs::Overlay { lower: vec![shim.image(), below], upper, work }
+}
+
+#[test]
+fn the_pods_user_namespace_owns_its_others_and_maps_layers_and_binds() {
+    for pid in [PidNamespace::Container, PidNamespace::Sandbox] {
+        let ids = UserIds { first: BASE, count: 65_536 };
+        let sysctls = [("net.core.somaxconn", "77"), ("kernel.shm_rmid_forced", "1")];
+        let sysctls = sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let config = ShimConfig { pid, user_ids: Some(ids), sysctls, ..sandbox() };
+        let mut shim = Shim::start(&config);
+        let volume = shim.root.path().join("volume");
+        std::fs::create_dir(&volume).unwrap();
+        std::fs::write(volume.join("theirs"), "").unwrap();
+        chown(volume.join("theirs"), Some(1000), Some(2000)).unwrap();
+        let script = "id -u; tr -s ' ' < /proc/self/uid_map; stat -c '%u:%g' /lowest /bin/busybox / \
+                      /v/theirs; echo new > /v/mine; chown 7:8 /v/mine; touch /own; chown 9:9 /lowest; \
+                      hostname; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shm_rmid_forced; \
+                      echo x > /dev/null && echo null; echo fine > /dev/stdout";
+        let args = ["/bin/sh", "-c", script];
+        let mut request = shim.container("c", &args);
+        let user = shim.directory().join("ns/user");
+        request.rootfs = overlay(&shim, "overlay");
+        request.spec = spec_with(&args, |spec| {
+            let map = json!([{"containerID": 0, "hostID": BASE, "size": 65_536}]);
+            spec["linux"]["uidMappings"] = map.clone();
+            spec["linux"]["gidMappings"] = map;
+            namespace(spec, "user", user.to_str());
+            let bind = json!({"destination": "/v", "type": "bind", "source": volume,
+                              "options": ["rbind", "rw", "idmap"]});
+            spec["mounts"].as_array_mut().unwrap().push(bind);
+        });
+        let (exit, text) = shim.run_request(request);
+        let expected =
+            format!("0\n 0 {BASE} 65536\n33:44\n0:0\n0:0\n1000:2000\npod-one\n77\n1\nnull\nfine\n");
+        assert_eq!((exit.exit_code, text), (0, expected), "{pid:?} {exit:?}");
+        // On the disk a volume has the ids as the pod means them, the writable layer those outside.
+        let owner = |path: &Path| {
+            let metadata = std::fs::symlink_metadata(path).unwrap();
+            (metadata.uid(), metadata.gid())
+        };
+        assert_eq!(owner(&volume.join("mine")), (7, 8));
+        let upper = shim.root.path().join("overlay/upper");
+        assert_eq!(owner(&upper.join("own")), (BASE, BASE));
+        assert_eq!(owner(&upper.join("lowest")), (BASE + 9, BASE + 9));
+        assert_eq!(owner(&shim.root.path().join("overlay/below/lowest")), (33, 44));
+        shim.shut_down();
+    }
+}
+
+#[test]
+fn a_user_namespace_with_a_namespace_of_the_host_is_refused() {
+    let ids = UserIds { first: BASE, count: 65_536 };
+    let config = ShimConfig { new_ipc: false, user_ids: Some(ids), ..sandbox() };
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("sandbox.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_berth-oci"))
+        .args(["shim", "--dir"])
+        .arg(root.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("user_ids"), "{said}");
+}

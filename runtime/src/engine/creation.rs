@@ -8,7 +8,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_oci::protocol::{self, CreateContainer, Reply, Request, Rootfs, SignalTarget, Stdio};
+use berth_oci::protocol::{
+    self, CreateContainer, Reply, Request, Rootfs, SignalTarget, Stdio, UserIds,
+};
 use oci_spec::runtime::LinuxSeccomp;
 
 use super::container::{Container, ORDER_PATIENCE, delete};
@@ -88,6 +90,7 @@ impl Making<'_> {
             upper: upper.clone(),
             log_path: log_path.clone(),
             record,
+            user_ids: self.sandbox.user_ids,
         };
         let host = prepare_host(&config, ground).await?;
         let mut facts = self.shared.facts.clone();
@@ -100,6 +103,10 @@ impl Making<'_> {
             files: &sandbox_files(self.sandbox),
             host: &facts,
             local_seccomp: host.seccomp,
+            user_namespace: self
+                .sandbox
+                .user_ids
+                .map(|ids| spec::UserNamespace { path: self.sandbox.dir.user_namespace(), ids }),
         })?;
         let id = self.container.id.to_string();
         let request = CreateContainer {
@@ -192,6 +199,7 @@ struct Ground {
     upper: PathBuf,
     log_path: PathBuf,
     record: record::Container,
+    user_ids: Option<UserIds>,
 }
 
 /// What was found on the host for a container.
@@ -231,6 +239,9 @@ fn make_ground(ground: &Ground) -> io::Result<()> {
     // The upper directory is the container's `/`.
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(0o755))?;
+    if let Some(ids) = ground.user_ids {
+        std::os::unix::fs::chown(&upper, Some(ids.first), Some(ids.first))?;
+    }
     match ground.log_path.parent() {
         Some(parent) => std::fs::create_dir_all(parent).map_err(|e| disk::at(parent, e)),
         None => Ok(()),

@@ -10,6 +10,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
 use super::spec::HostFacts;
 use crate::cgroup::{Controller, Hierarchy};
+use crate::executable::Executable;
 
 /// What will not be enforced on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -99,6 +100,20 @@ fn collect(dir: &Path, found: &mut Vec<LinuxDevice>) -> io::Result<()> {
         found.push(device);
     }
     Ok(())
+}
+
+/// Whether pods can have user namespaces: the executable tries it on the directories that containers
+/// get files from. Blocking.
+pub(super) fn can_map_ids(executable: &Executable, directories: &[&Path]) -> Result<(), String> {
+    let output = executable.command().arg("can-map-ids").args(directories).output();
+    let output = output.map_err(|error| format!("cannot be tried: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(said.trim().trim_start_matches("berth-oci: ").to_owned())
+        }
+    }
 }
 
 /// Names the running kernel: a record of another boot describes nothing that lives.

@@ -20,6 +20,7 @@ mod shim;
 mod spec;
 mod stream;
 mod usage;
+mod user_ids;
 mod volumes;
 
 use std::collections::HashMap;
@@ -36,6 +37,7 @@ use self::container::Container;
 use self::record::{Layout, Phase};
 use self::sandbox::Sandbox;
 use self::spec::HostFacts;
+use self::user_ids::Pool;
 use crate::cgroup::{GroupPath, Hierarchy};
 use crate::disk;
 use crate::executable::Executable;
@@ -81,11 +83,27 @@ struct Shared {
     network: Arc<dyn PodNetwork>,
     facts: HostFacts,
     boot_id: String,
+    /// The ids that pods with user namespaces get, or why there are no such pods here.
+    user_ids: Result<Pool, String>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
     /// Making and removing a pod's cgroup take turns: its sandboxes share it.
     group_turn: Mutex<()>,
     events: broadcast::Sender<RuntimeEvent>,
     closing: CancellationToken,
+}
+
+/// Tries user namespaces, and reads which ids they may have.
+async fn user_ids(executable: &Arc<Executable>, layout: &Layout) -> Result<Pool, String> {
+    let (executable, layout) = (executable.clone(), layout.clone());
+    let tried = tokio::task::spawn_blocking(move || {
+        let directories = [&layout.run_dir, &layout.state_dir];
+        for directory in directories {
+            std::fs::create_dir_all(directory).map_err(|error| error.to_string())?;
+        }
+        host::can_map_ids(&executable, &directories.map(PathBuf::as_path))?;
+        Ok(Pool::of_host())
+    });
+    tried.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 impl Engine {
@@ -102,8 +120,10 @@ impl Engine {
     ) -> Result<Arc<Self>, RuntimeError> {
         let closing = CancellationToken::new();
         let boot_id = host::boot_id().map_err(|e| failed("read the boot id", e))?;
+        let layout = Layout { run_dir: config.run_dir, state_dir: config.state_dir };
         let shared = Arc::new(Shared {
-            layout: Layout { run_dir: config.run_dir, state_dir: config.state_dir },
+            user_ids: user_ids(&config.executable, &layout).await,
+            layout,
             facts: host::facts(&config.hierarchy),
             executable: config.executable,
             hierarchy: config.hierarchy,
@@ -119,8 +139,16 @@ impl Engine {
         for warning in Enforcement::of(&shared.hierarchy).warnings() {
             tracing::warn!(warning, "not enforced on this host");
         }
+        if let Err(why) = &shared.user_ids {
+            tracing::warn!(why, "pods cannot have user namespaces on this host");
+        }
         recover::run(&shared).await?;
         Ok(Arc::new(Self { shared, _closing: closing.drop_guard() }))
+    }
+
+    /// Whether pods can have user namespaces here, or why not.
+    pub fn user_namespaces(&self) -> Result<(), &str> {
+        self.shared.user_ids.as_ref().map(drop).map_err(String::as_str)
     }
 
     /// What this host will not enforce.

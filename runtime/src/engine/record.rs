@@ -15,6 +15,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use berth_oci::protocol::UserIds;
 use serde::{Deserialize, Serialize};
 
 use crate::images::digest::ChainId;
@@ -47,6 +48,9 @@ pub(super) struct Sandbox {
     pub(super) phase: Phase,
     pub(super) created_at: i64,
     pub(super) ips: Vec<IpAddr>,
+    /// The ids of a pod with a user namespace.
+    #[serde(default)]
+    pub(super) user_ids: Option<UserIds>,
 }
 
 /// `config.json`.
@@ -120,6 +124,10 @@ impl SandboxDir {
 
     pub(super) fn network_namespace(&self) -> PathBuf {
         self.0.join("ns/net")
+    }
+
+    pub(super) fn user_namespace(&self) -> PathBuf {
+        self.0.join("ns/user")
     }
 
     pub(super) fn shm(&self) -> PathBuf {

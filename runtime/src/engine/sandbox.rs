@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use berth_oci::protocol::{ContainerPhase, Event, PidNamespace, Request, ShimConfig};
+use berth_oci::protocol::{ContainerPhase, Event, PidNamespace, Request, ShimConfig, UserIds};
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
@@ -40,6 +40,7 @@ pub(super) struct Sandbox {
     pub(super) dir: SandboxDir,
     boot_id: String,
     created_at: i64,
+    pub(super) user_ids: Option<UserIds>,
     /// Shared by what works in the sandbox, taken whole by what ends it.
     pub(super) gate: RwLock<()>,
     inner: Mutex<Inner>,
@@ -62,6 +63,7 @@ impl Sandbox {
             dir,
             boot_id: record.boot_id,
             created_at: record.created_at,
+            user_ids: record.user_ids,
             gate: RwLock::default(),
             inner: Mutex::new(Inner {
                 phase: record.phase,
@@ -136,6 +138,7 @@ impl Sandbox {
             phase,
             created_at: self.created_at,
             ips: lock(&self.inner).ips.clone(),
+            user_ids: self.user_ids,
         };
         let path = self.dir.record();
         let outcome = disk::blocking(move || disk::write_run_json(&path, &record)).await;
@@ -162,16 +165,7 @@ pub(super) async fn run(
 ) -> Result<SandboxStatus, RuntimeError> {
     validate(&config)?;
     let id = SandboxId::try_from(random_digits(32)).map_err(|e| failed("choose an id", e))?;
-    let record = record::Sandbox {
-        boot_id: shared.boot_id.clone(),
-        phase: Phase::Making,
-        created_at: disk::now_nanoseconds(),
-        ips: Vec::new(),
-        id: id.clone(),
-        config,
-    };
-    let sandbox = Sandbox::of(record, shared.layout.sandbox(&id));
-    lock(&shared.sandboxes).insert(id.clone(), sandbox.clone());
+    let sandbox = list(&shared, &id, config)?;
     let made = bring_up(&shared, &sandbox).await;
     let Err(error) = made else {
         return Ok(sandbox.status());
@@ -186,6 +180,38 @@ pub(super) async fn run(
     Err(error)
 }
 
+/// Lists a new sandbox, with ids of its own where it wants them: at once, so that nobody else gets
+/// them.
+fn list(
+    shared: &Shared,
+    id: &SandboxId,
+    config: SandboxConfig,
+) -> Result<Arc<Sandbox>, RuntimeError> {
+    let mut sandboxes = lock(&shared.sandboxes);
+    let user_ids = match config.users {
+        NamespaceMode::Host => None,
+        NamespaceMode::Pod => {
+            let invalid = |why: &str| RuntimeError::Invalid(format!("user namespace: {why}"));
+            let pool = shared.user_ids.as_ref().map_err(|why| invalid(why))?;
+            let taken: Vec<UserIds> = sandboxes.values().filter_map(|s| s.user_ids).collect();
+            let ids = pool.allocate(&taken);
+            Some(ids.ok_or_else(|| invalid("all ids of the host that pods may have are taken"))?)
+        }
+    };
+    let record = record::Sandbox {
+        boot_id: shared.boot_id.clone(),
+        phase: Phase::Making,
+        created_at: disk::now_nanoseconds(),
+        ips: Vec::new(),
+        id: id.clone(),
+        config,
+        user_ids,
+    };
+    let sandbox = Sandbox::of(record, shared.layout.sandbox(id));
+    sandboxes.insert(id.clone(), sandbox.clone());
+    Ok(sandbox)
+}
+
 fn validate(config: &SandboxConfig) -> Result<(), RuntimeError> {
     GroupPath::try_from(config.cgroup_path.as_path())
         .map_err(|error| RuntimeError::Invalid(error.to_string()))?;
@@ -196,6 +222,13 @@ fn validate(config: &SandboxConfig) -> Result<(), RuntimeError> {
     let name = &config.hostname;
     if name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace() || c == '/') {
         return Err(RuntimeError::Invalid(format!("invalid host name {name:?}")));
+    }
+    let shares = config.network == NamespaceMode::Host
+        || config.ipc == NamespaceMode::Host
+        || config.pid == PidMode::Host;
+    if config.users == NamespaceMode::Pod && shares {
+        let message = "a user namespace does not go with the host's network, IPC or PID namespace";
+        return Err(RuntimeError::Invalid(message.to_owned()));
     }
     Ok(())
 }
@@ -243,7 +276,7 @@ fn prepare(shared: &Shared, sandbox: &Sandbox) -> io::Result<()> {
     }
     fs::create_dir_all(&config.log_directory).map_err(|e| disk::at(&config.log_directory, e))?;
     if config.ipc == NamespaceMode::Pod {
-        volumes::mount_shm(&sandbox.dir.shm())?;
+        volumes::mount_shm(&sandbox.dir.shm(), sandbox.user_ids)?;
     }
     let public = |path: std::path::PathBuf, content: &[u8]| {
         use std::os::unix::fs::PermissionsExt;
@@ -271,6 +304,7 @@ fn shim_config(shared: &Shared, sandbox: &Sandbox) -> ShimConfig {
             PidMode::Host => PidNamespace::Host,
         },
         sysctls: config.sysctls.clone(),
+        user_ids: sandbox.user_ids,
     }
 }
 

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
+use berth_oci::protocol::UserIds;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
@@ -126,11 +127,14 @@ fn open_beneath(volume: &Path, sub_path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// Mounts a tmpfs for `/dev/shm`, 64 MiB as Docker's.
-pub(super) fn mount_shm(place: &Path) -> io::Result<()> {
+pub(super) fn mount_shm(place: &Path, user_ids: Option<UserIds>) -> io::Result<()> {
     use rustix::mount::MountFlags;
     disk::make_private_dir(place)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("shm", place, "tmpfs", flags, Some(c"mode=1777,size=67108864"))
+    let root = user_ids.map_or(0, |ids| ids.first);
+    let options = format!("mode=1777,size=67108864,uid={root},gid={root}");
+    let options = std::ffi::CString::new(options)?;
+    rustix::mount::mount("shm", place, "tmpfs", flags, Some(options.as_c_str()))
         .map_err(|error| disk::at(place, error.into()))
 }
 

@@ -89,12 +89,19 @@ pub struct SandboxConfig {
     pub ipc: NamespaceMode,
     /// PID namespace sharing.
     pub pid: PidMode,
+    /// A user namespace of the pod's own (`hostUsers: false`), with 65536 ids that no other pod has.
+    #[serde(default = "of_host")]
+    pub users: NamespaceMode,
     /// Namespaced sysctls, already admitted, in the dotted form.
     pub sysctls: BTreeMap<String, String>,
     /// Ports that the host forwards.
     pub port_mappings: Vec<PortMapping>,
     /// Free key-value pairs kept with the sandbox and returned by [`Runtime::list`].
     pub labels: BTreeMap<String, String>,
+}
+
+fn of_host() -> NamespaceMode {
+    NamespaceMode::Host
 }
 
 /// cgroup v2 limits. `None` leaves the kernel's default in place.

@@ -182,6 +182,7 @@ impl Node {
 
     pub fn sandbox_config(&self, uid: &str) -> SandboxConfig {
         SandboxConfig {
+            users: NamespaceMode::Host,
             pod: PodIdentity { namespace: "default".into(), name: "p".into(), uid: uid.into() },
             attempt: 0,
             hostname: "pod-host".into(),

@@ -4,10 +4,12 @@
 //! Sources of binds, devices and the root file system are paths of the host, chosen by whoever wrote
 //! the specification; none of them is a path of the container.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::namespaces::User;
 use super::plan::Plan;
-use super::{Result, devices, labels, masks, mounts, rootfs};
+use super::{Result, child, devices, idmap, labels, masks, mounts, rootfs};
+use crate::protocol::Rootfs;
 
 /// Descriptors of the host's files.
 pub(super) struct Host {
@@ -32,7 +34,15 @@ impl Host {
             Some(list) if plan.binds_devices() => Some(devices::open(list)?),
             _ => None,
         };
-        let rootfs = rootfs::make(&plan.rootfs, procfs)?;
+        let ids = match (&plan.rootfs, &plan.namespaces.user) {
+            // A directory is the caller's to give to whom it likes.
+            (Rootfs::Directory(_), _) | (Rootfs::Overlay { .. }, User::Shared) => None,
+            (Rootfs::Overlay { .. }, User::New(map)) => Some(idmap::namespace(procfs, map)?),
+            (Rootfs::Overlay { .. }, User::Joined { path, .. }) => {
+                Some(child::open_namespace(path)?)
+            }
+        };
+        let rootfs = rootfs::make(&plan.rootfs, ids.as_ref().map(AsFd::as_fd), procfs)?;
         Ok(Self { null, sources, devices, rootfs })
     }
 }

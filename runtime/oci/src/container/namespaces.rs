@@ -248,6 +248,7 @@ mod tests {
 
     fn host() -> ShimConfig {
         ShimConfig {
+            user_ids: None,
             sandbox_id: String::new(),
             cgroup_root: PathBuf::new(),
             hostname: None,

@@ -13,15 +13,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
 };
 
 use super::{Doing, Result, rootfs};
+use crate::sys;
 
 const PATH_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// What is attached over `/`: a lookup of `/` itself passes below it.
 const OVER_ROOT: &str = "/..";
 const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// The directories of an overlay.
 pub(super) struct Layers<'a> {
@@ -37,8 +40,17 @@ impl Layers<'_> {
     }
 }
 
-/// Makes an overlay. `procfs` shows the caller as `self`; bind sources must have been opened.
-pub(super) fn make(layers: &Layers<'_>, procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
+/// Makes an overlay. `procfs` shows the caller as `self`; bind sources must have been opened. With a
+/// user namespace in `ids` an owner in a lower layer is the id that it stands for outside; the writable
+/// layer holds such ids as they are. Linux 5.19.
+pub(super) fn make(
+    layers: &Layers<'_>,
+    ids: Option<BorrowedFd<'_>>,
+    procfs: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    if let Some(ids) = ids {
+        return make_mapped(layers, ids, procfs);
+    }
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .doing(|| "open an overlay")?;
     if collects_options(context.as_fd()) {
@@ -68,6 +80,64 @@ fn collects_options(context: BorrowedFd<'_>) -> bool {
     rustix::mount::fsconfig_set_flag(context, "no-such-option").is_ok()
 }
 
+/// Mapped layers are mounts, and an overlay takes only what is attached in the caller's own mount
+/// namespace: they are on a shelf over `/` until it has them.
+fn make_mapped(
+    layers: &Layers<'_>,
+    ids: BorrowedFd<'_>,
+    procfs: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    let host = rootfs::hide_root()?;
+    let shelf = shelf(&host).doing(|| "make a place for mapped layers")?;
+    let lower = layers
+        .lower
+        .iter()
+        .enumerate()
+        .map(|(index, path)| {
+            let place = index.to_string();
+            mapped_layer(path, ids, (&shelf, &place))
+                .doing(|| format!("map the ids of overlay layer {}", path.display()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let made = mount_descriptors(layers, lower, procfs);
+    let top = rustix::fs::open(OVER_ROOT, PATH_DIRECTORY, Mode::empty());
+    let is_shelf = top.and_then(|top| Ok(rustix::fs::fstatfs(&top)?.f_type as u64 == TMPFS_MAGIC));
+    match is_shelf {
+        Ok(true) => rustix::mount::unmount(OVER_ROOT, UnmountFlags::DETACH),
+        Ok(false) => Err(Errno::STALE),
+        Err(error) => Err(error),
+    }
+    .doing(|| "detach the mapped layers")?;
+    made
+}
+
+/// A directory in memory over `/`.
+fn shelf(host: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&context, "mode", "0700")?;
+    rustix::mount::fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let shelf = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&shelf, "", host, "", flags)?;
+    Ok(shelf)
+}
+
+/// A layer with its ids mapped, put on the shelf.
+fn mapped_layer(
+    path: &Path,
+    ids: BorrowedFd<'_>,
+    (shelf, place): (&OwnedFd, &str),
+) -> std::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(rustix::fs::CWD, path, flags)?;
+    sys::map_mount_ids(tree.as_fd(), ids, false)?;
+    rustix::fs::mkdirat(shelf, place, Mode::RWXU)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", shelf, place, flags)?;
+    Ok(tree)
+}
+
 /// The same for Linux before 6.8: mounted over the child's `/` for a moment, then taken off again.
 fn make_by_descriptors(layers: &Layers<'_>, procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
     let open = |path: &Path| {
@@ -75,6 +145,19 @@ fn make_by_descriptors(layers: &Layers<'_>, procfs: BorrowedFd<'_>) -> Result<Ow
             .doing(|| format!("open overlay layer {}", path.display()))
     };
     let lower = layers.lower.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+    mount_descriptors(layers, lower, procfs)
+}
+
+/// Mounts an overlay of lower layers that are open, over `/`, and takes it off again.
+fn mount_descriptors(
+    layers: &Layers<'_>,
+    lower: Vec<OwnedFd>,
+    procfs: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    let open = |path: &Path| {
+        rustix::fs::open(path, PATH_DIRECTORY, Mode::empty())
+            .doing(|| format!("open overlay layer {}", path.display()))
+    };
     let (upper, work) = (open(layers.upper)?, open(layers.work)?);
     let options = options(&numbers(&lower), upper.as_raw_fd(), work.as_raw_fd());
     let host = rootfs::hide_root()?;

@@ -36,11 +36,16 @@ pub(super) fn cut_off(wanted: Option<MountAttributes>) -> Result<()> {
     sys::set_mount_attributes(root.as_fd(), attributes).doing(|| "detach mounts from the host's")
 }
 
-/// Makes the root file system, attached nowhere. `procfs` is one of the child's own.
-pub(super) fn make(rootfs: &Rootfs, procfs: BorrowedFd<'_>) -> Result<OwnedFd> {
+/// Makes the root file system, attached nowhere. `procfs` is one of the child's own; `ids` is the user
+/// namespace that an overlay's owners are mapped by.
+pub(super) fn make(
+    rootfs: &Rootfs,
+    ids: Option<BorrowedFd<'_>>,
+    procfs: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
     match rootfs {
         Rootfs::Overlay { lower, upper, work } => {
-            overlay::make(&Layers { lower, upper, work }, procfs)
+            overlay::make(&Layers { lower, upper, work }, ids, procfs)
         }
         Rootfs::Directory(path) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE

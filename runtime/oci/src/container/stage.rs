@@ -230,7 +230,7 @@ fn enter_user(namespace: Option<&OwnedFd>) -> Result<()> {
 }
 
 /// Becomes the root of the user namespace, as far as it has one.
-fn become_root() -> Result<()> {
+pub(super) fn become_root() -> Result<()> {
     let tolerate = |result: Result<(), Errno>| match result {
         // Not mapped, or groups are not set here.
         Err(Errno::INVAL | Errno::PERM) => Ok(()),
@@ -244,7 +244,11 @@ fn become_root() -> Result<()> {
 
 /// Gives the pipes to the container's root, so that `/dev/stdout` can be opened by it.
 fn give_streams(plan: &Plan, ends: &Ends) -> Result<()> {
-    let User::New(mappings) = &plan.namespaces.user else { return Ok(()) };
+    let (User::New(mappings) | User::Joined { expected: Some(mappings), .. }) =
+        &plan.namespaces.user
+    else {
+        return Ok(());
+    };
     let (Some(uid), Some(gid)) = (outside(&mappings.uids, 0), outside(&mappings.gids, 0)) else {
         return Ok(());
     };

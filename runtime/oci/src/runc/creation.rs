@@ -161,6 +161,7 @@ pub(super) fn size(process: &Process) -> Option<Winsize> {
 /// The plan is made as for a pod that gives its containers nothing of its own.
 fn sandbox(spec: &Spec, wish: &Wish) -> ShimConfig {
     ShimConfig {
+        user_ids: None,
         sandbox_id: wish.id.as_str().to_owned(),
         cgroup_root: PathBuf::new(),
         hostname: None,

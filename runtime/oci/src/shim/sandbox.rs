@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
 
+use crate::container::holder::{self, Afterwards, Held, Wanted};
 use crate::container::sysctl;
-use crate::container::{Doing, Result, empty_root};
+use crate::container::{Doing, Error, Result, empty_root};
 use crate::log::Birthplace;
-use crate::protocol::{PidNamespace, ShimConfig};
+use crate::protocol::{PidNamespace, ShimConfig, UserIds};
 use crate::sys::{self, CloneFlags, Cloned, MountAttributes};
 
 /// The namespaces of a pod.
@@ -53,13 +54,22 @@ impl Sandbox {
             .filter(|(_, wanted)| *wanted)
             .map(|(kind, _)| kind)
             .collect();
-        let namespaces = make_namespaces(&procfs, &kinds, config)?;
-        if !kinds.is_empty() {
-            pin(directory, &kinds, &namespaces)?;
-        }
-        let reaper = match config.pid {
-            PidNamespace::Sandbox => Some(start_reaper(&namespaces)?),
-            PidNamespace::Container | PidNamespace::Host => None,
+        let (namespaces, reaper) = match config.user_ids {
+            None => {
+                let namespaces = make_namespaces(&procfs, &kinds, config)?;
+                pin(directory, pins(&kinds, &namespaces))?;
+                let reaper = match config.pid {
+                    PidNamespace::Sandbox => Some(start_reaper(&namespaces)?),
+                    PidNamespace::Container | PidNamespace::Host => None,
+                };
+                (namespaces, reaper)
+            }
+            Some(ids) => {
+                let held = hold_namespaces(&procfs, &kinds, (ids, config))?;
+                let user = std::iter::once(("user", held.user.as_fd()));
+                pin(directory, user.chain(pins(&kinds, &held.others)))?;
+                (held.others, held.reaper)
+            }
         };
         if let Some(reaper) = &reaper {
             let kind = ThreadNameSpaceType::PROCESS_ID;
@@ -135,6 +145,38 @@ fn make_namespaces(
     if flags != 0 {
         sys::unshare(flags).doing(|| "make namespaces")?;
     }
+    configure(procfs, config)?;
+    let made = open()?;
+    for namespace in &host {
+        move_into_link_name_space(namespace.as_fd(), None)
+            .doing(|| "return to the host's namespaces")?;
+    }
+    Ok(made)
+}
+
+/// Makes the namespaces of a pod whose ids are not the host's.
+fn hold_namespaces(
+    procfs: &OwnedFd,
+    kinds: &[(&'static str, i32)],
+    (ids, config): (UserIds, &ShimConfig),
+) -> Result<Held> {
+    let refuse = |reason: &str| Err(Error::invalid("user_ids", reason));
+    if config.pid == PidNamespace::Host {
+        return refuse("the host's processes cannot be seen from a user namespace");
+    }
+    if kinds.len() != KINDS.len() {
+        return refuse("a namespace of the host does not go with a user namespace");
+    }
+    let afterwards = match config.pid {
+        PidNamespace::Sandbox => Afterwards::Reaps,
+        PidNamespace::Container | PidNamespace::Host => Afterwards::Ends,
+    };
+    let wanted = Wanted { procfs: procfs.as_fd(), kinds, ids, afterwards };
+    holder::hold(&wanted, || configure(procfs, config))
+}
+
+/// Configures the namespaces one is in.
+fn configure(procfs: &OwnedFd, config: &ShimConfig) -> Result<()> {
     if config.new_network {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::INET,
@@ -157,15 +199,24 @@ fn make_namespaces(
         sysctl::require_own(&one, &own)?;
         sysctl::write(procfs.as_fd(), &one)?;
     }
-    let made = open()?;
-    for namespace in &host {
-        move_into_link_name_space(namespace.as_fd(), None)
-            .doing(|| "return to the host's namespaces")?;
-    }
-    Ok(made)
+    Ok(())
 }
 
-fn pin(directory: &Path, kinds: &[(&str, i32)], namespaces: &[OwnedFd]) -> Result<()> {
+fn pins<'a>(
+    kinds: &'a [(&'static str, i32)],
+    namespaces: &'a [OwnedFd],
+) -> impl Iterator<Item = (&'static str, BorrowedFd<'a>)> {
+    kinds.iter().zip(namespaces).map(|((name, _), namespace)| (*name, namespace.as_fd()))
+}
+
+fn pin<'a>(
+    directory: &Path,
+    namespaces: impl Iterator<Item = (&'static str, BorrowedFd<'a>)>,
+) -> Result<()> {
+    let mut namespaces = namespaces.peekable();
+    if namespaces.peek().is_none() {
+        return Ok(());
+    }
     let ns = directory.join("ns");
     let operation = || format!("pin namespaces at {}", ns.display());
     std::fs::create_dir_all(&ns).doing(operation)?;
@@ -176,10 +227,10 @@ fn pin(directory: &Path, kinds: &[(&str, i32)], namespaces: &[OwnedFd]) -> Resul
     sys::set_mount_attributes(tree.as_fd(), private).doing(operation)?;
     rustix::mount::move_mount(&tree, "", CWD, &ns, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .doing(operation)?;
-    for ((name, _), namespace) in kinds.iter().zip(namespaces) {
+    for (name, namespace) in namespaces {
         let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let place =
-            rustix::fs::openat(&tree, *name, flags, Mode::from_raw_mode(0o600)).doing(operation)?;
+            rustix::fs::openat(&tree, name, flags, Mode::from_raw_mode(0o600)).doing(operation)?;
         let pin = rustix::mount::open_tree(namespace, "", clone | OpenTreeFlags::AT_EMPTY_PATH)
             .doing(operation)?;
         let empty =

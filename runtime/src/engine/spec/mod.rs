@@ -15,16 +15,16 @@ mod signal;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
-use berth_oci::protocol::UserSelector;
+use berth_oci::protocol::{UserIds, UserSelector};
 use oci_spec::runtime::{
-    Capability, Linux, LinuxDevice, LinuxNamespace, LinuxNamespaceType, LinuxResources,
-    LinuxSeccomp, Root, Spec,
+    Capability, Linux, LinuxDevice, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp, Root, Spec,
 };
 
 use crate::cgroup::{Controller, limits};
 use crate::images::config::{ImageConfig, printable_user};
 use crate::interface::{
-    ContainerConfig, NamespaceMode, Propagation, RuntimeError, SandboxConfig,
+    ContainerConfig, NamespaceMode, Propagation, RuntimeError, SandboxConfig, Security,
     SupplementalGroupsPolicy,
 };
 
@@ -52,6 +52,15 @@ pub(super) struct Input<'a> {
     pub(super) host: &'a HostFacts,
     /// The profile of [`crate::interface::Seccomp::Localhost`], already read.
     pub(super) local_seccomp: Option<LinuxSeccomp>,
+    pub(super) user_namespace: Option<UserNamespace>,
+}
+
+/// The user namespace of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct UserNamespace {
+    /// Where it is pinned.
+    pub(super) path: PathBuf,
+    pub(super) ids: UserIds,
 }
 
 /// What the shim is told.
@@ -91,6 +100,9 @@ pub(super) fn plan(input: Input<'_>) -> Result<Planned, RuntimeError> {
 
 fn make(input: Input<'_>) -> Result<Planned, String> {
     let security = &input.config.security;
+    if let Some(namespace) = &input.user_namespace {
+        check_ids(security, namespace.ids.count)?;
+    }
     let granted = capabilities::grant(security, &input.host.capabilities)?;
     let image = input.image;
     let user = user(input.config, image.user.clone().validate(printable_user)?);
@@ -103,9 +115,12 @@ fn make(input: Input<'_>) -> Result<Planned, String> {
     };
     let hostname = &input.sandbox.hostname;
     let process = process::plan(input.config, hostname, asked, &granted)?;
+    let mapping = input.user_namespace.as_ref().map(mapping).transpose()?;
     let mut linux = Linux::default();
     linux
-        .set_namespaces(Some(namespaces()))
+        .set_namespaces(Some(namespaces(input.user_namespace.as_ref())))
+        .set_uid_mappings(mapping.clone())
+        .set_gid_mappings(mapping)
         .set_resources(Some(resources(input.config, input.host)))
         .set_seccomp(seccomp::choose(security, input.local_seccomp, &granted)?)
         .set_devices((security.privileged).then(|| input.host.devices.clone()))
@@ -137,15 +152,40 @@ fn user(config: &ContainerConfig, image_user: String) -> UserSelector {
     }
 }
 
+/// An id that stands for none of the host's cannot be had; the kernel would only say EINVAL.
+fn check_ids(security: &Security, count: u32) -> Result<(), String> {
+    let user = security.run_as_user.map(|id| ("runAsUser", id));
+    let group = security.run_as_group.map(|id| ("runAsGroup", id));
+    let others = security.supplemental_groups.iter().map(|id| ("group", *id));
+    match user.into_iter().chain(group).chain(others).find(|(_, id)| *id >= count) {
+        None => Ok(()),
+        Some((field, id)) => {
+            Err(format!("{field} {id} is not one of the {count} ids of the pod's user namespace"))
+        }
+    }
+}
+
+fn mapping(namespace: &UserNamespace) -> Result<Vec<LinuxIdMapping>, String> {
+    let UserIds { first, count } = namespace.ids;
+    let mapping = LinuxIdMappingBuilder::default().container_id(0u32).host_id(first).size(count);
+    Ok(vec![mapping.build().map_err(|error| error.to_string())?])
+}
+
 /// Mount and cgroup are the container's own; the sandbox has the others.
-fn namespaces() -> Vec<LinuxNamespace> {
+fn namespaces(user: Option<&UserNamespace>) -> Vec<LinuxNamespace> {
     use LinuxNamespaceType::{Cgroup, Mount};
     let own = |kind| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(kind);
         namespace
     };
-    [Mount, Cgroup].map(own).into()
+    let mut namespaces: Vec<_> = [Mount, Cgroup].map(own).into();
+    if let Some(user) = user {
+        let mut joined = own(LinuxNamespaceType::User);
+        joined.set_path(Some(user.path.clone()));
+        namespaces.push(joined);
+    }
+    namespaces
 }
 
 fn resources(config: &ContainerConfig, host: &HostFacts) -> LinuxResources {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount;
 
 use super::has_own_network;
-use crate::interface::{ContainerConfig, Propagation, SandboxConfig};
+use crate::interface::{ContainerConfig, NamespaceMode, Propagation, SandboxConfig};
 
 /// A bind mount whose source on the host is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,23 @@ pub(super) fn plan(
     for volume in volumes {
         mounts.push(volume_mount(volume)?);
     }
+    if sandbox.users == NamespaceMode::Pod {
+        mounts.iter_mut().filter(|mount| has_host_ids(mount, files)).for_each(map_ids);
+    }
     Ok(mounts)
+}
+
+/// What holds ids as the pod means them: all that is bound, but the memory that is made for its ids.
+fn has_host_ids(mount: &Mount, files: &SandboxFiles) -> bool {
+    mount.typ().as_deref() == Some("bind") && mount.source().as_ref() != Some(&files.shm)
+}
+
+/// Lets the pod's ids stand for the same ids there. Not for what is mounted below, as upstream's
+/// runtimes have it: not every file system can.
+fn map_ids(mount: &mut Mount) {
+    let mut options = mount.options().clone().unwrap_or_default();
+    options.push("idmap".to_owned());
+    mount.set_options(Some(options));
 }
 
 fn volume_mount(volume: &PreparedMount) -> Result<Mount, String> {

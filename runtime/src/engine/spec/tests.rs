@@ -34,6 +34,7 @@ pub(in crate::engine) fn container() -> ContainerConfig {
 
 fn sandbox() -> SandboxConfig {
     SandboxConfig {
+        users: NamespaceMode::Host,
         pod: PodIdentity { namespace: "default".into(), name: "p".into(), uid: "u".into() },
         attempt: 0,
         hostname: "host-of-pod".into(),
@@ -59,6 +60,14 @@ fn try_planned(
     json: &str,
     mounts: &[PreparedMount],
 ) -> Result<Planned, RuntimeError> {
+    planned_in(&sandbox(), None, (config, json, mounts))
+}
+
+fn planned_in(
+    sandbox: &SandboxConfig,
+    user_namespace: Option<UserNamespace>,
+    (config, json, mounts): (&ContainerConfig, &str, &[PreparedMount]),
+) -> Result<Planned, RuntimeError> {
     let names = ["CAP_CHOWN", "CAP_KILL", "CAP_SYS_ADMIN"];
     let host = HostFacts {
         capabilities: names.iter().map(|n| capabilities::parse(n).unwrap()).collect(),
@@ -67,7 +76,7 @@ fn try_planned(
     };
     plan(Input {
         config,
-        sandbox: &sandbox(),
+        sandbox,
         image: image(json),
         mounts,
         files: &SandboxFiles {
@@ -77,6 +86,7 @@ fn try_planned(
         },
         host: &host,
         local_seccomp: None,
+        user_namespace,
     })
 }
 
@@ -207,4 +217,43 @@ fn the_pods_user_wins_over_the_images() {
     };
     let user = planned(&config, json).user;
     assert_eq!((user.user.as_str(), user.group), ("0", Some(7)));
+}
+
+#[test]
+fn in_a_user_namespace_what_is_bound_is_mapped_and_ids_beyond_it_are_refused() {
+    let sandbox = SandboxConfig { users: NamespaceMode::Pod, ..sandbox() };
+    let user = || {
+        let ids = UserIds { first: 131_072, count: 65_536 };
+        Some(UserNamespace { path: "/run/s/ns/user".into(), ids })
+    };
+    let volume = PreparedMount {
+        source: "/v".into(),
+        container_path: "/v".into(),
+        read_only: false,
+        recursive_read_only: false,
+        propagation: Propagation::Private,
+    };
+    let json = r#"{"Cmd":["c"]}"#;
+    let volumes = std::slice::from_ref(&volume);
+    let spec = planned_in(&sandbox, user(), (&container(), json, volumes)).unwrap().spec;
+    let linux = spec.linux().clone().unwrap();
+    let joined = linux.namespaces().clone().unwrap();
+    let joined = joined.iter().find(|n| n.typ() == LinuxNamespaceType::User).unwrap();
+    assert_eq!(joined.path().as_deref(), Some(Path::new("/run/s/ns/user")));
+    let mapping = linux.gid_mappings().clone().unwrap();
+    assert_eq!((mapping[0].host_id(), mapping[0].size()), (131_072, 65_536));
+    let mapped: Vec<_> = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .filter(|m| m.options().iter().flatten().any(|option| option == "idmap"))
+        .map(|m| m.destination().display().to_string())
+        .collect();
+    assert_eq!(mapped, ["/etc/hostname", "/etc/resolv.conf", "/v"]);
+    let config = ContainerConfig {
+        security: Security { run_as_user: Some(65_536), ..Security::default() },
+        ..container()
+    };
+    let error = planned_in(&sandbox, user(), (&config, json, &[])).unwrap_err();
+    assert!(error.to_string().contains("runAsUser 65536 is not one of the 65536 ids"), "{error}");
 }

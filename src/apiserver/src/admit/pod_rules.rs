@@ -79,6 +79,7 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
     }
     check_host_ports(pod, causes);
     check_sysctls(pod, causes);
+    check_host_users(pod, causes);
 }
 
 /// Sysctls have a name each, of words between dots or slashes, once.
@@ -324,6 +325,28 @@ fn check_host_ports(pod: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
+/// A user namespace owns the pod's other namespaces, so none of them is the host's; without one the
+/// files of procfs stay masked.
+fn check_host_users(pod: &Value, causes: &mut Vec<Cause>) {
+    let own_users = pod.pointer("/spec/hostUsers") == Some(&Value::Bool(false));
+    for field in ["hostNetwork", "hostPID", "hostIPC"] {
+        if own_users && pod.flag(&format!("/spec/{field}")) {
+            let detail = "when `hostUsers` is false";
+            causes.push(Cause::forbidden(format!("spec.{field}"), detail));
+        }
+    }
+    for list in ["initContainers", "containers"] {
+        for (index, container) in pod.list(&format!("/spec/{list}")).iter().enumerate() {
+            let mount = container.pointer("/securityContext/procMount");
+            if let Some(mount) = mount.filter(|mount| !own_users && *mount == "Unmasked") {
+                let field = format!("spec.{list}[{index}].securityContext.procMount");
+                let detail = "`hostUsers` must be false to use `Unmasked`";
+                causes.push(Cause::invalid(field, mount, detail));
+            }
+        }
+    }
+}
+
 /// Checks what changed of an existing pod.
 pub(crate) fn check_update(current: &Value, wanted: &Value, causes: &mut Vec<Cause>) {
     let mut allowed = wanted.clone();
@@ -450,6 +473,21 @@ mod tests {
             json!({"limits": {"memory": "x", "cpu": "1"}, "requests": {"cpu": "2"}});
         bad["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/a"}]);
         assert_eq!(problems(&bad).len(), 3);
+    }
+
+    #[test]
+    fn a_user_namespace_goes_with_no_namespace_of_the_host_and_unmasked_only_with_it() {
+        let mut bad = pod();
+        bad["spec"]["hostUsers"] = json!(false);
+        bad["spec"]["containers"][0]["securityContext"] = json!({"procMount": "Unmasked"});
+        assert_eq!(problems(&bad), []);
+        for field in ["hostPID", "hostIPC"] {
+            bad["spec"][field] = json!(true);
+        }
+        assert_eq!(problems(&bad).len(), 2);
+        let mut bad = pod();
+        bad["spec"]["containers"][0]["securityContext"] = json!({"procMount": "Unmasked"});
+        assert_eq!(problems(&bad).len(), 1);
     }
 
     #[test]
