@@ -347,6 +347,39 @@ fn missing_sub_paths_are_made_inside_the_volume_alone() {
 }
 
 #[test]
+fn sub_paths_made_under_a_racing_exchange_are_never_made_outside() {
+    let root = Root::new();
+    let path = set_up_one(&root, json!({"volumes": [{"name": "v", "emptyDir": {}}]}), &[]);
+    let outside = root.directory.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::create_dir(path.join("a")).unwrap();
+    symlink(&outside, path.join("swap")).unwrap();
+    let rounds = std::env::var("BERTH_RACE_ROUNDS");
+    let rounds: u32 = rounds.map_or(3000, |text| text.parse().unwrap());
+    let stop = AtomicBool::new(false);
+    let (mut made, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (a, swap) = (path.join("a"), path.join("swap"));
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            while !stop.load(Ordering::Relaxed) {
+                let cwd = rustix::fs::CWD;
+                rustix::fs::renameat_with(cwd, &a, cwd, &swap, exchange).unwrap();
+            }
+        });
+        for round in 0..rounds {
+            match ensure_sub_paths(&[mount(&path, &format!("a/{round}/deep"))]) {
+                Ok(()) => made += 1,
+                Err(_) => refused += 1,
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(made > 0 && refused > 0, "no race: {made} made, {refused} refused");
+    assert_eq!(names(&outside), Vec::<String>::new());
+}
+
+#[test]
 fn setgid_passes_the_group_on_and_links_are_left_alone() {
     let root = Root::new();
     let spec =

@@ -211,6 +211,48 @@ mod tests {
         assert!(!Path::new("/etc/new").exists());
     }
 
+    /// CVE-2021-25741: the container exchanges a directory of the path for a link while it is looked up.
+    #[test]
+    fn a_directory_that_is_exchanged_for_a_link_never_leads_out_of_the_volume() {
+        use rustix::fs::{RenameFlags, renameat_with};
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let rounds = std::env::var("BERTH_RACE_ROUNDS");
+        let rounds: u32 = rounds.map_or(20_000, |text| text.parse().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("volume"), dir.path().join("outside"));
+        fs::create_dir_all(volume.join("a/b")).unwrap();
+        fs::create_dir_all(outside.join("b")).unwrap();
+        symlink(&outside, volume.join("swap")).unwrap();
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let (inside, canary) = (inode(&volume.join("a/b")), inode(&outside.join("b")));
+        let stop = AtomicBool::new(false);
+        let (mut found, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (a, swap) = (volume.join("a"), volume.join("swap"));
+                while !stop.load(Ordering::Relaxed) {
+                    renameat_with(CWD, &a, CWD, &swap, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            for _ in 0..rounds {
+                // The second has nothing to find outside, and must not make it there.
+                for path in ["a/b", "a/new"] {
+                    match open_beneath(&volume, Path::new(path)) {
+                        Err(_) => refused += 1,
+                        Ok(opened) => {
+                            let seen = rustix::fs::fstat(&opened).unwrap().st_ino;
+                            assert_ne!(seen, canary, "opened what is outside");
+                            found += usize::from(seen == inside);
+                        }
+                    }
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(found > 0 && refused > 0, "no race: {found} found, {refused} refused");
+        assert!(!outside.join("new").exists(), "made outside");
+    }
+
     #[test]
     fn mount_points_below_a_directory_are_found_by_component() {
         let table = b"\
