@@ -379,6 +379,27 @@ fn sub_paths_made_under_a_racing_exchange_are_never_made_outside() {
     assert_eq!(names(&outside), Vec::<String>::new());
 }
 
+/// CVE-2020-8557: what a container writes to the kubelet's files must not fill the node's disk.
+#[test]
+fn the_kubelets_files_of_a_pod_are_bounded_and_go_with_it() {
+    use std::io::Write;
+    let root = Root::new();
+    for _ in 0..2 {
+        root.pod.create_files().unwrap();
+    }
+    assert_eq!(root.mounts().len(), 1);
+    fs::write(root.pod.hosts_path(), "127.0.0.1 localhost\n").unwrap();
+    let log = root.pod.create_termination_log("c", 0).unwrap();
+    assert!(log.starts_with(root.pod.files_path()) && log.exists());
+    let mut file = fs::OpenOptions::new().append(true).open(root.pod.hosts_path()).unwrap();
+    let piece = vec![b'x'; 1 << 20];
+    let written = (0..64).take_while(|_| file.write_all(&piece).is_ok()).count();
+    assert!(written < 9, "{written} MiB were written");
+    drop(file);
+    tear_down(&root.pod).unwrap();
+    assert!(root.mounts().is_empty() && !root.pod.path().exists());
+}
+
 #[test]
 fn setgid_passes_the_group_on_and_links_are_left_alone() {
     let root = Root::new();

@@ -3,9 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{VolumeError, directory};
+use rustix::mount::MountAttrFlags;
+
+use super::{VolumeError, directory, tmpfs};
 use crate::container_config::{ConfigError, require_component};
 use crate::pod_files::write_in_place;
+
+/// What the kubelet's files of a pod may hold together: a host's long list of names, and more.
+const FILES_BYTES: u64 = 8 << 20;
 
 /// The kinds of volumes that have a directory, by upstream's plugin names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,24 +86,32 @@ impl PodDirectory {
         Ok(self.volumes_path().join(plugin.directory_name()).join(name))
     }
 
+    /// Where the files are that the kubelet makes and containers may write to: in memory and bounded,
+    /// so that they do not fill the node's disk (CVE-2020-8557).
+    ///
+    /// Differs: upstream has them on the disk and counts them for eviction.
+    pub fn files_path(&self) -> PathBuf {
+        self.path().join("files")
+    }
+
     /// The pod's `/etc/hosts`.
     pub fn hosts_path(&self) -> PathBuf {
-        self.path().join("etc-hosts")
+        self.files_path().join("etc-hosts")
     }
 
     /// The pod's `/etc/resolv.conf`.
     pub fn resolv_conf_path(&self) -> PathBuf {
-        self.path().join("resolv.conf")
+        self.files_path().join("resolv.conf")
     }
 
     /// The pod's `/etc/hostname`.
     pub fn hostname_path(&self) -> PathBuf {
-        self.path().join("hostname")
+        self.files_path().join("hostname")
     }
 
     /// What a container writes its last words to.
     pub fn termination_log_path(&self, container: &str, attempt: u32) -> PathBuf {
-        self.path().join("containers").join(container).join(attempt.to_string())
+        self.files_path().join("containers").join(container).join(attempt.to_string())
     }
 
     /// The UIDs of all pods that have a directory. Blocks.
@@ -122,6 +135,20 @@ impl PodDirectory {
     /// Makes the pod's directory. Blocks; idempotent.
     pub fn create(&self) -> io::Result<()> {
         directory::make_all(&self.root, &self.volumes_path())
+    }
+
+    /// Makes the place of the kubelet's files. Blocks; idempotent.
+    pub fn create_files(&self) -> io::Result<()> {
+        let path = self.files_path();
+        directory::make_all(&self.root, &path)?;
+        let opened = directory::open_path(&path)?;
+        if tmpfs::is_mount(&opened)? {
+            return Ok(());
+        }
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        tmpfs::mount(&opened, tmpfs::Options { size_bytes: Some(FILES_BYTES), flags })
     }
 
     /// Makes an empty termination log that any user may write. Blocks; idempotent.

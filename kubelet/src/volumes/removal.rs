@@ -73,6 +73,10 @@ fn unmount_volumes(pod: &PodDirectory) -> Vec<TeardownError> {
         VolumePlugin::Projected,
     ];
     let mut errors = Vec::new();
+    let files = pod.files_path();
+    if let Err(source) = tmpfs::unmount_all(&files) {
+        errors.push(TeardownError::Unmount { path: files, source });
+    }
     for plugin in PLUGINS {
         let path = pod.volumes_path().join(plugin.directory_name());
         let Ok(opened) = directory::open_path(&path) else { continue };

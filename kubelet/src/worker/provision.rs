@@ -157,6 +157,8 @@ impl Ingredients {
             (directory.resolv_conf_path(), resolv_conf.render()),
             (directory.hostname_path(), format!("{kernel_name}\n")),
         ];
+        let made = directory.create_files();
+        made.map_err(|error| file_error(&directory.files_path(), &error))?;
         for (path, content) in &contents {
             pod_files::write_in_place(path, content.as_bytes(), 0o644)
                 .map_err(|error| file_error(path, &error))?;
