@@ -5,7 +5,7 @@
 //! without would be wrong or unsafe). A test holds the tables against the API's own list of fields,
 //! so that a new one cannot be forgotten. Whoever makes a field work changes its line there.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::Value;
 
 pub mod tables;
@@ -75,6 +75,16 @@ pub fn audit(pod: &Pod) -> Vec<Finding> {
             severity: Severity::Refuse,
             message: "the specification cannot be read",
         }),
+    }
+    findings
+}
+
+/// Everything in one container that this node does not honour: ephemeral ones come when the pod has
+/// long been admitted.
+pub fn audit_container(container: &Container) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Ok(Value::Object(fields)) = serde_json::to_value(container) {
+        walk(&tables::CONTAINER, &fields, &container.name, &mut findings);
     }
     findings
 }

@@ -136,6 +136,24 @@ fn what_is_not_done_is_found_where_it_stands() {
 }
 
 #[test]
+fn a_container_that_comes_later_is_judged_too() {
+    let container = serde_json::from_value(json!({
+        "name": "debugger",
+        "securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "p"}},
+        "env": [{"name": "A", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "p", "key": "k"}}}],
+    }))
+    .unwrap();
+    let text = refusal(&audit_container(&container)).unwrap();
+    for place in
+        ["debugger.env[0].valueFrom.fileKeyRef", "debugger.securityContext.appArmorProfile"]
+    {
+        assert!(text.contains(place), "{text}");
+    }
+    let plain = serde_json::from_value(json!({"name": "debugger", "image": "x"})).unwrap();
+    assert_eq!(audit_container(&plain), []);
+}
+
+#[test]
 fn a_refusal_names_the_refused_fields_only() {
     let pod = serde_json::from_value(json!({"spec": {
         "containers": [], "securityContext": {"seLinuxOptions": {"level": "s0"}}, "runtimeClassName": "x",

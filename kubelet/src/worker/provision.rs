@@ -37,6 +37,7 @@ use crate::objects::Fetched;
 use crate::pod_files::{self, DnsSettings, LastWords, ResolvConf, TerminationPolicy};
 use crate::qos::{PodDemand, ResourceAmounts};
 use crate::static_pods;
+use crate::unsupported;
 use crate::volumes::{self, PodDirectory, Sources, Tokens};
 use objects::Objects;
 
@@ -200,6 +201,9 @@ impl Ingredients {
         image: &Image,
         (environment, attempt): (&Environment, u32),
     ) -> Result<ContainerConfig, Failure> {
+        if let Some(why) = unsupported::refusal(&unsupported::audit_container(container)) {
+            return Err(Failure::new("CreateContainerConfigError", why));
+        }
         let mounts = self.mounts(container, environment, attempt)?;
         let config = container_config::container_config(ContainerInputs {
             pod: &self.pod,
