@@ -98,7 +98,7 @@ async fn user_ids(executable: &Arc<Executable>, layout: &Layout) -> Result<Pool,
     let tried = tokio::task::spawn_blocking(move || {
         let directories = [&layout.run_dir, &layout.state_dir];
         for directory in directories {
-            std::fs::create_dir_all(directory).map_err(|error| error.to_string())?;
+            disk::make_private_dir(directory).map_err(|error| error.to_string())?;
         }
         host::can_map_ids(&executable, &directories.map(PathBuf::as_path))?;
         Ok(Pool::of_host())
