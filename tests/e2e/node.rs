@@ -367,15 +367,26 @@ impl Node {
     }
 
     /// Stops the node, resets it, and demands that nothing of it is left.
-    pub(crate) fn finish(mut self) {
+    pub(crate) fn finish(self) {
+        Self::finish_all([self]);
+    }
+
+    /// The same for nodes that have something in common, as a link: all end before any of it goes.
+    pub(crate) fn finish_all<const N: usize>(mut nodes: [Self; N]) {
+        nodes.iter_mut().for_each(Self::leave);
+        for node in nodes {
+            succeed(Command::new("umount").arg(node.path("run")));
+            fs::remove_dir_all(&node.dir).expect("the node's directory can be removed");
+        }
+    }
+
+    fn leave(&mut self) {
         self.stop_agent();
         succeed(self.namespace.command(berth()).arg("reset").args(self.dir_flags()));
         if let Some(before) = self.before.take() {
             let scope = self.scope();
             self.namespace.within(|| nothing_is_left(&before, &scope));
         }
-        succeed(Command::new("umount").arg(self.path("run")));
-        fs::remove_dir_all(&self.dir).expect("the node's directory can be removed");
     }
 
     fn census(&self) -> Census {

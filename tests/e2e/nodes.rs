@@ -75,6 +75,5 @@ fn pods_on_two_nodes_reach_each_other_by_routes() {
     assert_eq!(first.kubectl(&["exec", "asker-2", "--", "echo", "hello"]), "hello\n");
 
     first.kubectl(&["delete", "pod", "--all"]);
-    second.finish();
-    first.finish();
+    Node::finish_all([second, first]);
 }
