@@ -253,6 +253,26 @@ fn a_user_namespace_is_joined_by_its_path_and_must_be_mapped_as_is_said() {
 }
 
 #[test]
+fn a_path_to_a_namespace_of_another_type_is_refused() {
+    let mut shim = bare();
+    let args = ["/bin/true"];
+    let kinds = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
+    for (index, kind) in kinds.into_iter().enumerate() {
+        let name = match kind {
+            "mnt" => "mount",
+            "net" => "network",
+            other => other,
+        };
+        let path = format!("/proc/self/ns/{}", kinds[(index + 1) % kinds.len()]);
+        let spec = spec_with(&args, |spec| namespace(spec, name, Some(&path)));
+        let request = CreateContainer { spec, ..shim.container(kind, &args) };
+        let failure = shim.create(request).unwrap_err();
+        assert!(failure.message.contains("linux.namespaces"), "{kind}: {failure:?}");
+    }
+    shim.shut_down();
+}
+
+#[test]
 fn a_sysctl_never_reaches_the_host_by_a_path_to_its_own_namespace() {
     let before = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let mut shim = bare();

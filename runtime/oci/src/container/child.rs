@@ -217,8 +217,10 @@ fn link_type(kind: LinuxNamespaceType) -> LinkNameSpaceType {
 /// Enters a mount namespace of a path.
 pub(super) fn enter_mounts(namespace: &Option<OwnedFd>) -> Result<()> {
     match namespace {
-        Some(namespace) => move_into_link_name_space(namespace.as_fd(), None)
-            .doing(|| "linux.namespaces: enter the mount namespace"),
+        Some(namespace) => {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+                .doing(|| "linux.namespaces: enter the mount namespace")
+        }
         None => Ok(()),
     }
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 
 use super::channel::{self, Message};
 use super::child::{self, Ends, Environment};
@@ -223,8 +223,12 @@ fn clone_child(
 
 fn enter_user(namespace: Option<&OwnedFd>) -> Result<()> {
     match namespace {
-        Some(namespace) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
-            .doing(|| "enter the user namespace"),
+        // Of another type it would be entered just as well, and the container be the host's root.
+        Some(namespace) => rustix::thread::move_into_link_name_space(
+            namespace.as_fd(),
+            Some(LinkNameSpaceType::User),
+        )
+        .doing(|| "linux.namespaces: enter the user namespace"),
         None => Ok(()),
     }
 }
