@@ -148,6 +148,16 @@ fn a_limit_that_nobody_enforces_is_refused_by_name_and_nothing_is_left() {
 }
 
 #[test]
+fn a_period_that_no_scheduler_keeps_is_refused() {
+    // Too short for the kernel where it has the controller, and not enforced where it has not.
+    let change = |spec: &mut Value| spec["linux"]["resources"]["cpu"] = json!({"period": 100});
+    let container = Container::new("period", "true", change);
+    let errors = container.try_start().unwrap_err();
+    assert!(errors.contains("linux.resources.cpu.quota"), "{errors}");
+    assert!(!container.cgroup().exists());
+}
+
+#[test]
 fn a_cgroup_that_holds_somebody_else_or_is_frozen_is_refused() {
     let first = Container::new("first", "sleep 1000", |_| {}).start();
     let path = format!("{}/{}", parent(), first.id);

@@ -7,6 +7,7 @@ use crate::container::Result;
 
 /// The kernel's own.
 const DEFAULT_PERIOD: u64 = 100_000;
+pub(super) const DEFAULT_BANDWIDTH: &str = "max 100000";
 
 /// cgroup v1's 2–262144 onto v2's 1–10000 so that the defaults (1024 and 100) and both ends meet:
 /// a quadratic in log2 of the shares, as runc and crun have it since 2025.

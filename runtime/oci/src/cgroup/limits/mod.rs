@@ -44,8 +44,12 @@ impl Setting {
 
     /// Whether the value is the one that a cgroup has by itself.
     pub(super) fn is_default(&self) -> bool {
-        let unlimited = self.value.split(' ').next() == Some("max");
-        unlimited || (self.file == "cpu.weight" && self.value == "100")
+        match self.file.as_str() {
+            "cpu.weight" => self.value == "100",
+            // A period is something to be enforced, whatever the quota.
+            "cpu.max" => self.value == cpu::DEFAULT_BANDWIDTH,
+            _ => self.value == "max",
+        }
     }
 }
 
