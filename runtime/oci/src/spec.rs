@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{
     Box as ConsoleSize, Capability, ExecCPUAffinity, Hooks, Linux, LinuxCapabilities,
-    LinuxIOPriority, LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount, PosixRlimit, Process, Root,
-    Scheduler, Spec, User,
+    LinuxIOPriority, LinuxResources, LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount, PosixRlimit,
+    Process, Root, Scheduler, Spec, User,
 };
 use serde::de::{DeserializeOwned, Error, IntoDeserializer, value};
 use serde::{Deserialize, Deserializer};
@@ -32,7 +32,23 @@ pub(crate) fn read_leniently<'de, D: Deserializer<'de>>(
 ) -> Result<(Spec, Vec<String>), D::Error> {
     let fields = SpecFields::deserialize(deserializer)?;
     let unknown = fields.process.as_ref().map(ProcessFields::unknown_capabilities);
-    Ok((Spec::from(fields), unknown.unwrap_or_default()))
+    let mut spec = Spec::from(fields);
+    let version = spec.version().clone();
+    let linux = spec.linux_mut().as_mut();
+    if let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) {
+        settle_pids(&version, resources);
+    }
+    Ok((spec, unknown.unwrap_or_default()))
+}
+
+/// Before version 1.3 a limit of zero processes was no limit, as runc had it: it is what a field that
+/// was left out came as. From then on it is a limit like others.
+pub(crate) fn settle_pids(version: &str, resources: &mut LinuxResources) {
+    let minor = version.strip_prefix("1.").and_then(|rest| rest.split('.').next()?.parse().ok());
+    let is_before = minor.is_none_or(|minor: u32| minor < 3);
+    if is_before && resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0) {
+        resources.set_pids(None);
+    }
 }
 
 /// Deserializes the description of a process. Returns the names of unknown capabilities, too.
@@ -302,6 +318,24 @@ mod tests {
         assert_eq!(sets.bounding(), &Some(HashSet::from([Capability::Kill])));
         assert_eq!(sets.ambient(), &Some(HashSet::new()));
         assert_eq!(read_process(value["process"].take()).unwrap().1, ["CAP_X", "X"]);
+    }
+
+    #[test]
+    fn no_processes_are_a_limit_since_the_specification_says_so() {
+        for (version, limit) in [
+            ("", None),
+            ("1.0.2-dev", None),
+            ("1.2.1", None),
+            ("1.3.0", Some(0)),
+            ("1.10.0", Some(0)),
+        ] {
+            let mut value = whole();
+            value["ociVersion"] = json!(version);
+            value["linux"]["resources"]["pids"]["limit"] = json!(0);
+            let linux = read(value).unwrap().linux().clone().unwrap();
+            let pids = linux.resources().as_ref().unwrap().pids().as_ref();
+            assert_eq!(pids.map(|pids| pids.limit()), limit, "{version}");
+        }
     }
 
     #[test]

@@ -153,6 +153,7 @@ fn change(held: &Held, cgroup: &Cgroup, wanted: &Value) -> Result<()> {
         .map_err(|error| damaged(error.to_string()))?;
     let current = config["linux"]["resources"].clone();
     let merged = merge::merge(&current, wanted)?;
+    let version = config["ociVersion"].as_str().unwrap_or_default().to_owned();
     let typed = |value: &Value| {
         let mut value = value.clone();
         // The device filter is left alone where it is to stay as it is: others may have added to it.
@@ -162,7 +163,10 @@ fn change(held: &Held, cgroup: &Cgroup, wanted: &Value) -> Result<()> {
             object.remove("devices");
         }
         let resources = spec::typed::<Option<LinuxResources>>(&value);
-        resources.map(Option::unwrap_or_default).map_err(|error| damaged(error.to_string()))
+        let resources = resources.map_err(|error| damaged(error.to_string()))?;
+        let mut resources = resources.unwrap_or_default();
+        spec::settle_pids(&version, &mut resources);
+        Ok::<_, Error>(resources)
     };
     if let Err(error) = cgroup.update(&typed(&merged)?) {
         // What was refused counts; the old limits were taken before.

@@ -53,6 +53,22 @@ fn an_update_changes_what_it_speaks_of_and_a_refused_one_nothing() {
 }
 
 #[test]
+fn no_processes_are_a_limit_in_specifications_that_say_so() {
+    for (version, limit) in [("1.2.1", "max"), ("1.3.0", "1")] {
+        let container = Container::new("zero", "sleep 1000", |spec| {
+            spec["ociVersion"] = json!(version);
+            spec["linux"]["resources"] = json!({"pids": {"limit": 0}});
+        });
+        let container = container.start();
+        assert_eq!(container.file("pids.max"), limit, "{version}");
+        container.tell(&["update", "--pids-limit", "7", &container.id]);
+        container.tell(&["update", "--pids-limit", "0", &container.id]);
+        let updated = if limit == "max" { "7" } else { limit };
+        assert_eq!(container.file("pids.max"), updated, "{version}");
+    }
+}
+
+#[test]
 fn a_kill_for_want_of_memory_is_an_event_and_takes_the_group_where_asked() {
     for (group, survives) in [("0", true), ("1", false)] {
         let resources = json!({

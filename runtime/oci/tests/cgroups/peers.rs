@@ -47,6 +47,7 @@ fn resources() -> Vec<Value> {
             "blockIO": {"throttleReadBpsDevice": disk(1 << 20), "throttleWriteIOPSDevice": disk(100)},
         }),
         json!({"memory": {"limit": 64 << 20, "swap": -1}, "cpu": {"shares": 262_144, "idle": 0}}),
+        json!({"pids": {"limit": 0}}),
         json!({"cpu": {"period": 20000}, "unified": {"pids.max": "12", "cpu.weight": "33"}}),
     ]
 }

@@ -90,8 +90,8 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Setting>> {
     }
     if let Some(pids) = resources.pids() {
         let value = pids.limit();
-        // Zero has meant "no limit" since the specification's beginning.
-        settings.add("pids.limit", "pids.max", limit(if value == 0 { -1 } else { value }));
+        // None at all could not even be the first, and systemd takes no zero.
+        settings.add("pids.limit", "pids.max", limit(if value == 0 { 1 } else { value }));
     }
     if let Some(block_io) = resources.block_io() {
         io::plan(&mut settings, block_io)?;
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn simple_limits_have_a_file_each() {
         for (json, expected) in [
-            (r#"{"pids":{"limit":0}}"#, vec!["pids.max=max"]),
+            (r#"{"pids":{"limit":0}}"#, vec!["pids.max=1"]),
             (r#"{"pids":{"limit":-1}}"#, vec!["pids.max=max"]),
             (r#"{"pids":{"limit":7}}"#, vec!["pids.max=7"]),
             (
