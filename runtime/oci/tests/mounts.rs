@@ -205,7 +205,7 @@ fn without_a_pivot_nothing_of_the_host_s_procfs_is_left_to_be_mounted() {
     let mut bundle = Bundle::new(
         "grep -c ' / \\| /proc\\| /sys ' /proc/mounts; unshare -mrpf mount -t proc none /proc",
     );
-    for set in ["bounding", "effective", "permitted"] {
+    for set in ["bounding", "effective", "permitted", "inheritable"] {
         bundle.spec["process"]["capabilities"][set] = json!(["CAP_SETFCAP"]);
     }
     symlink("busybox", bundle.image().join("bin/unshare")).unwrap();

@@ -107,9 +107,9 @@ fn root_of_a_user_namespace_is_nobody_outside_and_has_what_containers_have() {
                   echo 1 > /sys/fs/cgroup/cgroup.procs";
     let (code, text) = run(&mut shim, "c", script, |spec| {
         mapped(spec);
-        spec["process"]["capabilities"]["bounding"] = json!(["CAP_SYS_ADMIN", "CAP_MKNOD"]);
-        spec["process"]["capabilities"]["permitted"] = json!(["CAP_SYS_ADMIN", "CAP_MKNOD"]);
-        spec["process"]["capabilities"]["effective"] = json!(["CAP_SYS_ADMIN", "CAP_MKNOD"]);
+        for set in ["bounding", "permitted", "effective", "inheritable"] {
+            spec["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN", "CAP_MKNOD"]);
+        }
         spec["linux"]["sysctl"] = json!({"net.core.somaxconn": "77"});
         spec["linux"].as_object_mut().unwrap().remove("seccomp");
     });

@@ -37,7 +37,8 @@ fn unknown_capabilities_are_warned_of() {
     assert!(output.status.success(), "{warnings}");
     assert_eq!(sets(&status), [0, 0, 0, 1 << 5, 0]);
     assert!(warnings.contains("level=warning"), "{warnings}");
-    assert!(warnings.contains("ignoring unknown capabilities: [CAP_UNKNOWN X]"), "{warnings}");
+    let expected = "ignoring unknown or unavailable capabilities: [CAP_UNKNOWN X]";
+    assert!(warnings.contains(expected), "{warnings}");
 }
 
 #[test]
@@ -74,6 +75,19 @@ fn ambient_capabilities_are_raised_as_far_as_they_are_permitted_and_inheritable(
     assert_eq!(exec(&[]), [CHOWN, KILL | CHOWN, KILL | CHOWN, all, CHOWN]);
     let with = CHOWN | SYSLOG;
     assert_eq!(exec(&["--cap", "CAP_SYSLOG"]), [with, all, all, all, with]);
+}
+
+#[test]
+fn what_could_never_be_inherited_is_refused_by_the_kernel() {
+    let mut bundle = Bundle::new("true");
+    let one = json!(["CAP_SYS_ADMIN"]);
+    bundle.spec["process"]["capabilities"] =
+        json!({"effective": one, "permitted": one, "inheritable": one});
+    for no_new_privileges in [true, false] {
+        bundle.spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let refusal = bundle.refusal();
+        assert!(refusal.contains("set capabilities: Operation not permitted"), "{refusal}");
+    }
 }
 
 #[test]

@@ -146,6 +146,7 @@ pub(super) struct Remaining {
 
 /// Becomes the user, dropping from the bounding set what it must never get. Until [`finish`] the
 /// process keeps its final capabilities and, where `keep` says so, one more to load the filter with.
+/// Inheritable ones that the bounding set lacks are refused, as the kernel refuses them.
 pub(super) fn become_user(
     user: &ResolvedUser,
     wanted: &Capabilities,
@@ -180,6 +181,8 @@ pub(super) fn become_user(
         inheritable: CapabilitySet::empty(),
     };
     let mut interim = sets;
+    // The kernel refuses what is beyond the bounding set. What it takes is given up again in the end.
+    interim.inheritable = wanted.inheritable & own;
     interim.permitted |= keep & own;
     interim.effective |= keep & own;
     rustix::thread::set_capabilities(None, interim).doing(|| "set capabilities")?;

@@ -96,7 +96,8 @@ impl Journal {
     pub(super) fn warn_of_capabilities(&self, unknown: &[String]) {
         if !unknown.is_empty() {
             let names = unknown.join(" ");
-            self.say(Level::Warning, &format!("ignoring unknown capabilities: [{names}]"));
+            let message = format!("ignoring unknown or unavailable capabilities: [{names}]");
+            self.say(Level::Warning, &message);
         }
     }
 
