@@ -85,7 +85,7 @@ pub(super) fn set_up(
     fetch_interfaces(plan, ends.channel.as_fd())?;
     rustix::process::umask(Mode::empty());
     let root = rootfs::attach(host.rootfs, place_of_root(plan))?;
-    let identity = process::resolve_user(&root, &plan.user)?;
+    let identity = process::resolve_user(&root, &plan.user, environment.keeper)?;
     let mut read_only_at_last = Vec::new();
     for (mount, source) in plan.mounts.iter().zip(host.sources) {
         read_only_at_last.extend(mounts::attach(&root, mount, source)?);

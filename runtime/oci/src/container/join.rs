@@ -96,7 +96,7 @@ fn enter(
     let (user, home) = match target.identity {
         Who::Known { user, home } => (user, home),
         Who::Selected(selector) => {
-            found = process::resolve_user(&root, selector)?;
+            found = process::resolve_user(&root, selector, target.keeper)?;
             (&found.user, found.home.as_deref())
         }
     };

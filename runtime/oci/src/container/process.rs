@@ -151,10 +151,19 @@ pub(super) fn harden(keeper: Keeper) -> Result<()> {
 }
 
 /// Resolves a user against the root file system's own databases.
-pub(super) fn resolve_user(root: &RootFd, selector: &UserSelector) -> Result<Identity> {
+pub(super) fn resolve_user(
+    root: &RootFd,
+    selector: &UserSelector,
+    keeper: Keeper,
+) -> Result<Identity> {
     let passwd = read_database(root, Path::new("/etc/passwd"))?;
     let group = read_database(root, Path::new("/etc/group"))?;
-    identity::resolve(selector, &passwd, &group)
+    let mut identity = identity::resolve(selector, &passwd, &group)?;
+    if let Keeper::CommandLine(_) = keeper {
+        // A specification names all there are; the primary group is not one of them by itself.
+        identity.user.supplemental_groups.clone_from(&selector.supplemental_groups);
+    }
+    Ok(identity)
 }
 
 /// The text of a database; empty when there is none. Only a regular file of bounded size is read.
