@@ -87,6 +87,51 @@ fn a_further_process_runs_on_the_processors_it_is_given() {
     }
 }
 
+#[test]
+fn processes_run_on_all_processors_whatever_their_runtime_is_confined_to() {
+    let allowed = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.unwrap().trim().to_owned()
+    };
+    let own = allowed(&std::fs::read_to_string("/proc/self/status").unwrap());
+    assert_ne!(own, "0", "a machine with one processor shows nothing");
+    let mut bundle = Bundle::new("cat /proc/self/status; sleep 60");
+    let map = json!([{"containerID": 0, "hostID": 200_000, "size": 65_536}]);
+    for user_namespace in [false, true] {
+        if user_namespace {
+            bundle.spec["linux"]["uidMappings"] = map.clone();
+            bundle.spec["linux"]["gidMappings"] = map.clone();
+            let namespaces = bundle.spec["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.push(json!({"type": "user"}));
+        }
+        bundle.write();
+        let id = bundle.id();
+        let confined = |arguments: &[&str]| {
+            let command = bundle.command(arguments);
+            let mut taskset = std::process::Command::new("taskset");
+            taskset.args(["-c", "0"]).arg(command.get_program()).args(command.get_args());
+            taskset
+        };
+        let directory = bundle.path().to_str().unwrap();
+        let log = bundle.path().join("log");
+        let status = confined(&["run", "--detach", "--bundle", directory, &id])
+            .stdout(std::fs::File::create(&log).unwrap())
+            .status();
+        assert!(status.unwrap().success());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let text = loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            if text.contains("nonvoluntary_ctxt_switches") {
+                break text;
+            }
+            assert!(std::time::Instant::now() < deadline, "{text}");
+        };
+        assert_eq!(allowed(&text), own);
+        let output = confined(&["exec", &id, "cat", "/proc/self/status"]).output().unwrap();
+        assert_eq!(allowed(&String::from_utf8(output.stdout).unwrap()), own);
+    }
+}
+
 /// Takes what a runtime sends to a listener.
 fn take(listener: &UnixListener) -> (Value, OwnedFd) {
     let (mut socket, _) = listener.accept().unwrap();

@@ -10,7 +10,7 @@ use super::child::{self, Ends};
 use super::plan::Plan;
 pub(crate) use super::process::{Keeper, Keyring, Manner, RootChange};
 pub(crate) use super::stdio::{Stdio, Streams};
-use super::{Doing, Result, channel, stage, stdio};
+use super::{Doing, Result, channel, placement, stage, stdio};
 use crate::sys::{self, CloneFlags, Cloned};
 
 /// A cloned child and the keeper's ends.
@@ -49,6 +49,7 @@ pub(crate) fn launch(
     match sys::clone3(&flags).doing(|| "clone a process into its cgroup")? {
         Cloned::Child => {
             drop((channel, gate, streams));
+            placement::spread();
             let ends = Ends { channel: child_channel, gate: child_gate, stdio: child_stdio };
             child::run(plan, environment, ends)
         }

@@ -31,6 +31,18 @@ pub(crate) struct Placement {
     persona: Option<u64>,
 }
 
+impl Placement {
+    /// The processors that a further process starts on, as a hexadecimal mask.
+    pub(crate) fn first_mask(&self) -> Option<String> {
+        let first = self.first_processors.as_ref()?;
+        let digit = |place: usize| {
+            let bits = first.iter().filter(|processor| **processor / 4 == place);
+            format!("{:x}", bits.fold(0u8, |digit, processor| digit | 1 << (processor % 4)))
+        };
+        Some((0..=first.iter().max()? / 4).rev().map(digit).collect())
+    }
+}
+
 /// A policy by which memory is taken from nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct MemoryPolicy {
@@ -225,10 +237,22 @@ pub(super) fn apply(placement: &Placement) -> Result<()> {
 
 /// Puts a further process where it stays, once it is in its cgroup.
 pub(super) fn settle(placement: &Placement) -> Result<()> {
-    match &placement.last_processors {
-        Some(processors) => set(processors, "final"),
-        None => Ok(()),
+    match (&placement.first_processors, &placement.last_processors) {
+        (_, Some(processors)) => set(processors, "final"),
+        (Some(_), None) => Ok(()),
+        (None, None) => {
+            spread();
+            Ok(())
+        }
     }
+}
+
+/// Lets this process run on all processors that its cgroup has, whatever its keeper is confined to.
+pub(super) fn spread() {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+    // Refused, it runs where its keeper runs.
+    let _ = rustix::thread::sched_setaffinity(None, &all);
 }
 
 /// Runs this process on the processors that a further process starts on, until the guard is dropped.
@@ -294,6 +318,7 @@ mod tests {
         assert_eq!((scheduling.policy, scheduling.priority, scheduling.flags), (2, 9, 5));
         assert_eq!(placement.io_priority, Some(3 << 13 | 3));
         assert_eq!(placement.first_processors, Some(vec![0, 1, 2, 5]));
+        assert_eq!(placement.first_mask().as_deref(), Some("27"));
         assert_eq!(placement.memory, Some(MemoryPolicy { mode: 2 | 1 << 15, nodes: vec![0] }));
         assert_eq!(placement.persona, Some(PER_LINUX32));
         assert_eq!(planned(json!({}), json!({})).unwrap(), Placement::default());

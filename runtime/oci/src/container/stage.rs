@@ -22,7 +22,7 @@ use super::child::{self, Ends, Environment};
 use super::host::Host;
 use super::namespaces::{User, outside};
 use super::plan::Plan;
-use super::{Doing, Error, Result, idmap, process, sysctl};
+use super::{Doing, Error, Result, idmap, placement, process, sysctl};
 use crate::sys::{self, CloneFlags, Cloned};
 
 /// What the caller of a stage may do.
@@ -63,6 +63,7 @@ pub(super) fn launch(
     {
         Cloned::Child => {
             drop(channel);
+            placement::spread();
             let Err(error) = run(plan, environment, &ends, power);
             process::fail(ends.channel.as_fd(), error)
         }

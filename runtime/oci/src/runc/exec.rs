@@ -242,7 +242,7 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
         None => Cgroup::open_for(&record.cgroup, pid)?,
     };
     let at = At { init, cgroup, stdio, subject: record.subject() };
-    let joined = join_container(&options, &spec, &process, &at)?;
+    let joined = join_container(context, (&options, &spec, &process), &at)?;
     context.journal.trace(|| format!("cloned process {} into container {id}", joined.pid));
     let told = attend_start(context, &options, &process, &joined);
     let terminal = match told {
@@ -270,8 +270,15 @@ struct At {
     subject: Subject,
 }
 
-fn join_container(options: &Options, spec: &Spec, process: &Process, at: &At) -> Result<Joined> {
+fn join_container(
+    context: &Context,
+    (options, spec, process): (&Options, &Spec, &Process),
+    at: &At,
+) -> Result<Joined> {
     let mut plan = plan::plan_process(process, spec.linux().as_ref())?;
+    if let Some(mask) = plan.placement.first_mask() {
+        context.journal.trace(|| format!("initial CPU affinity: 0x{mask}"));
+    }
     plan.environment.extend(inherited::variables());
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(seccomp::compile).transpose().map_err(container::Error::from)?;
