@@ -118,6 +118,9 @@ fn sources_inside_the_root_are_what_earlier_mounts_made_of_them() {
     });
     bundle.spec["process"]["args"] = json!(["stat", "-c", "%u:%g", "/final/x"]);
     assert_eq!(bundle.text(), "200000:200000\n");
+    // The root of a user namespace has no power to map the ids of the host's file system.
+    add_user_namespace(&mut bundle);
+    assert_eq!(bundle.text(), "0:0\n");
 }
 
 #[test]

@@ -36,6 +36,9 @@ pub(crate) enum Message {
     /// The sender is in the container's network namespace, whose route socket comes with it, and waits
     /// until its network devices are there.
     Interfaces,
+    /// The tree of a mount of the plan comes along, whose ids the sender has no power to map: it waits
+    /// until they are.
+    Ids { mount: usize },
 }
 
 /// A received message, with the descriptor that came along.

@@ -18,6 +18,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::channel::{self, Message};
 use super::hooks::{self, Hooks, Subject};
 use super::host::Host;
+use super::mounts::Mapper;
+use super::namespaces::User;
 use super::plan::Plan;
 use super::process::{self, Execution, Gate, Keeper, RootChange, StartHooks};
 use super::rootfd::RootFd;
@@ -87,8 +89,14 @@ pub(super) fn set_up(
     let root = rootfs::attach(host.rootfs, place_of_root(plan))?;
     let identity = process::resolve_user(&root, &plan.user, environment.keeper)?;
     let mut read_only_at_last = Vec::new();
-    for (mount, source) in plan.mounts.iter().zip(host.sources) {
-        read_only_at_last.extend(mounts::attach(&root, mount, source)?);
+    for (index, (mount, source)) in plan.mounts.iter().zip(host.sources).enumerate() {
+        let mapper = match (environment.keeper, &plan.namespaces.user) {
+            (Keeper::CommandLine(_), User::New(_) | User::Joined { .. }) => {
+                Mapper::Keeper { channel: ends.channel.as_fd(), mount: index }
+            }
+            (Keeper::Shim, _) | (_, User::Shared) => Mapper::Own,
+        };
+        read_only_at_last.extend(mounts::attach(&root, mount, source, mapper)?);
     }
     match (&plan.devices, &host.devices) {
         (Some(list), Some(nodes)) => devices::bind(&root, list, nodes)?,

@@ -25,7 +25,7 @@ pub(crate) mod launch;
 mod masks;
 pub(crate) mod mount_options;
 mod mount_plan;
-mod mounts;
+pub(crate) mod mounts;
 pub(crate) mod namespaces;
 mod notify;
 mod overlay;

@@ -10,6 +10,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
 };
 
+use super::channel::{self, Message};
 use super::mount_options::Source as Origin;
 use super::mount_plan::{IdSource, MappedIds, Mount};
 use super::namespaces::User;
@@ -58,8 +59,9 @@ pub(super) fn open_sources(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Vec<So
     plan.mounts.iter().map(open).collect()
 }
 
-fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
-    let user_namespace = match &mount.ids {
+/// The user namespace that a mount's ids are mapped by.
+fn user_namespace(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    Ok(match &mount.ids {
         None => None,
         Some(MappedIds { by: IdSource::Mappings(mappings), .. }) => {
             Some(idmap::namespace(procfs, mappings)?)
@@ -67,7 +69,11 @@ fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
         Some(MappedIds { by: IdSource::Namespace(path), .. }) => {
             Some(super::child::open_namespace(path)?)
         }
-    };
+    })
+}
+
+fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
+    let user_namespace = user_namespace(mount, procfs)?;
     let recursive = match mount.options.source {
         Origin::New | Origin::Present => return Ok(Source { tree: None, user_namespace }),
         // Opened when its turn comes.
@@ -91,8 +97,42 @@ fn recursion(mount: &Mount) -> OpenTreeFlags {
     }
 }
 
+/// Who maps the ids of what is taken from the container's own tree.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Mapper<'a> {
+    /// This process, which has the power over the file systems.
+    Own,
+    /// The keeper at the other end: this process is the root of a user namespace alone.
+    Keeper { channel: BorrowedFd<'a>, mount: usize },
+}
+
+impl Mapper<'_> {
+    fn map(self, mount: &Mount, tree: BorrowedFd<'_>, namespace: Option<&OwnedFd>) -> Result<()> {
+        match (self, &mount.ids) {
+            (_, None) => Ok(()),
+            (Self::Own, Some(_)) => map_ids(mount, tree, namespace),
+            (Self::Keeper { channel, mount }, Some(_)) => {
+                channel::send(channel, &Message::Ids { mount }, Some(tree))?;
+                channel::await_release(channel)
+            }
+        }
+    }
+}
+
+/// The keeper's part of that: maps the ids of a tree as a mount of the plan says.
+pub(crate) fn map_for_child(
+    plan: &Plan,
+    index: usize,
+    tree: BorrowedFd<'_>,
+    procfs: BorrowedFd<'_>,
+) -> Result<()> {
+    let mount = plan.mounts.get(index).ok_or(Errno::BADMSG).doing(|| "map the ids of a mount")?;
+    let namespace = user_namespace(mount, procfs)?;
+    map_ids(mount, tree, namespace.as_ref())
+}
+
 /// Opens a source that is below the container's root, with what has been mounted there so far.
-fn open_inside(root: &RootFd, mount: &Mount, source: Source) -> Result<Source> {
+fn open_inside(root: &RootFd, mount: &Mount, source: Source, mapper: Mapper<'_>) -> Result<Source> {
     let Some(path) = &mount.source_inside else { return Ok(source) };
     let operation = || {
         let field = mount.destination.display();
@@ -100,7 +140,7 @@ fn open_inside(root: &RootFd, mount: &Mount, source: Source) -> Result<Source> {
     };
     let place = root.find(path).doing(operation)?;
     let tree = copy(place.as_fd(), recursion(mount)).doing(operation)?;
-    map_ids(mount, tree.as_fd(), source.user_namespace.as_ref())?;
+    mapper.map(mount, tree.as_fd(), source.user_namespace.as_ref())?;
     Ok(Source { tree: Some(tree), user_namespace: None })
 }
 
@@ -132,12 +172,17 @@ fn map_ids(mount: &Mount, tree: BorrowedFd<'_>, namespace: Option<&OwnedFd>) -> 
 
 /// Attaches a mount at its destination. Returns it where it is to be made read-only at last, once all
 /// is in it that belongs there.
-pub(super) fn attach(root: &RootFd, mount: &Mount, source: Source) -> Result<Option<OwnedFd>> {
+pub(super) fn attach(
+    root: &RootFd,
+    mount: &Mount,
+    source: Source,
+    mapper: Mapper<'_>,
+) -> Result<Option<OwnedFd>> {
     let operation = |what: &str| format!("{what} mount /{}", mount.destination.display());
     if mount.options.source == Origin::Present {
         return change(root, mount).map(|()| None).doing(|| operation("remount"));
     }
-    let source = open_inside(root, mount, source)?;
+    let source = open_inside(root, mount, source, mapper)?;
     let mode = present_mode(root, mount);
     let place = place(root, mount, source.tree.as_ref())?;
     let tree = match source.tree {

@@ -121,6 +121,7 @@ fn keep(
                 Message::Child
                 | Message::Hooks
                 | Message::Interfaces
+                | Message::Ids { .. }
                 | Message::Console
                 | Message::Ready { .. },
                 _,

@@ -33,6 +33,7 @@ use crate::container::launch::{
     self, Environment, Keeper, Keyring, Launched, Manner, RootChange, Stdio,
 };
 use crate::container::plan::{self, Plan};
+use crate::container::mounts;
 use crate::container::{self, sysctl};
 use crate::protocol::{
     CreateContainer, Failure, FailureKind, PidNamespace, Rootfs, ShimConfig, Stdio as LoggedStdio,
@@ -292,6 +293,9 @@ fn try_make(
 
 /// Nobody may look into this process, nor into those cloned from it: a process that joins a container
 /// is seen by others in it at once (CVE-2016-9962).
+        Need::Ids { mount, tree } => {
+            mounts::map_for_child(&prepared.plan, mount, tree.as_fd(), procfs.as_fd())
+        }
 pub(super) fn conceal() -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .during(|| "become undumpable")
@@ -327,6 +331,8 @@ fn await_ready(
     process: &Launched,
     provide: impl Fn(Need) -> container::Result<()>,
 ) -> Result<Option<OwnedFd>> {
+    /// Mapped ids of a mount's tree.
+    Ids { mount: usize, tree: OwnedFd },
     let mut terminal = None;
     loop {
         let Some(received) = hear(process.channel.as_fd())? else {
@@ -370,6 +376,12 @@ fn await_ready(
 /// Tells the caller the process: by its socket and its file.
 pub(super) fn announce(wish: &Wish, process: &Launched) -> Result<()> {
     if let Some(path) = &wish.pidfd_socket {
+            Message::Ids { mount } => {
+                if let Some(tree) = received.descriptor {
+                    provide(Need::Ids { mount, tree })?;
+                }
+                channel::release(process.channel.as_fd())?;
+            }
         console::hand_over(path, "pidfd", process.pidfd.as_fd())?;
     }
     match &wish.pid_file {

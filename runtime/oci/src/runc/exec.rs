@@ -336,7 +336,11 @@ fn attend_start(
                 }
             }
             // Answered while it was cloned.
-            Message::Mappings | Message::Child | Message::Hooks | Message::Interfaces => {}
+            Message::Mappings
+            | Message::Child
+            | Message::Hooks
+            | Message::Interfaces
+            | Message::Ids { .. } => {}
             Message::Failed(failure) => return Err(Error::Process(failure)),
         }
     }

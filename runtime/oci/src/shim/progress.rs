@@ -71,8 +71,12 @@ impl Server {
                     self.answer(waiting, Ok(Reply::Created(record)));
                 }
             }
-            // Answered while the child was made.
-            Message::Mappings | Message::Child | Message::Hooks | Message::Interfaces => {}
+            // Answered while the child was made, or asked of the command line alone.
+            Message::Mappings
+            | Message::Child
+            | Message::Hooks
+            | Message::Interfaces
+            | Message::Ids { .. } => {}
             Message::Failed(told) => match &mut container.stage {
                 Stage::Creating { failure, .. } | Stage::Starting { failure, .. } => {
                     *failure = Some(told);
@@ -182,7 +186,8 @@ impl Server {
                 | Message::Mappings
                 | Message::Child
                 | Message::Hooks
-                | Message::Interfaces,
+                | Message::Interfaces
+                | Message::Ids { .. },
                 _,
             ) => {}
         }
