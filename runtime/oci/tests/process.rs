@@ -183,6 +183,46 @@ fn a_listener_gets_the_notifications_of_the_filter_and_decides() {
 }
 
 #[test]
+fn a_listener_hears_of_a_container_at_its_creation_unless_the_wait_is_what_it_decides() {
+    for (calls, at_creation) in [(json!(["getcwd"]), true), (json!(["getcwd", "poll"]), false)] {
+        let mut bundle = Bundle::new("true");
+        let path = bundle.path().join("listener");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        bundle.spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
+            "syscalls": [{"names": calls, "action": "SCMP_ACT_NOTIFY"}]
+        });
+        for no_new_privileges in [false, true] {
+            bundle.spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            bundle.write();
+            let (id, directory) = (bundle.id(), bundle.path().to_str().unwrap());
+            let made = bundle
+                .command(&["create", "--bundle", directory, &id])
+                .stdout(std::process::Stdio::null())
+                .status();
+            assert!(made.unwrap().success());
+            let (state, _notifications) = match at_creation {
+                true => take(&listener),
+                false => {
+                    // It is connected already, and nothing is said.
+                    let (socket, _) = listener.accept().unwrap();
+                    socket.set_nonblocking(true).unwrap();
+                    let error = (&socket).read(&mut [0; 16]).unwrap_err();
+                    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                    continue;
+                }
+            };
+            assert_eq!(
+                (&state["state"]["id"], &state["state"]["status"]),
+                (&json!(id), &json!("creating"))
+            );
+            assert!(bundle.command(&["start", &id]).status().unwrap().success());
+        }
+    }
+}
+
+#[test]
 fn a_filter_that_nobody_listens_to_or_that_hides_its_listener_is_refused() {
     let profile = |names: Value, path: Value| {
         json!({

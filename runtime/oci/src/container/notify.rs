@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::hooks::{State, Subject};
 use super::{Doing, Result};
-use crate::seccomp::Program;
+use crate::seccomp::{Moment, Program};
 
 /// The name that the specification gives the descriptor.
 const DESCRIPTOR: &str = "seccompFd";
@@ -38,6 +38,7 @@ struct ProcessState<'a> {
 pub(super) struct Listener {
     socket: OwnedFd,
     message: Vec<u8>,
+    pub(super) moment: Moment,
 }
 
 /// Connects to the listener of a filter, if it has one. `pid` is the process' on the host.
@@ -75,7 +76,7 @@ pub(super) fn connect(
     };
     // Plain strings and numbers: encoding cannot fail.
     let message = serde_json::to_vec(&message).unwrap_or_default();
-    Ok(Some(Listener { socket, message }))
+    Ok(Some(Listener { socket, message, moment: listener.moment }))
 }
 
 impl Listener {
@@ -84,7 +85,16 @@ impl Listener {
     }
 
     /// Sends the descriptor. This process is under the filter already.
-    pub(super) fn hand_over(&self, notifications: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn hand_over(&self, notifications: OwnedFd) -> Result<()> {
+        let sent = self.send(notifications.as_fd());
+        if self.moment == Moment::Start {
+            // The execution closes it: closing may be what the filter notifies of.
+            std::mem::forget(notifications);
+        }
+        sent
+    }
+
+    fn send(&self, notifications: BorrowedFd<'_>) -> Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let descriptors = [notifications];

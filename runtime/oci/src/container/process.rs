@@ -23,7 +23,7 @@ use super::plan::ProcessPlan;
 use super::rootfd::RootFd;
 use super::{Doing, Error, Result};
 use crate::protocol::{Failure, FailureKind, ResolvedUser, UserSelector};
-use crate::seccomp::Program;
+use crate::seccomp::{Moment, Program};
 use crate::sys;
 
 /// Larger than any real passwd file (CVE-2025-4437).
@@ -254,7 +254,8 @@ pub(super) fn execute(mut execution: Execution<'_>) -> ! {
         Ok(prepared) => prepared,
         Err(error) => fail(channel, error),
     };
-    let starter = match execution.gate.map(|gate| pass(gate, execution.keeper)).transpose() {
+    let signals = prepared.signals.as_ref().map(AsFd::as_fd);
+    let starter = match execution.gate.map(|gate| pass(gate, signals)).transpose() {
         Ok(starter) => starter.flatten(),
         Err(error) => fail(channel, error),
     };
@@ -265,9 +266,18 @@ pub(super) fn execute(mut execution: Execution<'_>) -> ! {
 /// What remains to be done once the command may run.
 struct Prepared<'a> {
     environment: Vec<String>,
-    /// Found already, where the keeper wants it looked for early.
-    command: Option<PathBuf>,
+    /// Looked for already, where the keeper or the filter wants it early.
+    command: Option<Result<PathBuf>>,
+    /// What ends the wait; all signals are blocked then.
+    signals: Option<OwnedFd>,
+    /// Absent where they have been given up already.
+    privileges: Option<Privileges<'a>>,
+}
+
+/// What a process still has and its command does not get.
+struct Privileges<'a> {
     remaining: credentials::Remaining,
+    /// The filter, where loading it takes a privilege.
     early_filter: Option<&'a Program>,
 }
 
@@ -305,37 +315,45 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
         .chain(execution.listener.as_ref().map(Listener::as_fd))
         .collect();
     sys::close_all_from(execution.keeper.first_closed(), &kept).doing(|| "close descriptors")?;
+    let early = |listener: &Listener| listener.moment == Moment::Creation;
+    let early = execution.listener.as_ref().is_some_and(early);
+    let find = || command::find(&plan.arguments[0], &environment);
     let command = match execution.keeper {
+        Keeper::CommandLine(_) => Some(Ok(find()?)),
+        // Under the filter it might not be found.
+        Keeper::Shim if early => Some(find()),
         Keeper::Shim => None,
-        Keeper::CommandLine(_) => Some(command::find(&plan.arguments[0], &environment)?),
     };
+    let signals = match (execution.keeper, execution.gate) {
+        (Keeper::CommandLine(_), Some(_)) => Some(watch_signals()?),
+        (Keeper::Shim, _) | (_, None) => None,
+    };
+    let mut privileges = Some(Privileges { remaining, early_filter });
+    if early {
+        // Whoever listens hears of the container as soon as it is there, and not once it runs.
+        privileges.take().map_or(Ok(()), |privileges| confine(execution, privileges))?;
+        execution.listener = None;
+    }
     let ready = Message::Ready {
         user: execution.user.clone(),
         home: execution.home.map(str::to_owned),
         warnings: std::mem::take(&mut execution.warnings),
     };
     channel::send(execution.channel, &ready, None)?;
-    Ok(Prepared { environment, command, remaining, early_filter })
+    Ok(Prepared { environment, command, signals, privileges })
 }
 
 fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::convert::Infallible> {
     let plan = execution.plan;
-    execution.labels.iter().try_for_each(Label::write)?;
     let path = match prepared.command {
-        Some(path) => path,
+        Some(found) => found?,
         None => command::find(&plan.arguments[0], &prepared.environment)?,
     };
     let arguments = command::c_strings(&plan.arguments);
     let environment = command::c_strings(&prepared.environment);
     sys::reset_signals();
     sys::release_signals().doing(|| "unblock signals")?;
-    if let Some(filter) = prepared.early_filter {
-        load_filter(filter, execution.listener.as_ref())?;
-    }
-    credentials::finish(prepared.remaining)?;
-    if let (None, Some(filter)) = (prepared.early_filter, execution.filter) {
-        load_filter(filter, execution.listener.as_ref())?;
-    }
+    prepared.privileges.map_or(Ok(()), |privileges| confine(execution, privileges))?;
     if let Some(start) = &execution.start_hooks {
         // Programs of the image: they may do what its command may, and nothing more.
         hooks::run_with(start.hooks, &start.state, &prepared.environment)?;
@@ -343,15 +361,23 @@ fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::conv
     Err(command::execute(&path, &arguments, &environment))
 }
 
+/// Takes the labels on, loads the filter and gives up the last privileges.
+fn confine(execution: &Execution<'_>, privileges: Privileges<'_>) -> Result<()> {
+    let Privileges { remaining, early_filter } = privileges;
+    let listener = execution.listener.as_ref();
+    execution.labels.iter().try_for_each(Label::write)?;
+    early_filter.map_or(Ok(()), |filter| load_filter(filter, listener))?;
+    credentials::finish(remaining)?;
+    match (early_filter, execution.filter) {
+        (None, Some(filter)) => load_filter(filter, listener),
+        (Some(_), _) | (None, None) => Ok(()),
+    }
+}
+
 fn load_filter(filter: &Program, listener: Option<&Listener>) -> Result<()> {
     let notifications = sys::load_filter(filter).doing(|| "load the seccomp filter")?;
     match (notifications, listener) {
-        (Some(notifications), Some(listener)) => {
-            let handed_over = listener.hand_over(notifications.as_fd());
-            // The execution closes it: closing may be what the filter notifies of.
-            std::mem::forget(notifications);
-            handed_over
-        }
+        (Some(notifications), Some(listener)) => listener.hand_over(notifications),
         (None, _) | (Some(_), None) => Ok(()),
     }
 }
@@ -359,17 +385,21 @@ fn load_filter(filter: &Program, listener: Option<&Listener>) -> Result<()> {
 /// What ends a process that waits for its start; the rest stays blocked until it runs.
 const ENDING: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGABRT, libc::SIGTERM];
 
-/// Waits until there is something to read at the gate, or a signal ends the process: to the
-/// first process of a PID namespace the kernel passes only those it blocks or handles.
-fn await_gate(gate: BorrowedFd<'_>) -> Result<()> {
-    let operation = || "wait for the start";
+/// Blocks all signals and watches for those: to the first process of a PID namespace the kernel passes
+/// only what it blocks or handles.
+fn watch_signals() -> Result<OwnedFd> {
+    let operation = || "watch for signals";
     sys::block_signals().doing(operation)?;
-    let signals = sys::signal_descriptor(&ENDING).doing(operation)?;
+    sys::signal_descriptor(&ENDING).doing(operation)
+}
+
+/// Waits until there is something to read at the gate, or a signal ends the process.
+fn await_gate(gate: BorrowedFd<'_>, signals: BorrowedFd<'_>) -> Result<()> {
     let mut waiting = [
         PollFd::from_borrowed_fd(gate, PollFlags::IN),
-        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(signals, PollFlags::IN),
     ];
-    rustix::io::retry_on_intr(|| poll(&mut waiting, None)).doing(operation)?;
+    rustix::io::retry_on_intr(|| poll(&mut waiting, None)).doing(|| "wait for the start")?;
     match waiting[1].revents().is_empty() {
         true => Ok(()),
         false => sys::exit_now(ENDED_BY_SIGNAL),
@@ -379,13 +409,11 @@ fn await_gate(gate: BorrowedFd<'_>) -> Result<()> {
 /// As with runc, whose first process handles signals itself until it executes the command.
 const ENDED_BY_SIGNAL: i32 = 2;
 
-/// Waits until the command may run; exits when nobody is left to say so. Returns the connection of
-/// whoever says it, where there is one.
-fn pass(gate: Gate<'_>, keeper: Keeper) -> Result<Option<OwnedFd>> {
+/// Waits until the command may run; exits when nobody is left to say so, or by one of `signals`. Returns
+/// the connection of whoever says it, where there is one.
+fn pass(gate: Gate<'_>, signals: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
     let operation = || "wait for the start";
-    if let Keeper::CommandLine(_) = keeper {
-        await_gate(gate.descriptor())?;
-    }
+    signals.map_or(Ok(()), |signals| await_gate(gate.descriptor(), signals))?;
     match gate {
         Gate::Pipe(pipe) => {
             let mut byte = [0; 1];

@@ -42,7 +42,22 @@ pub struct Listener {
     pub path: PathBuf,
     /// Told to the listener as it is.
     pub metadata: String,
+    /// When the filter of a container's first process is loaded.
+    pub moment: Moment,
 }
+
+/// When a filter with a listener is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// With the container's creation, which is when runc's listeners are told.
+    Creation,
+    /// Not before the start: a wait for it would be held up, or denied, by the filter itself.
+    Start,
+}
+
+/// What a process calls that waits for its start, and is then let go.
+const WHILE_WAITING: [&str; 6] =
+    ["poll", "read", "accept4", "close", "rt_sigaction", "rt_sigprocmask"];
 
 /// Compiles a profile.
 ///
@@ -75,7 +90,9 @@ fn listener(profile: &LinuxSeccomp, rules: &Rules) -> Result<Listener, Error> {
         return Err(Error::HandOver);
     }
     let metadata = profile.listener_metadata().clone().unwrap_or_default();
-    Ok(Listener { path: path.clone(), metadata })
+    let waits = WHILE_WAITING.iter().all(|call| rules.allows(call));
+    let moment = if waits { Moment::Creation } else { Moment::Start };
+    Ok(Listener { path: path.clone(), metadata, moment })
 }
 
 fn flags(profile: &LinuxSeccomp) -> u32 {

@@ -13,7 +13,7 @@ mod table;
 
 use oci_spec::runtime::LinuxSeccompAction;
 
-pub use compile::{Instruction, Listener, Program, compile};
+pub use compile::{Instruction, Listener, Moment, Program, compile};
 pub use profile::default_seccomp;
 pub use table::Abi;
 
