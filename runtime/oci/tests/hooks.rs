@@ -130,6 +130,28 @@ fn a_failing_hook_undoes_the_container_and_later_ones_but_poststop_do_not_run() 
 }
 
 #[test]
+fn a_container_whose_start_fails_has_stopped_and_can_be_deleted_at_once() {
+    for kind in ["startContainer", "poststart"] {
+        let (mut bundle, log) = hooked("echo $kind >> $log");
+        bundle.spec["hooks"][kind] = json!([hook("/bin/sh", kind, "exit 4")]);
+        bundle.spec["process"]["args"] = json!(["/bin/sleep", "100"]);
+        bundle.write();
+        for _ in 0..5 {
+            let (id, path) = (bundle.id(), bundle.path().to_str().unwrap());
+            let mut create = bundle.command(&["create", "--bundle", path, &id]);
+            assert!(create.stdout(std::process::Stdio::null()).status().unwrap().success());
+            let start = bundle.command(&["start", &id]).output().unwrap();
+            let said = String::from_utf8_lossy(&start.stderr).into_owned();
+            assert!(!start.status.success() && said.contains("exit status 4"), "{said}");
+            let delete = bundle.command(&["delete", &id]).output().unwrap();
+            assert!(delete.status.success(), "{}", String::from_utf8_lossy(&delete.stderr));
+        }
+        let text = std::fs::read_to_string(log).unwrap();
+        assert_eq!(text.matches("poststop").count(), 5, "{text}");
+    }
+}
+
+#[test]
 fn hooks_run_for_containers_with_a_user_namespace_too() {
     let (mut bundle, log) = hooked("echo $kind >> $log");
     let map = json!([{"containerID": 0, "hostID": 200_000, "size": 65_536}]);

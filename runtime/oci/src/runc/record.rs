@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,9 @@ pub(super) struct Record {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) poststop: Vec<Hook>,
 }
+
+/// How long an ending process may take.
+const END_LIMIT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// The first process. Its start time tells it from another that got its number later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,8 +135,18 @@ impl Record {
                 // It may have ended meanwhile.
                 let _ = sys::signal_process(init.as_fd(), libc::SIGKILL);
             }
+            self.await_end();
         })?;
         Ok(())
+    }
+
+    /// Waits for the end of a first process that is ending, so that whoever is told of a failure finds
+    /// the container stopped and can delete it.
+    pub(super) fn await_end(&self) {
+        let Some(init) = self.init.and_then(Init::open) else { return };
+        let mut waiting = [PollFd::new(&init, PollFlags::IN)];
+        // What cannot die, in a system call of a broken disk, say, is not waited for.
+        let _ = rustix::io::retry_on_intr(|| poll(&mut waiting, Some(&END_LIMIT)));
     }
 
     /// Runs the hooks that follow the deletion, each whatever the others do; failures are warnings.

@@ -39,7 +39,10 @@ pub(super) fn start(context: &Context, parser: &mut Parser) -> Result<u8> {
         }
         connection => connection.during(|| "reach the container's first process")?,
     };
-    executed(&connection)?;
+    if let Err(error) = executed(&connection) {
+        record.await_end();
+        return Err(error);
+    }
     context.journal.trace(|| "the first process executes its command".to_owned());
     record.run_poststart()?;
     Ok(0)
