@@ -10,6 +10,8 @@ use super::arguments::{self, number, path, switch};
 use super::creation::{self, Command, Created, Wish};
 use super::error::During;
 use super::foreground::{self, Foreground};
+use super::journal::Level;
+use super::readiness::{Manager, Proxy};
 use super::start::executed;
 use super::{Context, Result, delete, sealed};
 use crate::container::launch::{Keyring, RootChange};
@@ -74,6 +76,7 @@ fn parse(parser: &mut Parser, mut run: Option<&mut RunOptions>) -> Result<Wish> 
         preserved,
         keyring,
         root,
+        manager: Manager::named()?,
         command,
     })
 }
@@ -108,20 +111,33 @@ pub(super) fn run(context: &Context, parser: &mut Parser) -> Result<u8> {
         Command::Create | Command::RunDetached => None,
     };
     let mut created = creation::make(context, &wish)?;
-    if let Err(error) = let_go(&wish, &mut created) {
-        creation::undo(context, created.held, &created.record);
-        return Err(error);
-    }
-    context.journal.trace(|| "the first process executes its command".to_owned());
-    let Some(foreground) = foreground else { return Ok(0) };
-    let process = foreground::Process {
-        pid: created.process.pid,
-        pidfd: &created.process.pidfd,
-        terminal: created.terminal.take(),
+    let proxy = match let_go(&wish, &mut created) {
+        Ok(proxy) => proxy,
+        Err(error) => {
+            creation::undo(context, created.held, &created.record);
+            return Err(error);
+        }
     };
+    context.journal.trace(|| "the first process executes its command".to_owned());
     // Others may look at it and delete it while it runs.
     let entry = created.held.entry().clone();
     drop(created.held);
+    let (pid, pidfd) = (created.process.pid, &created.process.pidfd);
+    let Some(foreground) = foreground else {
+        // It runs, whether or not the service manager can be told.
+        if let Some(Err(error)) =
+            proxy.map(|proxy| proxy.attend(pid, pidfd.as_fd(), &context.journal))
+        {
+            context.journal.say(Level::Warning, &error.chain());
+        }
+        return Ok(0);
+    };
+    let process = foreground::Process {
+        pid,
+        pidfd,
+        terminal: created.terminal.take(),
+        proxy: proxy.as_ref().map(|proxy| (proxy, &context.journal)),
+    };
     let code = foreground.attend(process)?;
     context.journal.trace(|| format!("the first process has ended with {code}"));
     if !options.keep {
@@ -139,11 +155,14 @@ pub(super) fn run(context: &Context, parser: &mut Parser) -> Result<u8> {
 }
 
 /// Starts what was just created and waits until its command is executed.
-fn let_go(wish: &Wish, created: &mut Created) -> Result<()> {
+fn let_go(wish: &Wish, created: &mut Created) -> Result<Option<Proxy>> {
+    let listen = |manager| Proxy::make(manager, created.held.entry());
+    let proxy = wish.manager.clone().map(listen).transpose()?;
     if let Some(gate) = created.process.gate.take() {
         rustix::io::write(&gate, b"s").during(|| "start the container's process")?;
     }
     executed(&created.process.channel.as_fd())?;
     created.record.run_poststart()?;
-    creation::announce(wish, &created.process)
+    creation::announce(wish, &created.process)?;
+    Ok(proxy)
 }

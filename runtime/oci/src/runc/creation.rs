@@ -19,6 +19,7 @@ use super::error::During;
 use super::features::SPEC_VERSION;
 use super::id::Id;
 use super::journal::Level;
+use super::readiness::Manager;
 use super::record::{Init, Record};
 use super::start::hear;
 use super::store::Held;
@@ -32,8 +33,8 @@ use crate::container::interfaces;
 use crate::container::launch::{
     self, Environment, Keeper, Keyring, Launched, Manner, RootChange, Stdio,
 };
-use crate::container::plan::{self, Plan};
 use crate::container::mounts;
+use crate::container::plan::{self, Plan};
 use crate::container::{self, sysctl};
 use crate::protocol::{
     CreateContainer, Failure, FailureKind, PidNamespace, Rootfs, ShimConfig, Stdio as LoggedStdio,
@@ -51,6 +52,8 @@ pub(super) struct Wish {
     pub(super) preserved: u32,
     pub(super) keyring: Keyring,
     pub(super) root: RootChange,
+    /// Who waits to hear that the container is ready.
+    pub(super) manager: Option<Manager>,
     pub(super) command: Command,
 }
 
@@ -110,7 +113,10 @@ pub(super) fn undo(context: &Context, held: Held, record: &Record) {
 }
 
 fn prepare(context: &Context, wish: &Wish) -> Result<Prepared> {
-    let bundle = Bundle::open(&wish.bundle)?;
+    let mut bundle = Bundle::open(&wish.bundle)?;
+    if wish.manager.is_some() {
+        Manager::show(&mut bundle.spec, context.store.entry(&wish.id).notify_path());
+    }
     context.journal.warn_of_capabilities(&bundle.unknown_capabilities);
     context.journal.trace(|| format!("read the bundle {}", bundle.directory.display()));
     let Some(process) = bundle.spec.process() else {
@@ -120,6 +126,7 @@ fn prepare(context: &Context, wish: &Wish) -> Result<Prepared> {
     let request = request(&bundle, process, wish);
     let mut plan = plan::plan(&sandbox(&bundle.spec, wish), &request)?;
     plan.process.environment.extend(inherited::variables());
+    plan.process.environment.extend(wish.manager.as_ref().map(|_| Manager::variable()));
     let linux = bundle.spec.linux().as_ref();
     let profile = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(seccomp::compile).transpose().map_err(container::Error::from)?;
@@ -239,6 +246,9 @@ fn try_make(
 ) -> Result<(Launched, Option<OwnedFd>)> {
     held.save(record)?;
     held.keep_config(&prepared.bundle.text)?;
+    if wish.manager.is_some() {
+        held.make_notify()?;
+    }
     let linux = prepared.bundle.spec.linux().as_ref();
     let mut cgroup = Cgroup::create(&cgroup::Request {
         hierarchy: &prepared.hierarchy,
@@ -283,6 +293,9 @@ fn try_make(
             hooks::run(&prepared.plan.hooks.create_runtime, &state)
         }
         Need::Interfaces(socket) => interfaces::bring(&prepared.plan.interfaces, socket),
+        Need::Ids { mount, tree } => {
+            mounts::map_for_child(&prepared.plan, mount, tree.as_fd(), procfs.as_fd())
+        }
     })?;
     context.journal.trace(|| "the first process is set up and waits for its start".to_owned());
     cgroup.settle()?;
@@ -293,9 +306,6 @@ fn try_make(
 
 /// Nobody may look into this process, nor into those cloned from it: a process that joins a container
 /// is seen by others in it at once (CVE-2016-9962).
-        Need::Ids { mount, tree } => {
-            mounts::map_for_child(&prepared.plan, mount, tree.as_fd(), procfs.as_fd())
-        }
 pub(super) fn conceal() -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .during(|| "become undumpable")
@@ -321,6 +331,8 @@ enum Need {
     Hooks,
     /// Network devices, where a route socket was made.
     Interfaces(OwnedFd),
+    /// Mapped ids of a mount's tree.
+    Ids { mount: usize, tree: OwnedFd },
 }
 
 /// Listens to the child until it waits for its start, and gives it what it asks for. Returns the
@@ -331,8 +343,6 @@ fn await_ready(
     process: &Launched,
     provide: impl Fn(Need) -> container::Result<()>,
 ) -> Result<Option<OwnedFd>> {
-    /// Mapped ids of a mount's tree.
-    Ids { mount: usize, tree: OwnedFd },
     let mut terminal = None;
     loop {
         let Some(received) = hear(process.channel.as_fd())? else {
@@ -366,6 +376,12 @@ fn await_ready(
                 }
                 channel::release(process.channel.as_fd())?;
             }
+            Message::Ids { mount } => {
+                if let Some(tree) = received.descriptor {
+                    provide(Need::Ids { mount, tree })?;
+                }
+                channel::release(process.channel.as_fd())?;
+            }
             // Answered while it was cloned.
             Message::Mappings | Message::Child => {}
             Message::Failed(failure) => return Err(Error::Process(failure)),
@@ -376,12 +392,6 @@ fn await_ready(
 /// Tells the caller the process: by its socket and its file.
 pub(super) fn announce(wish: &Wish, process: &Launched) -> Result<()> {
     if let Some(path) = &wish.pidfd_socket {
-            Message::Ids { mount } => {
-                if let Some(tree) = received.descriptor {
-                    provide(Need::Ids { mount, tree })?;
-                }
-                channel::release(process.channel.as_fd())?;
-            }
         console::hand_over(path, "pidfd", process.pidfd.as_fd())?;
     }
     match &wish.pid_file {

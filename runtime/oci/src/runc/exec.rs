@@ -257,7 +257,7 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
         None => Ok(0),
         Some(foreground) => {
             let (pid, pidfd) = (joined.pid, &joined.pidfd);
-            foreground.attend(foreground::Process { pid, pidfd, terminal })
+            foreground.attend(foreground::Process { pid, pidfd, terminal, proxy: None })
         }
     }
 }

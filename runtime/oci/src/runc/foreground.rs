@@ -13,6 +13,8 @@ use rustix::termios::{OptionalActions, Termios};
 
 use super::Result;
 use super::error::During;
+use super::journal::Journal;
+use super::readiness::Proxy;
 use crate::sys;
 
 /// Ready to wait for a process.
@@ -26,6 +28,8 @@ pub(super) struct Process<'a> {
     pub(super) pidfd: &'a OwnedFd,
     /// The master side of its terminal.
     pub(super) terminal: Option<OwnedFd>,
+    /// Where it tells that it is ready, and who hears of failures to pass that on.
+    pub(super) proxy: Option<(&'a Proxy, &'a Journal)>,
 }
 
 /// Bytes on their way from one side to the other.
@@ -66,9 +70,16 @@ impl Foreground {
         let (mut input, mut output) = (Pending::default(), Pending::default());
         let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
         let mut status = None;
+        let mut told = false;
         loop {
             let ready = self.poll(process, [&input, &output])?;
             self.forward(process, &mut status);
+            if let (true, Some((proxy, journal))) = (ready.proxy, process.proxy)
+                && proxy.hear()
+                && !std::mem::replace(&mut told, true)
+            {
+                proxy.tell_for_good(journal);
+            }
             if let Some(master) = master {
                 if ready.stdin {
                     input.read(stdin);
@@ -104,6 +115,8 @@ impl Foreground {
             }
             index
         };
+        let proxy = process.proxy.map(|(proxy, _)| proxy.as_fd());
+        let proxy = proxy.and_then(|proxy| watch(proxy, true, PollFlags::IN));
         let (mut from, mut to) = (None, None);
         if let Some(master) = process.terminal.as_ref().map(AsFd::as_fd) {
             watch(master, output.wants_input(), PollFlags::IN);
@@ -114,7 +127,12 @@ impl Foreground {
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None))
             .during(|| "wait for the container's process")?;
         let told = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        Ok(Ready { ended: told(1), stdin: from.is_some_and(told), stdout: to.is_some_and(told) })
+        Ok(Ready {
+            ended: told(1),
+            stdin: from.is_some_and(told),
+            stdout: to.is_some_and(told),
+            proxy: proxy.is_some_and(told),
+        })
     }
 
     /// Passes on the signals that have arrived, and reaps orphans that came to us. The status of the
@@ -149,6 +167,7 @@ struct Ready {
     ended: bool,
     stdin: bool,
     stdout: bool,
+    proxy: bool,
 }
 
 /// The size of signalfd_siginfo, whose first field is the signal's number: signalfd(2).

@@ -24,6 +24,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod readiness;
 pub(crate) mod record;
 mod sealed;
 mod signal;

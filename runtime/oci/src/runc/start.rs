@@ -6,6 +6,7 @@ use lexopt::Parser;
 use rustix::io::Errno;
 
 use super::error::During;
+use super::readiness::{Manager, Proxy};
 use super::record::Status;
 use super::{Context, Error, Result, arguments};
 use crate::container::channel::{self, Message, Received};
@@ -30,6 +31,7 @@ pub(super) fn start(context: &Context, parser: &mut Parser) -> Result<u8> {
             return Err(Error::State("cannot start an already running container".to_owned()));
         }
     }
+    let proxy = Manager::named()?.map(|manager| Proxy::make(manager, entry)).transpose()?;
     let connection = entry.connect();
     held.started();
     let connection = match connection {
@@ -45,6 +47,13 @@ pub(super) fn start(context: &Context, parser: &mut Parser) -> Result<u8> {
     }
     context.journal.trace(|| "the first process executes its command".to_owned());
     record.run_poststart()?;
+    // Others may change it from now on.
+    drop(held);
+    if let (Some(proxy), Some(init)) = (proxy, record.init)
+        && let Some(pidfd) = init.open()
+    {
+        proxy.attend(init.pid, pidfd.as_fd(), &context.journal)?;
+    }
     Ok(0)
 }
 

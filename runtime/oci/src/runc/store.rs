@@ -4,6 +4,7 @@
 //! <root>/<id>/state.json    the record, replaced whole
 //!             config.json   the specification as it was when the container was made
 //!             start         the socket on which the first process waits, gone once started
+//!             notify/       what the container sees of a service manager's socket, where there is one
 //! ```
 //! Commands that change a container hold a lock (flock(2)) on its directory, which the kernel lets go of
 //! whatever becomes of them; commands that only look need none.
@@ -26,6 +27,7 @@ use super::{Error, Result};
 const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
 const START: &str = "start";
+const NOTIFY: &str = "notify";
 
 /// All containers below one root.
 #[derive(Debug)]
@@ -133,6 +135,21 @@ impl Entry {
         std::fs::read(&path).during(|| format!("read {}", path.display()))
     }
 
+    /// Where the directory is that the container sees beside its own.
+    pub(super) fn notify_path(&self) -> PathBuf {
+        self.directory.join(NOTIFY)
+    }
+
+    /// Opens it; nothing where the container has none.
+    pub(super) fn notify(&self) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::open(self.notify_path(), flags, Mode::empty()) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).during(|| format!("open {}", self.notify_path().display())),
+        }
+    }
+
     /// The user whose directory it is.
     pub(super) fn owner(&self) -> Option<u32> {
         rustix::fs::stat(&self.directory).ok().map(|stat| stat.st_uid)
@@ -202,6 +219,15 @@ impl Held {
     fn write(&self, name: &str, text: &[u8]) -> Result<()> {
         let path = self.entry.directory.join(name);
         replace(&path, text, 0o600).during(|| format!("write {}", path.display()))
+    }
+
+    /// Makes the directory that the container sees, for everybody in it.
+    pub(super) fn make_notify(&self) -> Result<()> {
+        let path = self.entry.notify_path();
+        let operation = || format!("make {}", path.display());
+        std::fs::create_dir(&path).during(operation)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).during(operation)
     }
 
     /// Makes the socket on which the first process waits for its start.
