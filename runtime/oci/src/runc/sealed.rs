@@ -8,47 +8,32 @@
 //!   cannot be made writable, whatever privileges one has; it costs no copy. Linux 5.15;
 //! - where that cannot be had, a copy in memory that is sealed against writing.
 //!
-//! The shim is executed from such a copy by the agent; the command line goes on from either here.
+//! The shim is executed from such a copy by the agent. The command line goes on from the overlay before
+//! anything else of it runs (`sys::start`), and from a copy here.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
-use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags};
 
 use super::error::During;
 use super::{Error, Result};
 use crate::sys;
 
-const SEALS: SealFlags =
-    SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::from_bits_retain(sys::SEALS as u32);
 /// More than any executable of ours.
 const MAX_BYTES: usize = 1 << 30;
 
 const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
-/// Has nothing to do with any directory of executables: without an upper layer an overlay wants two
-/// lower ones.
-const OTHER_LAYER: &str = "/sys";
-/// Nobody mounts executables so; it tells our overlay from others.
-const ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
-    .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
-    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
-    .union(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW);
-/// The same as statfs(2) tells it: ST_RDONLY, ST_NOSUID, ST_NODEV, ST_NOSYMFOLLOW.
-const FLAGS: StatVfsMountFlags = StatVfsMountFlags::from_bits_retain(1 | 2 | 4 | 0x2000);
+const OVERLAY: StatVfsMountFlags = StatVfsMountFlags::from_bits_retain(sys::OVERLAY_FLAGS);
 
 /// Goes on from what cannot be written to; returns where this is it already.
 pub(super) fn ensure() -> Result<()> {
     let own = File::open("/proc/self/exe").during(|| "open this executable")?;
     if is_sealed(&own) || is_below_overlay(&own) {
         return Ok(());
-    }
-    if let Ok(file) = below_overlay(&own) {
-        // Refused to us by a security module, say, it may yet be executed from memory.
-        execute(&file);
     }
     let source = execute(&copy(&own)?);
     Err(Error::Host { operation: "execute the sealed copy of this executable".to_owned(), source })
@@ -61,31 +46,7 @@ fn is_sealed(own: &File) -> bool {
 fn is_below_overlay(own: &File) -> bool {
     let is_overlay = |fs: rustix::fs::StatFs| fs.f_type as u64 == OVERLAYFS_MAGIC;
     rustix::fs::fstatfs(own).is_ok_and(is_overlay)
-        && rustix::fs::fstatvfs(own).is_ok_and(|fs| fs.f_flag.contains(FLAGS))
-}
-
-/// This executable's file as an overlay without an upper layer shows it.
-fn below_overlay(own: &File) -> Result<OwnedFd, Errno> {
-    let path = rustix::fs::readlink("/proc/self/exe", Vec::new())?.into_string();
-    let path = path.map_err(|_| Errno::INVAL)?;
-    let (directory, name) = path.rsplit_once('/').ok_or(Errno::INVAL)?;
-    let directory = if directory.is_empty() { "/" } else { directory };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(directory, flags, Mode::empty())?;
-    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    // By its descriptor: no character of its path needs escaping, and it may be long.
-    let layers = format!("/proc/self/fd/{}:{OTHER_LAYER}", directory.as_raw_fd());
-    rustix::mount::fsconfig_set_string(&context, "lowerdir", layers.as_str())?;
-    // On by default it is said in the kernel's log that it cannot be had.
-    rustix::mount::fsconfig_set_string(&context, "xino", "off")?;
-    rustix::mount::fsconfig_create(&context)?;
-    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, ATTRIBUTES)?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&mount, name, flags, Mode::empty())?;
-    // Replaced meanwhile, or found by its path only where it was executed, it is another one.
-    let (shown, own) = (rustix::fs::fstat(&file)?, rustix::fs::fstat(own)?);
-    let alike = |one: &rustix::fs::Stat| (one.st_ino, one.st_size, one.st_mtime, one.st_mtime_nsec);
-    if alike(&shown) == alike(&own) { Ok(file) } else { Err(Errno::STALE) }
+        && rustix::fs::fstatvfs(own).is_ok_and(|fs| fs.f_flag.contains(OVERLAY))
 }
 
 fn copy(own: &File) -> Result<OwnedFd> {

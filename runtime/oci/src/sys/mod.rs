@@ -6,6 +6,7 @@
 mod placement;
 mod process;
 mod restrict;
+mod start;
 
 pub(crate) use placement::{
     SchedulingAttributes, set_io_priority, set_memory_policy, set_personality, set_scheduling,
@@ -20,3 +21,4 @@ pub(crate) use restrict::{
     attached_device_programs, close_all_from, detach_device_program, load_device_program,
     load_filter, map_mount_ids, set_mount_attributes,
 };
+pub(crate) use start::{OVERLAY_FLAGS, SEALS};
