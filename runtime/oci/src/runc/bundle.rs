@@ -19,7 +19,6 @@ pub(super) struct Bundle {
     /// Absolute, without links.
     pub(super) directory: PathBuf,
     pub(super) text: Vec<u8>,
-    pub(super) spec: Spec,
     /// Absolute.
     pub(super) rootfs: PathBuf,
     /// Named in the specification, and none.
@@ -27,8 +26,8 @@ pub(super) struct Bundle {
 }
 
 impl Bundle {
-    /// Reads a bundle.
-    pub(super) fn open(directory: &Path) -> Result<Self> {
+    /// Reads a bundle and its specification.
+    pub(super) fn open(directory: &Path) -> Result<(Self, Spec)> {
         let directory = std::fs::canonicalize(directory)
             .during(|| format!("open bundle {}", directory.display()))?;
         let path = directory.join("config.json");
@@ -50,7 +49,7 @@ impl Bundle {
         }
         let rootfs = std::fs::canonicalize(&rootfs)
             .during(|| format!("open root file system {}", rootfs.display()))?;
-        Ok(Self { directory, text, spec, rootfs, unknown_capabilities })
+        Ok((Self { directory, text, rootfs, unknown_capabilities }, spec))
     }
 }
 

@@ -80,6 +80,7 @@ pub(super) struct Created {
 /// Everything that is known before anything is made.
 struct Prepared {
     bundle: Bundle,
+    spec: Spec,
     plan: Plan,
     filter: Option<Program>,
     hierarchy: Hierarchy,
@@ -113,21 +114,23 @@ pub(super) fn undo(context: &Context, held: Held, record: &Record) {
 }
 
 fn prepare(context: &Context, wish: &Wish) -> Result<Prepared> {
-    let mut bundle = Bundle::open(&wish.bundle)?;
+    let (bundle, mut spec) = Bundle::open(&wish.bundle)?;
     if wish.manager.is_some() {
-        Manager::show(&mut bundle.spec, context.store.entry(&wish.id).notify_path());
+        Manager::show(&mut spec, context.store.entry(&wish.id).notify_path());
     }
     context.journal.warn_of_capabilities(&bundle.unknown_capabilities);
     context.journal.trace(|| format!("read the bundle {}", bundle.directory.display()));
-    let Some(process) = bundle.spec.process() else {
+    let Some(process) = spec.process() else {
         return Err(container::Error::invalid("process", "is missing").into());
     };
     let stdio = stdio(process, wish)?;
-    let request = request(&bundle, process, wish);
-    let mut plan = plan::plan(&sandbox(&bundle.spec, wish), &request)?;
+    let user = user(process);
+    let request = request(&bundle, (spec, user), wish);
+    let mut plan = plan::plan(&sandbox(&request.spec, wish), &request)?;
     plan.process.environment.extend(inherited::variables());
     plan.process.environment.extend(wish.manager.as_ref().map(|_| Manager::variable()));
-    let linux = bundle.spec.linux().as_ref();
+    let spec = request.spec;
+    let linux = spec.linux().as_ref();
     let profile = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(seccomp::compile).transpose().map_err(container::Error::from)?;
     let hierarchy = Hierarchy::find()?;
@@ -139,7 +142,7 @@ fn prepare(context: &Context, wish: &Wish) -> Result<Prepared> {
         context.journal.trace(|| format!("seccomp filter of {count} instructions"));
         context.journal.trace(|| format!("seccomp filter flags: {}", filter.flags));
     }
-    Ok(Prepared { bundle, plan, filter, hierarchy, place, stdio })
+    Ok(Prepared { bundle, spec, plan, filter, hierarchy, place, stdio })
 }
 
 fn stdio(process: &Process, wish: &Wish) -> Result<Stdio> {
@@ -188,12 +191,12 @@ fn own_pid_namespace(spec: &Spec) -> bool {
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
 }
 
-fn request(bundle: &Bundle, process: &Process, wish: &Wish) -> CreateContainer {
+fn request(bundle: &Bundle, (spec, user): (Spec, UserSelector), wish: &Wish) -> CreateContainer {
     CreateContainer {
         id: wish.id.as_str().to_owned(),
-        spec: bundle.spec.clone(),
+        spec,
         rootfs: Rootfs::Directory(bundle.rootfs.clone()),
-        user: user(process),
+        user,
         cgroup_path: PathBuf::new(),
         pid_target: None,
         stdio: LoggedStdio {
@@ -219,7 +222,7 @@ pub(super) fn user(process: &Process) -> UserSelector {
 }
 
 fn new_record(wish: &Wish, prepared: &Prepared) -> Record {
-    let spec = &prepared.bundle.spec;
+    let spec = &prepared.spec;
     Record {
         // That of the states that are told, whatever the bundle's.
         oci_version: SPEC_VERSION.to_owned(),
@@ -249,12 +252,12 @@ fn try_make(
     if wish.manager.is_some() {
         held.make_notify()?;
     }
-    let linux = prepared.bundle.spec.linux().as_ref();
+    let linux = prepared.spec.linux().as_ref();
     let mut cgroup = Cgroup::create(&cgroup::Request {
         hierarchy: &prepared.hierarchy,
         place: &prepared.place,
         resources: linux.and_then(|linux| linux.resources().as_ref()),
-        annotations: prepared.bundle.spec.annotations().as_ref(),
+        annotations: prepared.spec.annotations().as_ref(),
     })?;
     record.cgroup = cgroup.place().clone();
     context.journal.trace(|| format!("made the cgroup {}", record.cgroup.path.display()));

@@ -142,26 +142,57 @@ fn no_call(rules: &Rules) -> Verdict {
     }
 }
 
-/// Numbers from `start` up to the next range's start share a closed block.
+/// Numbers from `start` up to the next range's start are decided alike.
 struct Range {
     start: u32,
-    block: Vec<Instruction>,
+    block: Block,
+}
+
+/// What decides a call.
+#[derive(PartialEq)]
+enum Block {
+    Answer(Verdict),
+    /// Argument checks, closed.
+    Checks(Vec<Instruction>),
+}
+
+impl Block {
+    fn new(rule: &Rule, default: Verdict, narrow: bool) -> Self {
+        match rule {
+            Rule::Always(verdict) => Self::Answer(*verdict),
+            Rule::Conditional(alternatives) => {
+                let mut block: Vec<Instruction> = alternatives
+                    .iter()
+                    .flat_map(|(conditions, verdict)| check(conditions, narrow, *verdict))
+                    .collect();
+                block.push(answer(default));
+                Self::Checks(block)
+            }
+        }
+    }
+
+    fn instructions(&self) -> Vec<Instruction> {
+        match self {
+            Self::Answer(verdict) => vec![answer(*verdict)],
+            Self::Checks(block) => block.clone(),
+        }
+    }
 }
 
 fn ranges(abi: &AbiRules, default: Verdict, narrow: bool) -> Vec<Range> {
     let mut list: Vec<Range> = Vec::new();
-    let mut push = |start: u32, block: Vec<Instruction>| match list.last_mut() {
+    let mut push = |start: u32, block: Block| match list.last_mut() {
         Some(last) if last.block == block => {}
         Some(last) if last.start == start => last.block = block,
         _ => list.push(Range { start, block }),
     };
-    push(0, vec![answer(default)]);
+    push(0, Block::Answer(default));
     for (number, rule) in &abi.rules {
-        push(*number, block(rule, default, narrow));
-        push(number + 1, vec![answer(default)]);
+        push(*number, Block::new(rule, default, narrow));
+        push(number + 1, Block::Answer(default));
     }
     if let Some(start) = abi.unknown_from {
-        push(start, vec![answer(UNKNOWN)]);
+        push(start, Block::Answer(UNKNOWN));
     }
     merge(list)
 }
@@ -177,24 +208,10 @@ fn merge(list: Vec<Range>) -> Vec<Range> {
     merged
 }
 
-fn block(rule: &Rule, default: Verdict, narrow: bool) -> Vec<Instruction> {
-    match rule {
-        Rule::Always(verdict) => vec![answer(*verdict)],
-        Rule::Conditional(alternatives) => {
-            let mut block: Vec<Instruction> = alternatives
-                .iter()
-                .flat_map(|(conditions, verdict)| check(conditions, narrow, *verdict))
-                .collect();
-            block.push(answer(default));
-            block
-        }
-    }
-}
-
 fn search(ranges: &[Range], base: u32) -> Vec<Instruction> {
     match ranges {
         [] => vec![answer(Verdict::FOREIGN_ABI)],
-        [only] => only.block.clone(),
+        [only] => only.block.instructions(),
         _ => {
             let (below, above) = ranges.split_at(ranges.len() / 2);
             split(base + above[0].start, search(below, base), search(above, base))

@@ -4,7 +4,7 @@
 //! over those with; conditions that name one argument twice are alternatives; names an ABI lacks are
 //! skipped; numbers above the highest one named answer ENOSYS when the default denies.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
@@ -125,8 +125,7 @@ impl Rules {
 
     /// Whether a native call always runs at once.
     pub(super) fn allows(&self, name: &str) -> bool {
-        let names = table::load();
-        let Some(number) = names.get(name).and_then(|numbers| numbers.get(Abi::X86_64)) else {
+        let Some(number) = table::find(name).and_then(|numbers| numbers.get(Abi::X86_64)) else {
             return false;
         };
         match self.abis.get(&Abi::X86_64).and_then(|abi| abi.rules.get(&number)) {
@@ -142,18 +141,39 @@ impl Rules {
 /// The verdict of numbers that are newer than the profile.
 pub(super) const UNKNOWN: Verdict = Verdict(RET_ERRNO | ENOSYS);
 
+/// One entry of a profile: what it decides, and for whom.
+struct Entry<'a> {
+    verdict: Verdict,
+    alternatives: Vec<Vec<Condition>>,
+    /// Without numbers where no ABI has the call.
+    names: Vec<(&'a str, Option<Numbers>)>,
+}
+
+impl<'a> Entry<'a> {
+    fn new(syscall: &'a LinuxSyscall) -> Result<Self, Error> {
+        Ok(Self {
+            verdict: Verdict::new(syscall.action(), syscall.errno_ret())?,
+            alternatives: alternatives(syscall.args().as_deref().unwrap_or_default())?,
+            names: syscall.names().iter().map(|name| (name.as_str(), table::find(name))).collect(),
+        })
+    }
+}
+
 /// Numbers a profile.
 pub(super) fn number(profile: &LinuxSeccomp) -> Result<Rules, Error> {
     let default = Verdict::new(profile.default_action(), profile.default_errno_ret())?;
-    let names = table::load();
+    let listed = abis_of(profile)?;
+    let entries = profile.syscalls().iter().flatten().map(Entry::new);
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
     let mut abis = BTreeMap::new();
-    for abi in abis_of(profile)? {
+    for abi in listed {
         let mut rules = AbiRules::default();
-        for syscall in profile.syscalls().iter().flatten() {
-            add(&mut rules, abi, &names, syscall, default)?;
+        for entry in entries.iter().filter(|entry| entry.verdict != default) {
+            add(&mut rules, abi, entry);
         }
         if !default.lets_pass() && default != UNKNOWN {
-            let highest = highest_named(profile, abi, &names);
+            let named = entries.iter().flat_map(|entry| &entry.names);
+            let highest = named.filter_map(|(_, numbers)| (*numbers)?.get(abi)).max();
             rules.unknown_from = highest.map(|number| number + 1);
         }
         abis.insert(abi, rules);
@@ -185,39 +205,17 @@ fn abis_of(profile: &LinuxSeccomp) -> Result<Vec<Abi>, Error> {
     Ok(abis)
 }
 
-fn highest_named(
-    profile: &LinuxSeccomp,
-    abi: Abi,
-    names: &HashMap<&'static str, Numbers>,
-) -> Option<u32> {
-    let syscalls = profile.syscalls().iter().flatten();
-    let named = syscalls.flat_map(|syscall| syscall.names());
-    named.filter_map(|name| names.get(name.as_str())?.get(abi)).max()
-}
-
-fn add(
-    rules: &mut AbiRules,
-    abi: Abi,
-    names: &HashMap<&'static str, Numbers>,
-    syscall: &LinuxSyscall,
-    default: Verdict,
-) -> Result<(), Error> {
-    let verdict = Verdict::new(syscall.action(), syscall.errno_ret())?;
-    let alternatives = alternatives(syscall.args().as_deref().unwrap_or_default())?;
-    if verdict == default {
-        return Ok(());
-    }
-    for name in syscall.names() {
-        if let Some(number) = names.get(name.as_str()).and_then(|numbers| numbers.get(abi)) {
-            insert(rules, number, (&alternatives, verdict));
+fn add(rules: &mut AbiRules, abi: Abi, entry: &Entry<'_>) {
+    for (name, numbers) in &entry.names {
+        if let Some(number) = numbers.and_then(|numbers| numbers.get(abi)) {
+            insert(rules, number, (&entry.alternatives, entry.verdict));
         }
         if abi == Abi::I386
             && let Some((number, call)) = table::multiplexed(name)
         {
-            insert(rules, number, (&multiplexed(call, &alternatives), verdict));
+            insert(rules, number, (&multiplexed(call, &entry.alternatives), entry.verdict));
         }
     }
-    Ok(())
 }
 
 fn insert(

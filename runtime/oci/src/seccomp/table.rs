@@ -1,9 +1,8 @@
 //! System call numbers of the three x86 ABIs, by name.
 //!
 //! Facts of the kernel's ABI in `syscalls.tsv`: name, x86_64, i386, x32 (without its marker bit); `-`
-//! where an ABI lacks the call.
-
-use std::collections::HashMap;
+//! where an ABI lacks the call. Its lines are in the order of their bytes, and searched as they stand:
+//! most profiles are compiled once in a process.
 
 /// The bit that marks an x32 system call number.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
@@ -45,17 +44,45 @@ impl Numbers {
     }
 }
 
-/// All names with their numbers.
-pub(super) fn load() -> HashMap<&'static str, Numbers> {
-    include_str!("syscalls.tsv")
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split('\t');
-            let name = fields.next()?;
-            let mut number = || fields.next().and_then(|field| field.parse().ok());
-            Some((name, Numbers([number(), number(), number()])))
-        })
-        .collect()
+const TABLE: &str = include_str!("syscalls.tsv");
+/// Where each line begins.
+static STARTS: [u16; count()] = starts();
+
+const fn count() -> usize {
+    let mut count = 0;
+    let mut place = 0;
+    while place < TABLE.len() {
+        count += (TABLE.as_bytes()[place] == b'\n') as usize;
+        place += 1;
+    }
+    count
+}
+
+const fn starts() -> [u16; count()] {
+    let mut starts = [0; count()];
+    let mut line = 1;
+    let mut place = 0;
+    while line < starts.len() {
+        if TABLE.as_bytes()[place] == b'\n' {
+            starts[line] = place as u16 + 1;
+            line += 1;
+        }
+        place += 1;
+    }
+    starts
+}
+
+/// The fields of the line that begins at a place: a name and its numbers.
+fn fields(start: u16) -> impl Iterator<Item = &'static str> {
+    TABLE[usize::from(start)..].split(['\t', '\n'])
+}
+
+/// The numbers of a name that any of the ABIs has.
+pub(super) fn find(name: &str) -> Option<Numbers> {
+    let line = STARTS.binary_search_by(|start| fields(*start).next().cmp(&Some(name))).ok()?;
+    let mut numbers = fields(STARTS[line]).skip(1).map(|field| field.parse().ok());
+    let mut next = || numbers.next().flatten();
+    Some(Numbers([next(), next(), next()]))
 }
 
 /// The call of i386 through which another one can be made as well, and its first argument then:
@@ -112,13 +139,26 @@ mod tests {
 
     #[test]
     fn numbers_agree_with_the_c_library() {
-        let table = load();
-        let native = |name: &str| table[name].get(Abi::X86_64).map(i64::from);
+        let number = |name: &str, abi| find(name).unwrap().get(abi);
+        let native = |name: &str| number(name, Abi::X86_64).map(i64::from);
         assert_eq!(native("clone3"), Some(libc::SYS_clone3));
         assert_eq!(native("openat2"), Some(libc::SYS_openat2));
         assert_eq!(native("futex_waitv"), Some(libc::SYS_futex_waitv));
-        assert_eq!(table["socketcall"].get(Abi::I386), Some(102));
-        assert_eq!(table["socketcall"].get(Abi::X86_64), None);
-        assert_eq!(table["ioctl"].get(Abi::X32), Some(514));
+        assert_eq!(number("socketcall", Abi::I386), Some(102));
+        assert_eq!(number("socketcall", Abi::X86_64), None);
+        assert_eq!(number("ioctl", Abi::X32), Some(514));
+    }
+    #[test]
+    fn every_line_is_found_by_its_name() {
+        for line in TABLE.lines() {
+            let mut fields = line.split('\t');
+            let numbers = find(fields.next().unwrap()).unwrap();
+            for abi in [Abi::X86_64, Abi::I386, Abi::X32] {
+                assert_eq!(numbers.get(abi), fields.next().unwrap().parse().ok(), "{line}");
+            }
+        }
+        for name in ["", "a", "zz", "read\t0", "readx", "_"] {
+            assert!(find(name).is_none(), "{name}");
+        }
     }
 }
