@@ -102,19 +102,19 @@ fn recursion(mount: &Mount) -> OpenTreeFlags {
 pub(super) enum Mapper<'a> {
     /// This process, which has the power over the file systems.
     Own,
-    /// The keeper at the other end: this process is the root of a user namespace alone.
+    /// The keeper at the other end, where this process has not the power: it is the root of a user
+    /// namespace alone.
     Keeper { channel: BorrowedFd<'a>, mount: usize },
 }
 
 impl Mapper<'_> {
     fn map(self, mount: &Mount, tree: BorrowedFd<'_>, namespace: Option<&OwnedFd>) -> Result<()> {
-        match (self, &mount.ids) {
-            (_, None) => Ok(()),
-            (Self::Own, Some(_)) => map_ids(mount, tree, namespace),
-            (Self::Keeper { channel, mount }, Some(_)) => {
+        match (self, map_ids(mount, tree, namespace)) {
+            (Self::Keeper { channel, mount }, Err(Error::System { source: Errno::PERM, .. })) => {
                 channel::send(channel, &Message::Ids { mount }, Some(tree))?;
                 channel::await_release(channel)
             }
+            (Self::Own | Self::Keeper { .. }, result) => result,
         }
     }
 }
