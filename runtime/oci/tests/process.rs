@@ -79,9 +79,11 @@ fn a_further_process_runs_on_the_processors_it_is_given() {
         let process = bundle.path().join("process.json");
         std::fs::write(&process, bundle.spec["process"].to_string()).unwrap();
         let output = bundle
-            .command(&["exec", "--process", process.to_str().unwrap(), &id])
+            .command(&["--debug", "exec", "--process", process.to_str().unwrap(), &id])
             .output()
             .unwrap();
+        let trace = String::from_utf8(output.stderr).unwrap();
+        assert!(trace.contains("initial CPU affinity: 0x1"), "{trace}");
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(text.split_whitespace().nth(1), Some(expected), "{text}");
     }
