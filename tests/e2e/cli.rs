@@ -130,3 +130,41 @@ fn the_oci_runtime_is_written_to_a_file_of_its_own() {
     assert!(!nowhere.status.success() && told(&nowhere).contains("missing/berth-oci"));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn the_written_runtime_shows_containers_an_executable_that_nothing_writes_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let runtime = path("berth-oci");
+    let run = |program: &std::path::Path, args: &[&str]| {
+        let output = Command::new(program)
+            .arg("--root")
+            .arg(path("state"))
+            .args(args)
+            .current_dir(directory.path())
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {}", told(&output));
+    };
+    let written = Command::new(berth()).arg("oci-runtime").arg(&runtime).output().unwrap();
+    assert!(written.status.success(), "{}", told(&written));
+    run(&runtime, &["spec"]);
+    let spec = std::fs::read_to_string(path("config.json")).unwrap();
+    std::fs::write(path("config.json"), spec.replace("\"terminal\": true", "\"terminal\": false"))
+        .unwrap();
+    std::fs::create_dir(path("rootfs")).unwrap();
+    let id = format!("berth-e2e-{}", std::process::id());
+    let pid = path("pid");
+    // Its streams are the container's, which nobody may wait for.
+    let mut create = Command::new(&runtime);
+    create.arg("--root").arg(path("state")).args(["create", "--pid-file"]).arg(&pid).arg(&id);
+    create.current_dir(directory.path()).stdin(std::process::Stdio::null());
+    create.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    assert!(create.status().unwrap().success());
+    let pid = std::fs::read_to_string(&pid).unwrap();
+    let shown = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    run(&runtime, &["delete", "--force", &id]);
+    // The name below the overlay's root: neither the file itself nor a copy in memory.
+    assert_eq!(shown, std::path::Path::new("/berth-oci"));
+}
