@@ -3,6 +3,7 @@
 //! Each block produced here is closed: every path through it ends in a return, or falls off its end
 //! for the caller to continue. Jumps only go forward.
 
+use super::platform::Halves;
 use super::rules::{Condition, Test, Verdict};
 
 const LOAD_WORD: u16 = 0x20;
@@ -105,8 +106,12 @@ enum Step {
 }
 
 /// Checks a conjunction: returns `verdict` when all conditions hold, else falls off the end.
-pub(super) fn check(conditions: &[Condition], narrow: bool, verdict: Verdict) -> Vec<Instruction> {
-    let steps: Vec<Vec<Step>> = conditions.iter().map(|c| steps(*c, narrow)).collect();
+pub(super) fn check(
+    conditions: &[Condition],
+    halves: Halves,
+    verdict: Verdict,
+) -> Vec<Instruction> {
+    let steps: Vec<Vec<Step>> = conditions.iter().map(|c| steps(*c, halves)).collect();
     let total = steps.iter().map(Vec::len).sum::<usize>() + 1;
     let mut block = Vec::with_capacity(total);
     let mut condition_end = 0;
@@ -132,19 +137,19 @@ pub(super) fn check(conditions: &[Condition], narrow: bool, verdict: Verdict) ->
     block
 }
 
-fn steps(condition: Condition, narrow: bool) -> Vec<Step> {
+fn steps(condition: Condition, halves: Halves) -> Vec<Step> {
     use Target::{Fails, Holds, Next};
     let base = OFFSET_ARGUMENTS + 8 * u32::from(condition.index);
-    let low = || Step::Plain(plain(LOAD_WORD, base));
-    let high = || Step::Plain(plain(LOAD_WORD, base + 4));
+    let low = || Step::Plain(plain(LOAD_WORD, base + halves.low));
+    let high = halves.high.map(|high| plain(LOAD_WORD, base + high));
     let compare = |code, operand, yes, no| Step::Compare { code, operand, yes, no };
-    let halves = |value: u64| ((value >> 32) as u32, value as u32);
+    let split = |value: u64| ((value >> 32) as u32, value as u32);
     let mut steps = Vec::with_capacity(6);
     // The upper halves decide unless they are equal; 32-bit ABIs have none.
     let mut decide = |value: u64, upper: &[(u16, Target, Target)], lower: (u16, Target, Target)| {
-        let (value_high, value_low) = halves(value);
-        if !narrow {
-            steps.push(high());
+        let (value_high, value_low) = split(value);
+        if let Some(high) = high {
+            steps.push(Step::Plain(high));
             steps.extend(upper.iter().map(|(code, yes, no)| compare(*code, value_high, *yes, *no)));
         }
         steps.push(low());
@@ -160,10 +165,10 @@ fn steps(condition: Condition, narrow: bool) -> Vec<Step> {
         Test::Less(v) => decide(v, &less, (JUMP_GREATER_OR_EQUAL, Fails, Next)),
         Test::LessOrEqual(v) => decide(v, &less, (JUMP_GREATER, Fails, Next)),
         Test::Masked { mask, value } => {
-            let (mask_high, mask_low) = halves(mask);
-            let (value_high, value_low) = halves(value & mask);
-            if !narrow {
-                steps.extend([high(), Step::Plain(plain(AND, mask_high))]);
+            let (mask_high, mask_low) = split(mask);
+            let (value_high, value_low) = split(value & mask);
+            if let Some(high) = high {
+                steps.extend([Step::Plain(high), Step::Plain(plain(AND, mask_high))]);
                 steps.push(compare(JUMP_EQUAL, value_high, Next, Fails));
             }
             steps.extend([low(), Step::Plain(plain(AND, mask_low))]);

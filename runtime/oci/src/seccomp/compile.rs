@@ -10,11 +10,9 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
 use super::Error;
 pub use super::assembler::Instruction;
 use super::assembler::{answer, check, load_architecture, load_number, select, split};
+use super::platform::{self, Halves, Platform, X32_BIT};
 use super::rules::{self, AbiRules, Rule, Rules, UNKNOWN, Verdict};
-use super::table::{Abi, X32_BIT};
 
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 /// What tracers make of a call that is not to be made: -1, which has the bit of x32 and is none of it.
 const NO_CALL: u32 = u32::MAX;
 const MAX_INSTRUCTIONS: usize = 4096;
@@ -59,13 +57,21 @@ pub enum Moment {
 const WHILE_WAITING: [&str; 6] =
     ["poll", "read", "accept4", "close", "rt_sigaction", "rt_sigprocmask"];
 
-/// Compiles a profile.
+/// Compiles a profile for the kernel that this program is for.
 ///
 /// # Errors
 /// When the profile asks for what berth does not offer; nothing is left out silently but names that
 /// an ABI lacks.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Program, Error> {
-    let rules = rules::number(profile)?;
+    compile_for(profile, platform::host())
+}
+
+/// Compiles a profile for a kind of kernel.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn compile_for(profile: &LinuxSeccomp, platform: &'static Platform) -> Result<Program, Error> {
+    let rules = rules::number(profile, platform)?;
     let listener = match rules.notifies() {
         true => Some(listener(profile, &rules)?),
         false => None,
@@ -111,31 +117,39 @@ fn flags(profile: &LinuxSeccomp) -> u32 {
 }
 
 fn program(rules: &Rules) -> Vec<Instruction> {
-    let foreign = || vec![answer(Verdict::FOREIGN_ABI)];
-    let tree = |abi: Abi, base: u32| match rules.abis.get(&abi) {
-        Some(of_abi) => search(&ranges(of_abi, rules.default, abi.narrow()), base),
-        None => foreign(),
-    };
-    let other = match rules.abis.contains_key(&Abi::X32) {
-        true => tree(Abi::X32, X32_BIT),
-        false => split(NO_CALL, foreign(), vec![answer(no_call(rules))]),
-    };
-    let mut wide = vec![load_number()];
-    wide.extend(split(X32_BIT, tree(Abi::X86_64, 0), other));
-    let mut narrow = vec![load_number()];
-    narrow.extend(tree(Abi::I386, 0));
-    let others = match rules.abis.contains_key(&Abi::I386) {
-        true => select(AUDIT_ARCH_I386, narrow, foreign()),
-        false => foreign(),
-    };
+    // Each way of calling has a block of its own; what is left is of no ABI that the profile names.
+    let ways = rules.platform.abis.iter().filter(|abi| abi.base == 0).rev();
+    let blocks = ways.fold(vec![answer(Verdict::FOREIGN_ABI)], |others, abi| {
+        let Some(own) = rules.of(abi) else { return others };
+        let ranges = ranges(own, rules.default, rules.platform.halves(abi));
+        let mut block = vec![load_number()];
+        block.extend(match marked(rules, abi.audit) {
+            Some(marked) => split(X32_BIT, search(&ranges, 0), marked),
+            None => search(&ranges, 0),
+        });
+        select(abi.audit, block, others)
+    });
     let mut program = vec![load_architecture()];
-    program.extend(select(AUDIT_ARCH_X86_64, wide, others));
+    program.extend(blocks);
     program
+}
+
+/// What is answered to numbers with the bit of x32, where the kernel has it.
+fn marked(rules: &Rules, audit: u32) -> Option<Vec<Instruction>> {
+    let abi = rules.platform.abis.iter().find(|abi| abi.audit == audit && abi.base != 0)?;
+    let foreign = vec![answer(Verdict::FOREIGN_ABI)];
+    Some(match rules.of(abi) {
+        Some(own) => {
+            let ranges = ranges(own, rules.default, rules.platform.halves(abi));
+            search(&ranges, abi.base)
+        }
+        None => split(NO_CALL, foreign, vec![answer(no_call(rules))]),
+    })
 }
 
 /// The verdict for a native call that is none.
 fn no_call(rules: &Rules) -> Verdict {
-    let native = rules.abis.get(&Abi::X86_64);
+    let native = rules.of(rules.platform.native());
     match native.and_then(|native| native.unknown_from) {
         Some(_) => UNKNOWN,
         None => rules.default,
@@ -157,13 +171,13 @@ enum Block {
 }
 
 impl Block {
-    fn new(rule: &Rule, default: Verdict, narrow: bool) -> Self {
+    fn new(rule: &Rule, default: Verdict, halves: Halves) -> Self {
         match rule {
             Rule::Always(verdict) => Self::Answer(*verdict),
             Rule::Conditional(alternatives) => {
                 let mut block: Vec<Instruction> = alternatives
                     .iter()
-                    .flat_map(|(conditions, verdict)| check(conditions, narrow, *verdict))
+                    .flat_map(|(conditions, verdict)| check(conditions, halves, *verdict))
                     .collect();
                 block.push(answer(default));
                 Self::Checks(block)
@@ -179,7 +193,7 @@ impl Block {
     }
 }
 
-fn ranges(abi: &AbiRules, default: Verdict, narrow: bool) -> Vec<Range> {
+fn ranges(abi: &AbiRules, default: Verdict, halves: Halves) -> Vec<Range> {
     let mut list: Vec<Range> = Vec::new();
     let mut push = |start: u32, block: Block| match list.last_mut() {
         Some(last) if last.block == block => {}
@@ -188,7 +202,7 @@ fn ranges(abi: &AbiRules, default: Verdict, narrow: bool) -> Vec<Range> {
     };
     push(0, Block::Answer(default));
     for (number, rule) in &abi.rules {
-        push(*number, Block::new(rule, default, narrow));
+        push(*number, Block::new(rule, default, halves));
         push(number + 1, Block::Answer(default));
     }
     if let Some(start) = abi.unknown_from {

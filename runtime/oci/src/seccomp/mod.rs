@@ -1,21 +1,22 @@
 //! Seccomp filters: the OCI profile compiled into a classic BPF program, and the default profile.
 //!
 //! [`rules`] turns a profile into numbered rules per ABI, [`compile`] turns those into instructions,
-//! [`table`] knows the system call numbers, [`profile`] holds the default. Loading the program is the
-//! container child's last act and lives with it. OCI runtime spec, `config-linux.md`, Seccomp;
-//! seccomp(2).
+//! [`platform`] knows kernels, [`table`] their system call numbers, [`profile`] holds the default. Loading
+//! the program is the container child's last act and lives with it. OCI runtime spec, `config-linux.md`,
+//! Seccomp; seccomp(2).
 
 mod assembler;
 mod compile;
+mod platform;
 mod profile;
 mod rules;
 mod table;
 
-use oci_spec::runtime::LinuxSeccompAction;
+use oci_spec::runtime::{Arch, LinuxSeccompAction};
 
-pub use compile::{Instruction, Listener, Moment, Program, compile};
+pub use compile::{Instruction, Listener, Moment, Program, compile, compile_for};
+pub use platform::{ALL as PLATFORMS, Abi, Platform};
 pub use profile::default_seccomp;
-pub use table::Abi;
 
 /// Why a profile cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,9 +27,9 @@ pub enum Error {
     /// A rule notifies, and the listener could not be told where.
     #[error("linux.seccomp: SCMP_ACT_NOTIFY needs sendmsg to be allowed, to reach the listener")]
     HandOver,
-    /// A foreign architecture is all the profile names.
-    #[error("linux.seccomp.architectures: none of them is x86_64, x86 or x32")]
-    Architectures,
+    /// Foreign architectures are all the profile names.
+    #[error("linux.seccomp.architectures: {} are of other kernels than this one", list(.0))]
+    Architectures(Vec<Arch>),
     /// An argument index beyond the sixth.
     #[error("linux.seccomp.syscalls: argument index {0} is out of range 0-5")]
     ArgumentIndex(usize),
@@ -41,4 +42,9 @@ pub enum Error {
     /// More instructions than the kernel accepts.
     #[error("linux.seccomp: the filter needs {0} instructions, the kernel accepts 4096")]
     TooLong(usize),
+}
+
+fn list(architectures: &[Arch]) -> String {
+    let names: Vec<String> = architectures.iter().map(Arch::to_string).collect();
+    names.join(", ")
 }

@@ -7,9 +7,11 @@
 use std::collections::HashSet;
 
 use oci_spec::runtime::{
-    Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
     LinuxSeccompOperator, LinuxSyscall,
 };
+
+use super::platform;
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
@@ -135,11 +137,8 @@ pub fn default_seccomp(capabilities: &HashSet<Capability>) -> LinuxSeccomp {
     let mut profile = LinuxSeccomp::default();
     profile.set_default_action(LinuxSeccompAction::ScmpActErrno);
     profile.set_default_errno_ret(Some(EPERM));
-    profile.set_architectures(Some(vec![
-        Arch::ScmpArchX86_64,
-        Arch::ScmpArchX86,
-        Arch::ScmpArchX32,
-    ]));
+    let abis = platform::host().abis.iter();
+    profile.set_architectures(Some(abis.map(|abi| abi.architecture).collect()));
     profile.set_syscalls(Some(syscalls));
     profile
 }

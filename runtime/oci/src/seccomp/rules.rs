@@ -11,7 +11,8 @@ use oci_spec::runtime::{
 };
 
 use super::Error;
-use super::table::{self, Abi, Numbers};
+use super::platform::{Abi, Platform};
+use super::table::{Multiplexer, Numbers, multiplexed};
 
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_KILL_THREAD: u32 = 0x0000_0000;
@@ -59,8 +60,9 @@ impl Verdict {
         }))
     }
 
+    /// Whether a call that is newer than the profile is let through, to a tracer too.
     fn lets_pass(self) -> bool {
-        matches!(self.0, RET_ALLOW | RET_LOG | RET_USER_NOTIFY)
+        matches!(self.0, RET_ALLOW | RET_LOG | RET_USER_NOTIFY) || self.0 & !RET_DATA == RET_TRACE
     }
 
     /// Whether it runs the call and tells nobody who could hold it up.
@@ -106,10 +108,12 @@ pub(super) struct AbiRules {
 }
 
 /// A whole profile, numbered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Rules {
+    pub(super) platform: &'static Platform,
     pub(super) default: Verdict,
-    pub(super) abis: BTreeMap<Abi, AbiRules>,
+    /// For each ABI of the platform; absent where the profile does not name it.
+    pub(super) abis: Vec<Option<AbiRules>>,
 }
 
 impl Rules {
@@ -120,15 +124,23 @@ impl Rules {
             Rule::Always(verdict) => *verdict == notify,
             Rule::Conditional(list) => list.iter().any(|(_, verdict)| *verdict == notify),
         };
-        self.default == notify || self.abis.values().any(|abi| abi.rules.values().any(of_rule))
+        let of_abi = |abi: &AbiRules| abi.rules.values().any(of_rule);
+        self.default == notify || self.abis.iter().flatten().any(of_abi)
+    }
+
+    /// Those of an ABI, where the profile names it.
+    pub(super) fn of(&self, abi: &Abi) -> Option<&AbiRules> {
+        let place = self.platform.abis.iter().position(|one| std::ptr::eq(one, abi))?;
+        self.abis.get(place)?.as_ref()
     }
 
     /// Whether a native call always runs at once.
     pub(super) fn allows(&self, name: &str) -> bool {
-        let Some(number) = table::find(name).and_then(|numbers| numbers.get(Abi::X86_64)) else {
+        let native = self.platform.native();
+        let Some(number) = self.platform.find(name).and_then(|numbers| numbers.get(native)) else {
             return false;
         };
-        match self.abis.get(&Abi::X86_64).and_then(|abi| abi.rules.get(&number)) {
+        match self.of(native).and_then(|abi| abi.rules.get(&number)) {
             Some(Rule::Always(verdict)) => verdict.allows(),
             Some(Rule::Conditional(list)) => {
                 self.default.allows() && list.iter().all(|(_, verdict)| verdict.allows())
@@ -142,78 +154,94 @@ impl Rules {
 pub(super) const UNKNOWN: Verdict = Verdict(RET_ERRNO | ENOSYS);
 
 /// One entry of a profile: what it decides, and for whom.
-struct Entry<'a> {
+struct Entry {
     verdict: Verdict,
     alternatives: Vec<Vec<Condition>>,
-    /// Without numbers where no ABI has the call.
-    names: Vec<(&'a str, Option<Numbers>)>,
+    calls: Vec<Call>,
 }
 
-impl<'a> Entry<'a> {
-    fn new(syscall: &'a LinuxSyscall) -> Result<Self, Error> {
+/// A call that an entry names.
+struct Call {
+    /// Absent where no ABI has it.
+    numbers: Option<Numbers>,
+    /// The call through which it can be made as well, and that one's first argument then.
+    behind: Option<(Numbers, u64)>,
+}
+
+impl Entry {
+    fn new(syscall: &LinuxSyscall, platform: &Platform) -> Result<Self, Error> {
+        let through = Multiplexer::ALL.map(|one| platform.find(one.name()));
+        let call = |name: &String| Call {
+            numbers: platform.find(name),
+            behind: multiplexed(name).and_then(|(by, call)| Some((through[by as usize]?, call))),
+        };
         Ok(Self {
             verdict: Verdict::new(syscall.action(), syscall.errno_ret())?,
             alternatives: alternatives(syscall.args().as_deref().unwrap_or_default())?,
-            names: syscall.names().iter().map(|name| (name.as_str(), table::find(name))).collect(),
+            calls: syscall.names().iter().map(call).collect(),
         })
     }
 }
 
 /// Numbers a profile.
-pub(super) fn number(profile: &LinuxSeccomp) -> Result<Rules, Error> {
+pub(super) fn number(profile: &LinuxSeccomp, platform: &'static Platform) -> Result<Rules, Error> {
     let default = Verdict::new(profile.default_action(), profile.default_errno_ret())?;
-    let listed = abis_of(profile)?;
-    let entries = profile.syscalls().iter().flatten().map(Entry::new);
+    require_any(profile, platform)?;
+    let entries = profile.syscalls().iter().flatten().map(|one| Entry::new(one, platform));
     let entries = entries.collect::<Result<Vec<_>, _>>()?;
-    let mut abis = BTreeMap::new();
-    for abi in listed {
+    let of_abi = |abi: &'static Abi| {
+        if !is_named(profile, platform, abi) {
+            return None;
+        }
         let mut rules = AbiRules::default();
         for entry in entries.iter().filter(|entry| entry.verdict != default) {
             add(&mut rules, abi, entry);
         }
         if !default.lets_pass() && default != UNKNOWN {
-            let named = entries.iter().flat_map(|entry| &entry.names);
-            let highest = named.filter_map(|(_, numbers)| (*numbers)?.get(abi)).max();
-            rules.unknown_from = highest.map(|number| number + 1);
+            let named = entries.iter().flat_map(|entry| &entry.calls);
+            answer_unknown(&mut rules, abi, named.filter_map(|one| one.numbers?.get(abi)).max());
         }
-        abis.insert(abi, rules);
-    }
-    Ok(Rules { default, abis })
-}
-
-fn abis_of(profile: &LinuxSeccomp) -> Result<Vec<Abi>, Error> {
-    let Some(architectures) = profile.architectures().as_ref().filter(|list| !list.is_empty())
-    else {
-        return Ok(vec![Abi::X86_64]);
+        Some(rules)
     };
-    let mut abis: Vec<Abi> = architectures
-        .iter()
-        .filter_map(|architecture| match architecture {
-            Arch::ScmpArchNative | Arch::ScmpArchX86_64 => Some(Abi::X86_64),
-            Arch::ScmpArchX86 => Some(Abi::I386),
-            Arch::ScmpArchX32 => Some(Abi::X32),
-            _ => None,
-        })
-        .collect();
-    if abis.is_empty() {
-        return Err(Error::Architectures);
-    }
-    // libseccomp starts every filter with the native ABI.
-    abis.push(Abi::X86_64);
-    abis.sort_unstable();
-    abis.dedup();
-    Ok(abis)
+    Ok(Rules { platform, default, abis: platform.abis.iter().map(of_abi).collect() })
 }
 
-fn add(rules: &mut AbiRules, abi: Abi, entry: &Entry<'_>) {
-    for (name, numbers) in &entry.names {
-        if let Some(number) = numbers.and_then(|numbers| numbers.get(abi)) {
+/// Refuses a profile whose architectures are all of other kernels. Beside one of this kernel's they are
+/// let be: it has no calls of theirs, and would they reach the filter, they would be killed.
+fn require_any(profile: &LinuxSeccomp, platform: &Platform) -> Result<(), Error> {
+    let named = profile.architectures().as_deref().unwrap_or_default();
+    let is_known = |one: &Arch| {
+        *one == Arch::ScmpArchNative || platform.abis.iter().any(|abi| abi.architecture == *one)
+    };
+    match named.is_empty() || named.iter().any(is_known) {
+        true => Ok(()),
+        false => Err(Error::Architectures(named.to_vec())),
+    }
+}
+
+/// Whether a profile has rules for an ABI. As libseccomp starts every filter with the native one, they
+/// are always for that.
+fn is_named(profile: &LinuxSeccomp, platform: &Platform, abi: &Abi) -> bool {
+    let mut named = profile.architectures().iter().flatten();
+    std::ptr::eq(abi, platform.native()) || named.any(|one| *one == abi.architecture)
+}
+
+fn answer_unknown(rules: &mut AbiRules, abi: &Abi, highest: Option<u32>) {
+    rules.unknown_from = highest.map(|number| number + 1);
+    if let (Some(_), Some(number)) = (highest, abi.number_of_unknown()) {
+        rules.rules.insert(number, Rule::Always(UNKNOWN));
+    }
+}
+
+fn add(rules: &mut AbiRules, abi: &Abi, entry: &Entry) {
+    for call in &entry.calls {
+        if let Some(number) = call.numbers.and_then(|numbers| numbers.get(abi)) {
             insert(rules, number, (&entry.alternatives, entry.verdict));
         }
-        if abi == Abi::I386
-            && let Some((number, call)) = table::multiplexed(name)
+        if let Some((through, call)) = call.behind
+            && let Some(number) = through.get(abi)
         {
-            insert(rules, number, (&multiplexed(call, &entry.alternatives), entry.verdict));
+            insert(rules, number, (&behind(call, &entry.alternatives), entry.verdict));
         }
     }
 }
@@ -234,7 +262,7 @@ fn insert(
 
 /// The conditions under which a call stands for another one, whose own first argument is behind a
 /// pointer: as in libseccomp no condition on it is kept.
-fn multiplexed(call: u64, alternatives: &[Vec<Condition>]) -> Vec<Vec<Condition>> {
+fn behind(call: u64, alternatives: &[Vec<Condition>]) -> Vec<Vec<Condition>> {
     let this = Condition { index: 0, test: Test::Equal(call) };
     let with_others = |all: &Vec<Condition>| {
         let others = all.iter().filter(|condition| condition.index != 0);

@@ -1,69 +1,55 @@
-//! System call numbers of the three x86 ABIs, by name.
+//! System call numbers by name, as they stand in text.
 //!
-//! Facts of the kernel's ABI in `syscalls.tsv`: name, x86_64, i386, x32 (without its marker bit); `-`
-//! where an ABI lacks the call. Its lines are in the order of their bytes, and searched as they stand:
-//! most profiles are compiled once in a process.
+//! Facts of the kernel's ABIs, in one file for all kernels of a family: a name, and for each ABI its number
+//! or `-`. Those of MIPS include the base of their ABI, as the kernel reports them; those of x32 are
+//! without its marker bit. The lines are in the order of their bytes, and searched as they stand: most
+//! profiles are compiled once in a process.
 
-/// The bit that marks an x32 system call number.
-pub(super) const X32_BIT: u32 = 0x4000_0000;
-
-/// A system call ABI that a filter tells apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Abi {
-    /// Native 64-bit.
-    X86_64,
-    /// 32-bit compatibility.
-    I386,
-    /// 64-bit instructions with 32-bit pointers.
-    X32,
-}
-
-impl Abi {
-    /// Whether arguments are 32 bits wide, as libseccomp has it.
-    pub(super) fn narrow(self) -> bool {
-        self != Self::X86_64
-    }
-
-    fn column(self) -> usize {
-        match self {
-            Self::X86_64 => 0,
-            Self::I386 => 1,
-            Self::X32 => 2,
-        }
-    }
-}
-
-/// Numbers of one name, by [`Abi::column`].
+/// Numbers of one name, by column.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Numbers([Option<u32>; 3]);
+pub(super) struct Numbers(pub(super) [Option<u32>; 3]);
 
-impl Numbers {
-    /// The number in `abi`; for x32 without [`X32_BIT`].
-    pub(super) fn get(self, abi: Abi) -> Option<u32> {
-        self.0[abi.column()]
-    }
+/// A file.
+#[derive(Debug)]
+pub(super) struct Table {
+    text: &'static str,
+    /// Where each line begins.
+    starts: &'static [u16],
 }
 
-const TABLE: &str = include_str!("syscalls.tsv");
-/// Where each line begins.
-static STARTS: [u16; count()] = starts();
+macro_rules! table {
+    ($file:literal) => {
+        Table {
+            text: include_str!($file),
+            starts: &starts::<{ count(include_str!($file)) }>(include_str!($file)),
+        }
+    };
+}
 
-const fn count() -> usize {
+pub(super) static X86: Table = table!("syscalls.tsv");
+pub(super) static ARM: Table = table!("numbers/arm.tsv");
+pub(super) static MIPS: Table = table!("numbers/mips.tsv");
+pub(super) static PARISC: Table = table!("numbers/parisc.tsv");
+pub(super) static POWER: Table = table!("numbers/powerpc.tsv");
+pub(super) static RISCV: Table = table!("numbers/riscv.tsv");
+pub(super) static S390: Table = table!("numbers/s390.tsv");
+
+const fn count(text: &str) -> usize {
     let mut count = 0;
     let mut place = 0;
-    while place < TABLE.len() {
-        count += (TABLE.as_bytes()[place] == b'\n') as usize;
+    while place < text.len() {
+        count += (text.as_bytes()[place] == b'\n') as usize;
         place += 1;
     }
     count
 }
 
-const fn starts() -> [u16; count()] {
-    let mut starts = [0; count()];
+const fn starts<const COUNT: usize>(text: &str) -> [u16; COUNT] {
+    let mut starts = [0; COUNT];
     let mut line = 1;
     let mut place = 0;
     while line < starts.len() {
-        if TABLE.as_bytes()[place] == b'\n' {
+        if text.as_bytes()[place] == b'\n' {
             starts[line] = place as u16 + 1;
             line += 1;
         }
@@ -72,24 +58,43 @@ const fn starts() -> [u16; count()] {
     starts
 }
 
-/// The fields of the line that begins at a place: a name and its numbers.
-fn fields(start: u16) -> impl Iterator<Item = &'static str> {
-    TABLE[usize::from(start)..].split(['\t', '\n'])
+impl Table {
+    /// The fields of the line that begins at a place: a name and its numbers.
+    fn fields(&self, start: u16) -> impl Iterator<Item = &'static str> {
+        let line = self.text[usize::from(start)..].split('\n').next();
+        line.unwrap_or_default().split('\t')
+    }
+
+    /// The numbers of a name that any of the ABIs has.
+    pub(super) fn find(&self, name: &str) -> Option<Numbers> {
+        let by_name = |start: &u16| self.fields(*start).next().cmp(&Some(name));
+        let line = self.starts.binary_search_by(by_name).ok()?;
+        let mut numbers = self.fields(self.starts[line]).skip(1).map(|field| field.parse().ok());
+        let mut next = || numbers.next().flatten();
+        Some(Numbers([next(), next(), next()]))
+    }
 }
 
-/// The numbers of a name that any of the ABIs has.
-pub(super) fn find(name: &str) -> Option<Numbers> {
-    let line = STARTS.binary_search_by(|start| fields(*start).next().cmp(&Some(name))).ok()?;
-    let mut numbers = fields(STARTS[line]).skip(1).map(|field| field.parse().ok());
-    let mut next = || numbers.next().flatten();
-    Some(Numbers([next(), next(), next()]))
+/// A call through which others can be made as well: socketcall(2), ipc(2). Only some ABIs have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Multiplexer {
+    Sockets,
+    Ipc,
 }
 
-/// The call of i386 through which another one can be made as well, and its first argument then:
-/// socketcall(2), ipc(2).
-pub(super) fn multiplexed(name: &str) -> Option<(u32, u64)> {
-    const SOCKETCALL: u32 = 102;
-    const IPC: u32 = 117;
+impl Multiplexer {
+    pub(super) const ALL: [Self; 2] = [Self::Sockets, Self::Ipc];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sockets => "socketcall",
+            Self::Ipc => "ipc",
+        }
+    }
+}
+
+/// The call through which another one can be made as well, and its first argument then.
+pub(super) fn multiplexed(name: &str) -> Option<(Multiplexer, u64)> {
     const SOCKET_CALLS: [&str; 20] = [
         "socket",
         "bind",
@@ -113,7 +118,7 @@ pub(super) fn multiplexed(name: &str) -> Option<(u32, u64)> {
         "sendmmsg",
     ];
     if let Some(place) = SOCKET_CALLS.iter().position(|one| *one == name) {
-        return Some((SOCKETCALL, place as u64 + 1));
+        return Some((Multiplexer::Sockets, place as u64 + 1));
     }
     let call = match name {
         "semop" => 1,
@@ -130,7 +135,7 @@ pub(super) fn multiplexed(name: &str) -> Option<(u32, u64)> {
         "shmctl" => 24,
         _ => return None,
     };
-    Some((IPC, call))
+    Some((Multiplexer::Ipc, call))
 }
 
 #[cfg(test)]
@@ -138,27 +143,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_agree_with_the_c_library() {
-        let number = |name: &str, abi| find(name).unwrap().get(abi);
-        let native = |name: &str| number(name, Abi::X86_64).map(i64::from);
-        assert_eq!(native("clone3"), Some(libc::SYS_clone3));
-        assert_eq!(native("openat2"), Some(libc::SYS_openat2));
-        assert_eq!(native("futex_waitv"), Some(libc::SYS_futex_waitv));
-        assert_eq!(number("socketcall", Abi::I386), Some(102));
-        assert_eq!(number("socketcall", Abi::X86_64), None);
-        assert_eq!(number("ioctl", Abi::X32), Some(514));
-    }
-    #[test]
     fn every_line_is_found_by_its_name() {
-        for line in TABLE.lines() {
-            let mut fields = line.split('\t');
-            let numbers = find(fields.next().unwrap()).unwrap();
-            for abi in [Abi::X86_64, Abi::I386, Abi::X32] {
-                assert_eq!(numbers.get(abi), fields.next().unwrap().parse().ok(), "{line}");
+        for table in [&X86, &ARM, &MIPS, &PARISC, &POWER, &RISCV, &S390] {
+            assert!(table.text.len() < usize::from(u16::MAX) && table.text.ends_with('\n'));
+            for line in table.text.lines() {
+                let mut fields = line.split('\t');
+                let numbers = table.find(fields.next().unwrap()).unwrap();
+                for number in numbers.0 {
+                    assert_eq!(
+                        number,
+                        fields.next().and_then(|field| field.parse().ok()),
+                        "{line}"
+                    );
+                }
+                assert_eq!(fields.next(), None, "{line}");
             }
-        }
-        for name in ["", "a", "zz", "read\t0", "readx", "_"] {
-            assert!(find(name).is_none(), "{name}");
+            for name in ["", "a", "zz", "read\t0", "readx", "_"] {
+                assert!(table.find(name).is_none(), "{name}");
+            }
         }
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use berth_oci::seccomp::compile;
+use berth_oci::seccomp::{PLATFORMS, compile};
 use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Value, json};
 
 use super::{
-    Call, I386, VALUES, X32, X32_BIT, X86_64, compare, default_verdict, interpret, sys, verdict,
+    Call, I386, VALUES, X32, X32_BIT, X86_64, compare, compare_on, default_verdict, interpret,
+    is_narrow, sys, verdict,
 };
 
 /// Low and high numbers, neighbours and not. Calls that the native ABI has not make libseccomp forget
@@ -17,7 +18,7 @@ use super::{
 const NAMES: [&str; 14] = [
     "read",
     "write",
-    "open",
+    "openat",
     "ioctl",
     "clone",
     "kill",
@@ -33,6 +34,8 @@ const NAMES: [&str; 14] = [
 /// The first of them are calls of their own on every ABI.
 const NATIVE: usize = 10;
 const MULTIPLEXED: [&str; 4] = ["socket", "accept4", "msgsnd", "semop"];
+/// Of [`PLATFORMS`].
+const HOST: usize = 0;
 const OPERATORS: [&str; 7] = ["NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"];
 
 /// libseccomp has no error number 4095, which the kernel has.
@@ -115,10 +118,11 @@ fn narrow(rules: &mut Value) {
 }
 
 prop_compose! {
-    fn profile(conjunctions: usize, names: &'static [&'static str])(
+    fn profile(conjunctions: usize, names: &'static [&'static str], kernel: usize)(
         default in action(),
         architectures in proptest::sample::subsequence(
-            vec!["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], 0..=3
+            PLATFORMS[kernel].abis.iter().map(|abi| abi.architecture).collect::<Vec<_>>(),
+            0..=PLATFORMS[kernel].abis.len()
         ),
         calls in proptest::collection::btree_map(
             proptest::sample::select(names), rules(conjunctions), 0..7
@@ -136,7 +140,8 @@ prop_compose! {
             }
             for mut rule in rules {
                 rule["names"] = json!([name]);
-                if architectures.iter().any(|one| *one != "SCMP_ARCH_X86_64") {
+                let native = PLATFORMS[kernel].abis[0].architecture;
+                if architectures.iter().chain([&native]).any(|one| is_narrow(*one)) {
                     narrow(&mut rule);
                 }
                 list.push(rule);
@@ -199,12 +204,21 @@ proptest! {
     // libseccomp 2.5 answers otherwise than the rules say for several conjunctions with inequalities, and
     // for conditions beside calls that one of the ABIs makes through another.
     #[test]
-    fn any_profile_gives_libseccomp_s_verdicts(profile in profile(1, &NAMES[..NATIVE])) {
+    fn any_profile_gives_libseccomp_s_verdicts(profile in profile(1, &NAMES[..NATIVE], HOST)) {
         compare(&profile, &VALUES);
     }
 
     #[test]
-    fn any_profile_gives_the_verdicts_of_its_words(profile in profile(4, &NAMES)) {
+    fn any_profile_gives_libseccomp_s_verdicts_on_any_kernel(
+        (kernel, profile) in (1..PLATFORMS.len()).prop_flat_map(|kernel| {
+            profile(1, &NAMES[..NATIVE], kernel).prop_map(move |profile| (kernel, profile))
+        })
+    ) {
+        compare_on(PLATFORMS[kernel], &profile, &VALUES);
+    }
+
+    #[test]
+    fn any_profile_gives_the_verdicts_of_its_words(profile in profile(4, &NAMES, HOST)) {
         let program = compile(&profile).unwrap();
         let listed = |arch| profile.architectures().iter().flatten().any(|one| *one == arch);
         for (architecture, table, base, mask) in [

@@ -1,16 +1,17 @@
 //! The compiled filters against libseccomp's: the same verdict for every system call number of every
-//! ABI, found by interpreting both programs.
+//! ABI of every kind of kernel, found by interpreting both programs.
 
 #![allow(clippy::unwrap_used)]
 
 mod generated;
+mod kernels;
 #[allow(unsafe_code)]
 mod sys;
 
 use std::collections::HashSet;
 
 use berth_oci::default_seccomp;
-use berth_oci::seccomp::{Instruction, compile};
+use berth_oci::seccomp::{Instruction, PLATFORMS, Platform, compile, compile_for};
 use oci_spec::runtime::{Arch, Capability, LinuxSeccomp, LinuxSeccompAction};
 
 const X86_64: u32 = 0xc000_003e;
@@ -28,6 +29,16 @@ struct Call {
     arguments: [u64; 6],
 }
 
+/// `__AUDIT_ARCH_LE`.
+const LITTLE_ENDIAN: u32 = 0x4000_0000;
+
+/// Whether an ABI knows the lower halves of arguments alone: by `__AUDIT_ARCH_64BIT`, and by the mark of
+/// MIPS' ABI of 32-bit pointers.
+fn is_narrow(architecture: Arch) -> bool {
+    let name = architecture as u32;
+    name & 0x8000_0000 == 0 || name & 0x2000_0000 != 0
+}
+
 fn interpret(program: &[Instruction], call: &Call) -> u32 {
     let word = |offset: u32| match offset {
         0 => call.number,
@@ -35,7 +46,8 @@ fn interpret(program: &[Instruction], call: &Call) -> u32 {
         8 | 12 => 0,
         _ => {
             let argument = call.arguments[(offset as usize - 16) / 8];
-            (argument >> (offset % 8 * 8)) as u32
+            let upper = (offset % 8 == 4) == (call.architecture & LITTLE_ENDIAN != 0);
+            (argument >> if upper { 32 } else { 0 }) as u32
         }
     };
     let (mut accumulator, mut at) = (0u32, 0usize);
@@ -79,18 +91,17 @@ fn default_verdict(profile: &LinuxSeccomp) -> u32 {
     verdict(profile.default_action(), profile.default_errno_ret())
 }
 
-/// What runc makes of a profile through libseccomp.
-fn reference(profile: &LinuxSeccomp) -> Vec<Instruction> {
-    let architectures: Vec<u32> = profile
-        .architectures()
-        .iter()
-        .flatten()
-        .map(|architecture| match architecture {
-            Arch::ScmpArchX86 => I386,
-            Arch::ScmpArchX32 => X32,
-            _ => X86_64,
-        })
-        .collect();
+/// Whether a profile has rules for an ABI; for the native one always.
+fn names(profile: &LinuxSeccomp, platform: &Platform, architecture: Arch) -> bool {
+    let mut named = profile.architectures().iter().flatten();
+    platform.abis[0].architecture == architecture || named.any(|one| *one == architecture)
+}
+
+/// What runc makes of a profile through libseccomp on a kind of kernel.
+fn reference(profile: &LinuxSeccomp, platform: &Platform) -> Vec<Instruction> {
+    let abis = platform.abis.iter().map(|abi| abi.architecture);
+    let architectures: Vec<u32> =
+        abis.filter(|one| names(profile, platform, *one)).map(|one| one as u32).collect();
     let default = default_verdict(profile);
     let filter = sys::Filter::new(default, &architectures);
     for syscall in profile.syscalls().iter().flatten() {
@@ -123,7 +134,10 @@ fn reference(profile: &LinuxSeccomp) -> Vec<Instruction> {
             }
         }
     }
-    filter.export()
+    filter.export(match architectures[0] & LITTLE_ENDIAN {
+        0 => sys::ByteOrder::Big,
+        _ => sys::ByteOrder::Little,
+    })
 }
 
 /// Without the calls that this libseccomp is too old to know.
@@ -147,42 +161,74 @@ fn highest(profile: &LinuxSeccomp, architecture: u32) -> Option<u32> {
     numbers.filter(|n| *n >= 0).map(|n| n as u32 & !X32_BIT).max()
 }
 
-/// Calls every number of every ABI, and some that no ABI has.
+/// The kernel that these tests run on.
+fn host() -> &'static Platform {
+    let native = |platform: &&Platform| platform.abis[0].architecture == Arch::ScmpArchX86_64;
+    PLATFORMS.into_iter().find(native).unwrap()
+}
+
 fn compare(profile: &LinuxSeccomp, values: &[u64]) {
-    let ours = compile(profile).unwrap();
-    let theirs = reference(profile);
-    let listed = |arch| profile.architectures().iter().flatten().any(|one| *one == arch);
+    compare_on(host(), profile, values);
+    assert_eq!(compile(profile).unwrap(), compile_for(profile, host()).unwrap());
+}
+
+/// Where the numbers of an ABI begin, as the kernel reports them: x32's with a bit of their own, and
+/// MIPS' each in a thousand of their own. All of them are tried on every ABI.
+const BASES: [u32; 5] = [0, X32_BIT, 4_000, 5_000, 6_000];
+
+/// Calls every number of every ABI, and some that no ABI has.
+fn compare_on(platform: &'static Platform, profile: &LinuxSeccomp, values: &[u64]) {
+    let ours = compile_for(profile, platform).unwrap();
+    let theirs = reference(profile, platform);
     let default = default_verdict(profile);
-    let denies = !matches!(default, 0x7fff_0000 | 0x7ffc_0000 | 0x7fc0_0000);
-    for (architecture, table, base, there) in [
-        (X86_64, X86_64, 0, true),
-        (I386, I386, 0, listed(Arch::ScmpArchX86)),
-        (X86_64, X32, X32_BIT, listed(Arch::ScmpArchX32)),
-    ] {
-        let last = highest(profile, table).filter(|_| denies && there).unwrap_or(u32::MAX);
-        for number in 0..=LAST_NUMBER {
+    let denies =
+        !matches!(default & 0xffff_0000, 0x7fff_0000 | 0x7ffc_0000 | 0x7fc0_0000 | 0x7ff0_0000);
+    let is_named = |architecture| names(profile, platform, architecture);
+    for abi in platform.abis {
+        let table = abi.architecture as u32;
+        let there = is_named(abi.architecture);
+        let (architecture, marked) = match abi.architecture {
+            Arch::ScmpArchX32 => (X86_64, true),
+            _ => (table, false),
+        };
+        // Of all that this kernel does not know it says so by the number of setup(2).
+        let is_s390 = matches!(abi.architecture, Arch::ScmpArchS390 | Arch::ScmpArchS390x);
+        let last = highest(profile, table).filter(|_| denies && there);
+        let bases = BASES.into_iter().filter(|base| (*base == X32_BIT) == marked);
+        let numbers = bases.flat_map(|base| (0..=LAST_NUMBER).map(move |number| base + number));
+        for number in numbers {
+            let is_newer =
+                last.is_some_and(|last| number & !X32_BIT > last || is_s390 && number == 0);
             for value in values {
                 let arguments = [*value, value.rotate_left(7), *value, 0, *value ^ 1, 3];
-                let call = Call { architecture, number: base + number, arguments };
+                let call = Call { architecture, number, arguments };
                 let verdict = interpret(&ours.instructions, &call);
-                let expected = if number > last { ENOSYS } else { interpret(&theirs, &call) };
+                let expected = if is_newer { ENOSYS } else { interpret(&theirs, &call) };
                 assert_eq!(
                     verdict, expected,
-                    "architecture {architecture:#x} number {:#x} argument {value:#x}",
-                    call.number
+                    "{} number {number:#x} argument {value:#x} {profile:?}",
+                    abi.architecture,
                 );
             }
         }
     }
-    for architecture in [0xc000_00b7, 0x4000_0028, 0] {
+    let known = platform.abis.iter().map(|abi| abi.architecture as u32).collect::<HashSet<_>>();
+    let all = PLATFORMS.iter().flat_map(|platform| platform.abis);
+    let foreign = all.map(|abi| abi.architecture).filter(|one| *one != Arch::ScmpArchX32);
+    for architecture in foreign.map(|one| one as u32).filter(|one| !known.contains(one)).chain([0])
+    {
         let call = Call { architecture, number: 0, arguments: [0; 6] };
         assert_eq!(interpret(&ours.instructions, &call), 0);
         assert_eq!(interpret(&theirs, &call), 0);
     }
     // What a tracer makes of a call that is not to be made is no call of x32.
-    let none = Call { architecture: X86_64, number: u32::MAX, arguments: [0; 6] };
-    let table = if listed(Arch::ScmpArchX32) { X32 } else { X86_64 };
-    let expected = if denies && highest(profile, table).is_some() { ENOSYS } else { default };
+    let native = platform.abis[0].architecture;
+    let none = Call { architecture: native as u32, number: u32::MAX, arguments: [0; 6] };
+    let table = if is_named(Arch::ScmpArchX32) { Arch::ScmpArchX32 } else { native };
+    let expected = match denies && highest(profile, table as u32).is_some() {
+        true => ENOSYS,
+        false => default,
+    };
     assert_eq!(interpret(&ours.instructions, &none), expected);
     assert_eq!(interpret(&theirs, &none), default);
 }
