@@ -4,39 +4,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bundle;
 mod fixture;
 
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::Path;
 
 use berth_oci::protocol::*;
+use fixture::oracle::Witness;
 use fixture::{Shim, cgroup_root, sandbox, spec_with};
 use serde_json::json;
-
-/// A directory that must not change.
-struct Canary(tempfile::TempDir);
-
-impl Canary {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("ptmx"), "canary").unwrap();
-        Self(directory)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().to_owned()
-    }
-}
-
-impl Drop for Canary {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let names: Vec<_> = self.0.path().read_dir().unwrap().flatten().collect();
-            assert_eq!(names.len(), 1, "{names:?}");
-            assert_eq!(std::fs::read_to_string(self.0.path().join("ptmx")).unwrap(), "canary");
-        }
-    }
-}
 
 #[test]
 fn an_ordinary_container_is_confined() {
@@ -67,6 +44,31 @@ fn an_ordinary_container_is_confined() {
         "{text}"
     );
     shim.shut_down();
+}
+
+/// CVE-2022-29162: what can be inherited is gained by whatever file has such capabilities.
+#[test]
+fn no_process_can_pass_capabilities_on() {
+    let all = "CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n";
+    let script = "grep -E 'CapInh|CapAmb' /proc/self/status";
+    let mut shim = Shim::start(&sandbox());
+    assert_eq!(shim.run("first", script).1, all);
+    shim.launch(shim.container("c", &["/bin/sleep", "60"])).unwrap();
+    assert_eq!(shim.exec("c", &["sh", "-c", script]).unwrap().1, all);
+    shim.shut_down();
+    let bundle = bundle::Bundle::new(script);
+    assert_eq!(bundle.text(), all);
+    let bundle = bundle::Bundle::new("sleep 60");
+    bundle.write();
+    let id = bundle.id();
+    let run = ["run", "--detach", "--bundle", bundle.path().to_str().unwrap(), &id];
+    let null = std::process::Stdio::null;
+    assert!(bundle.command(&run).stdout(null()).stderr(null()).status().unwrap().success());
+    for user in ["0", "1000"] {
+        let output = bundle.command(&["exec", "--user", user, &id, "sh", "-c", script]).output();
+        assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), all, "{user}");
+    }
+    assert!(bundle.command(&["delete", "--force", &id]).status().unwrap().success());
 }
 
 #[test]
@@ -121,65 +123,152 @@ fn special_or_huge_user_databases_are_refused_at_once() {
     shim.shut_down();
 }
 
+/// Replaces a directory of an image by a link.
+fn replace(image: &Path, directory: &str, target: &Path) {
+    let path = image.join(directory);
+    if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+    symlink(target, path).unwrap();
+}
+
 #[test]
 fn mount_targets_that_are_links_are_refused_or_stay_inside() {
-    let canary = Canary::new();
+    let witness = Witness::new();
+    let inside = Path::new("tmp");
     for directory in ["proc", "sys"] {
+        for target in
+            [inside, Path::new("/tmp"), witness.path(), Path::new("/proc"), Path::new("/sys")]
+        {
+            let mut shim = Shim::start(&sandbox());
+            replace(&shim.image(), directory, target);
+            let failure = shim.create(shim.container("c", &["/bin/true"])).unwrap_err();
+            let reason = "must be mounted on ordinary directory";
+            assert!(failure.message.contains(reason), "{target:?} {failure:?}");
+            shim.shut_down();
+        }
+    }
+    for directory in ["dev", "dev/pts", "dev/shm"] {
         let mut shim = Shim::start(&sandbox());
-        std::fs::remove_dir(shim.image().join(directory)).unwrap();
-        symlink("tmp", shim.image().join(directory)).unwrap();
-        let failure = shim.create(shim.container("c", &["/bin/true"])).unwrap_err();
-        assert!(failure.message.contains("must be mounted on ordinary directory"), "{failure:?}");
+        replace(&shim.image(), directory, witness.path());
+        // Made inside the root: the container runs and the host's directory is untouched.
+        let (exit, text) = shim.run("c", "ls -l /dev/; echo fine > /dev/null");
+        assert_eq!(exit.exit_code, 0, "{text}");
         shim.shut_down();
     }
+    witness.assert_untouched();
+}
+
+#[test]
+fn nothing_but_a_procfs_is_mounted_where_programs_look_for_one() {
     let mut shim = Shim::start(&sandbox());
-    std::fs::remove_dir(shim.image().join("dev")).unwrap();
-    symlink(canary.path(), shim.image().join("dev")).unwrap();
-    // Made inside the root: the container runs and the host's directory is untouched.
-    let (exit, text) = shim.run("c", "ls -l /dev/; echo fine > /dev/null");
-    assert_eq!(exit.exit_code, 0, "{text}");
+    let volume = shim.root.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    symlink("/proc", shim.image().join("link")).unwrap();
+    for mount in [
+        json!({"destination": "/proc", "source": volume, "options": ["rbind"]}),
+        json!({"destination": "/x/../proc/", "source": volume, "options": ["rbind"]}),
+        json!({"destination": "/link", "source": volume, "options": ["rbind"]}),
+        json!({"destination": "/proc", "type": "tmpfs", "source": "tmpfs"}),
+    ] {
+        let mut request = shim.container("c", &["/bin/true"]);
+        request.spec = spec_with(&["/bin/true"], |spec| {
+            spec["mounts"].as_array_mut().unwrap().push(mount.clone());
+        });
+        let failure = shim.create(request).unwrap_err();
+        assert!(failure.message.contains("is no procfs"), "{mount} {failure:?}");
+    }
+    let mut request = shim.container("d", &["/bin/true"]);
+    request.spec = spec_with(&["/bin/true"], |spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/proc", "source": "/proc", "options": ["rbind"]}));
+    });
+    assert_eq!(shim.run_request(request).0.exit_code, 0);
     shim.shut_down();
+}
+
+/// A specification without mounts on and below `/dev`.
+fn without_dev(spec: &mut serde_json::Value) {
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
 }
 
 #[test]
 fn without_a_dev_mount_what_the_image_left_there_is_not_followed() {
-    let canary = Canary::new();
-    let no_dev = |spec: &mut serde_json::Value| {
-        let mounts = spec["mounts"].as_array_mut().unwrap();
-        mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
-    };
+    let witness = Witness::new();
+    let up = Path::new("..").join(witness.path().strip_prefix("/").unwrap());
+    for target in [witness.path().to_owned(), witness.path().join("bare"), up.join("bare")] {
+        let mut shim = Shim::start(&sandbox());
+        replace(&shim.image(), "dev", &target);
+        let mut request = shim.container("a", &["/bin/true"]);
+        request.spec = spec_with(&["/bin/true"], without_dev);
+        // Inside the root or an error: never the canary, whose `ptmx` would have been replaced.
+        let _ = shim.launch(request);
+        shim.shut_down();
+    }
     let mut shim = Shim::start(&sandbox());
-    std::fs::remove_dir(shim.image().join("dev")).unwrap();
-    symlink(canary.path(), shim.image().join("dev")).unwrap();
-    let mut request = shim.container("a", &["/bin/true"]);
-    request.spec = spec_with(&["/bin/true"], no_dev);
-    // Inside the root or an error: never the canary.
-    let _ = shim.launch(request);
-    std::fs::remove_file(shim.image().join("dev")).unwrap();
-    std::fs::create_dir(shim.image().join("dev")).unwrap();
-    symlink("/proc/sys/kernel/core_pattern", shim.image().join("dev/null")).unwrap();
-    let mut request = shim.container("b", &["/bin/true"]);
-    request.spec = spec_with(&["/bin/true"], no_dev);
-    let failure = shim.create(request).unwrap_err();
-    assert!(failure.message.contains("make device /dev/null"), "{failure:?}");
+    for target in [witness.path().join("null"), "/proc/sys/kernel/core_pattern".into()] {
+        let _ = std::fs::remove_file(shim.image().join("dev/null"));
+        symlink(&target, shim.image().join("dev/null")).unwrap();
+        let mut request = shim.container("b", &["/bin/true"]);
+        request.spec = spec_with(&["/bin/true"], without_dev);
+        let failure = shim.create(request).unwrap_err();
+        assert!(failure.message.contains("make device /dev/null"), "{failure:?}");
+    }
     shim.shut_down();
+    witness.assert_untouched();
 }
 
 #[test]
-fn a_console_that_is_a_link_is_refused() {
-    let canary = Canary::new();
+fn terminals_that_are_links_are_refused() {
+    let witness = Witness::new();
+    let terminal = |spec: &mut serde_json::Value| spec["process"]["terminal"] = json!(true);
+    let only_pts = |spec: &mut serde_json::Value| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| mount["destination"] != "/dev");
+    };
+    let link = |shim: &Shim, name: &str| {
+        let path = shim.image().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink(witness.path().join(name.rsplit('/').next().unwrap()), path).unwrap();
+    };
+    type Case<'a> = (&'a [&'a str], bool, &'a str);
+    let cases: [Case<'_>; 5] = [
+        (&["dev/console"], true, "/dev/console"),
+        (&["dev/console"], false, "make a terminal"),
+        (&["dev/pts/0", "dev/pts/ptmx"], false, "make a terminal"),
+        (&["dev/ptmx", "dev/pts/0"], false, "make a terminal"),
+        (&["dev/pts"], false, "make a terminal"),
+    ];
+    for (links, has_pts, reason) in cases {
+        let mut shim = Shim::start(&sandbox());
+        links.iter().for_each(|name| link(&shim, name));
+        let mut request = shim.container("c", &["/bin/true"]);
+        request.stdio.tty = true;
+        request.spec = spec_with(&["/bin/true"], |spec| {
+            terminal(spec);
+            if has_pts { only_pts(spec) } else { without_dev(spec) }
+        });
+        let failure = shim.create(request).unwrap_err();
+        assert!(failure.message.contains(reason), "{links:?} {failure:?}");
+        shim.shut_down();
+    }
+    // The right device on a file system that is none of terminals.
     let mut shim = Shim::start(&sandbox());
-    symlink(canary.path().join("ptmx"), shim.image().join("dev/console")).unwrap();
+    std::fs::create_dir_all(shim.image().join("dev/pts")).unwrap();
+    let ptmx = shim.image().join("dev/pts/ptmx");
+    let made = std::process::Command::new("mknod").arg(ptmx).args(["c", "5", "2"]).status();
+    assert!(made.unwrap().success());
     let mut request = shim.container("c", &["/bin/true"]);
     request.stdio.tty = true;
     request.spec = spec_with(&["/bin/true"], |spec| {
-        let mounts = spec["mounts"].as_array_mut().unwrap();
-        mounts.retain(|mount| mount["destination"] != "/dev");
-        spec["process"]["terminal"] = json!(true);
+        terminal(spec);
+        without_dev(spec);
     });
     let failure = shim.create(request).unwrap_err();
-    assert!(failure.message.contains("/dev/console"), "{failure:?}");
+    assert!(failure.message.contains("there is no devpts at /dev/pts"), "{failure:?}");
     shim.shut_down();
+    witness.assert_untouched();
 }
 
 #[test]
@@ -200,7 +289,7 @@ fn a_terminal_is_the_container_s_own() {
 #[test]
 fn working_directories_lead_nowhere_else() {
     let mut shim = Shim::start(&sandbox());
-    for fd in 3..20 {
+    for fd in 3..=64 {
         let mut request = shim.container("c", &["/bin/true"]);
         request.spec = spec_with(&["/bin/true"], |spec| {
             spec["process"]["cwd"] = json!(format!("/proc/self/fd/{fd}"));
@@ -216,9 +305,10 @@ fn working_directories_lead_nowhere_else() {
 
 #[test]
 fn masked_paths_that_are_links_stay_inside() {
-    let canary = Canary::new();
+    let witness = Witness::new();
     let mut shim = Shim::start(&sandbox());
-    symlink(canary.path(), shim.image().join("masked")).unwrap();
+    symlink(witness.path(), shim.image().join("masked")).unwrap();
+    symlink(witness.path().join("null"), shim.image().join("one")).unwrap();
     std::fs::write(shim.image().join("secret"), "secret").unwrap();
     std::fs::create_dir(shim.image().join("hidden")).unwrap();
     std::fs::write(shim.image().join("hidden/file"), "secret").unwrap();
@@ -226,20 +316,22 @@ fn masked_paths_that_are_links_stay_inside() {
         ["/bin/sh", "-c", "cat /secret; ls /hidden; touch /hidden/x; touch /bin/x; ls /masked"];
     let mut request = shim.container("c", &args);
     request.spec = spec_with(&args, |spec| {
-        spec["linux"]["maskedPaths"] = json!(["/masked", "/secret", "/hidden", "/missing"]);
-        spec["linux"]["readonlyPaths"] = json!(["/bin"]);
+        spec["linux"]["maskedPaths"] = json!(["/masked", "/one", "/secret", "/hidden", "/missing"]);
+        spec["linux"]["readonlyPaths"] = json!(["/bin", "/one"]);
     });
     let (_, text) = shim.run_request(request);
     assert!(!text.contains("secret\n") && !text.contains("file\n"), "{text}");
     assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
     shim.shut_down();
+    witness.assert_untouched();
 }
 
 #[test]
 fn mounts_have_their_options_and_binds_their_source() {
-    let canary = Canary::new();
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path();
+    std::fs::write(source.join("ptmx"), "canary").unwrap();
     let mut shim = Shim::start(&sandbox());
-    let source = canary.path();
     let args = [
         "/bin/sh",
         "-c",

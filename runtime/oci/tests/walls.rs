@@ -206,7 +206,7 @@ fn without_openat2_nothing_starts_and_the_reason_is_named() {
         fixture::sys::refuse_openat2();
         let mut command = Command::new("timeout");
         command
-            .args(["10", env!("CARGO_BIN_EXE_berth-oci"), "shim", "--dir"])
+            .args(["-s", "KILL", "10", env!("CARGO_BIN_EXE_berth-oci"), "shim", "--dir"])
             .arg(directory)
             .output()
             .unwrap()

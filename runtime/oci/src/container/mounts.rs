@@ -197,6 +197,7 @@ pub(super) fn attach(
             made
         }
     };
+    require_procfs(mount, place.as_fd(), tree.as_fd())?;
     if mount.options.copies_up {
         copy_up::copy(place.as_fd(), tree.as_fd()).doing(|| operation("copy up into"))?;
     }
@@ -206,6 +207,25 @@ pub(super) fn attach(
     }
     move_onto(tree.as_fd(), place.as_fd()).doing(|| operation("attach"))?;
     Ok(is_filled_later(mount).then_some(tree))
+}
+
+/// Refuses what is no procfs where programs look for one: over another one, and at its usual place.
+fn require_procfs(mount: &Mount, place: BorrowedFd<'_>, tree: BorrowedFd<'_>) -> Result<()> {
+    const ROOT_INODE: u64 = 1;
+    let operation = || format!("look at mount /{}", mount.destination.display());
+    let is_procfs = |fd: BorrowedFd<'_>| {
+        let kind = rustix::fs::fstatfs(fd).doing(operation)?.f_type;
+        Ok::<_, Error>(kind == rustix::fs::PROC_SUPER_MAGIC)
+    };
+    let is_its_place = mount.destination == Path::new("proc")
+        || is_procfs(place)? && rustix::fs::fstat(place).doing(operation)?.st_ino == ROOT_INODE;
+    match is_its_place && !is_procfs(tree)? {
+        true => Err(Error::invalid(
+            format!("mounts[/{}]", mount.destination.display()),
+            "is no procfs, and would stand where programs look for one",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Makes read-only what waited for it.
