@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
 
 use super::{Input, containers};
 use crate::clock;
@@ -25,6 +26,18 @@ pub const OWN: [&str; 6] = [
 
 /// The reason of a pod that was ended for a critical one.
 pub const PREEMPTING: &str = "Preempting";
+
+/// Why a disruption is this node's doing.
+const BY_KUBELET: &str = "TerminationByKubelet";
+
+/// Whether a condition, as JSON, is one that this node decides.
+pub(super) fn is_own(condition: &Value) -> bool {
+    let text = |field: &str| condition.get(field).and_then(Value::as_str).unwrap_or_default();
+    match text("type") {
+        "DisruptionTarget" => text("reason") == BY_KUBELET,
+        type_ => OWN.contains(&type_),
+    }
+}
 
 struct Verdict {
     holds: bool,
@@ -78,7 +91,7 @@ pub(super) fn disruption(input: &Input<'_>) -> Option<PodCondition> {
     let verdict = input.memory.verdict.as_ref()?;
     (verdict.reason.as_deref() == Some(PREEMPTING)).then(|| {
         let message = "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned();
-        let reason = Some("TerminationByKubelet");
+        let reason = Some(BY_KUBELET);
         let holds = Verdict { holds: true, reason, message: Some(message) };
         condition(input, "DisruptionTarget", holds)
     })

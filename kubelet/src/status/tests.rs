@@ -322,6 +322,27 @@ fn a_patch_names_the_pod_and_drops_what_is_gone() {
     assert_eq!(patch["status"]["reason"], Value::Null);
 }
 
+#[test]
+fn a_patch_leaves_the_conditions_of_others_alone() {
+    let condition = |type_: &str, reason: Option<&str>| json!({"type": type_, "status": "True", "reason": reason});
+    let status = serde_json::from_value(json!({"conditions": [
+        condition("Ready", None),
+        condition("example.com/gate", None),
+        condition("DisruptionTarget", Some("EvictionByEvictionAPI")),
+    ]}));
+    let key = PodKey::of(&pod());
+    let conditions = |status: &PodStatus| -> Vec<String> {
+        let body = writer::patch(&key, status, &[]);
+        let all = body["status"]["conditions"].as_array().unwrap();
+        all.iter().map(|c| c["type"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut status: PodStatus = status.unwrap();
+    assert_eq!(conditions(&status), ["Ready"]);
+    let disruption = status.conditions.as_mut().unwrap().last_mut().unwrap();
+    disruption.reason = Some("TerminationByKubelet".to_owned());
+    assert_eq!(conditions(&status), ["Ready", "DisruptionTarget"]);
+}
+
 /// A strategic merge keeps what a condition does not name: a pod that was ready said
 /// `ContainersNotReady` all the same.
 #[test]

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::conditions;
 use crate::api_retry::{self, Retry};
 
 /// How long one request may take.
@@ -213,8 +214,12 @@ pub fn patch(key: &PodKey, status: &PodStatus, dropped_ips: &[String]) -> Value 
         for field in ["reason", "message"] {
             fields.entry(field).or_insert(Value::Null);
         }
-        // Conditions are merged one by one, each with what the server has of it.
-        let conditions = fields.get_mut("conditions").and_then(Value::as_array_mut);
+        // Conditions are merged one by one, each with what the server has of it. Those of others stay
+        // out: what was last seen of one may be older than what the server has by now.
+        let mut conditions = fields.get_mut("conditions").and_then(Value::as_array_mut);
+        if let Some(conditions) = &mut conditions {
+            conditions.retain(conditions::is_own);
+        }
         for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
             for field in ["reason", "message"] {
                 condition.entry(field).or_insert(Value::Null);
