@@ -48,10 +48,12 @@ pub fn node(config: &Config, facts: &Facts, pressure: Pressure, now: Timestamp) 
     }
 }
 
+/// As upstream, a name that the operator gave stands for the host's in the API: several nodes on one host
+/// differ, and volumes and topology rules go by the label.
 fn labels(config: &Config, facts: &Facts) -> BTreeMap<String, String> {
     let mut labels = config.labels.clone();
     for (name, value) in [
-        ("kubernetes.io/hostname", config.hostname.as_str()),
+        ("kubernetes.io/hostname", config.node_name.as_str()),
         ("kubernetes.io/os", "linux"),
         ("kubernetes.io/arch", facts.architecture.as_str()),
         ("beta.kubernetes.io/os", "linux"),
@@ -145,7 +147,7 @@ fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
 fn addresses(config: &Config) -> Vec<NodeAddress> {
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let ips = config.node_ips.iter().map(|ip: &IpAddr| address("InternalIP", ip.to_string()));
-    ips.chain([address("Hostname", config.hostname.clone())]).collect()
+    ips.chain([address("Hostname", config.node_name.clone())]).collect()
 }
 
 fn system_info(facts: &Facts) -> NodeSystemInfo {
@@ -306,6 +308,15 @@ mod tests {
         let labels = labels(&config, &facts());
         assert_eq!(labels["kubernetes.io/hostname"], "other");
         assert_eq!(labels["beta.kubernetes.io/arch"], "amd64");
+    }
+
+    #[test]
+    fn a_node_with_a_name_of_its_own_is_told_from_others_on_its_host() {
+        let mut config = Config::new("node-2", Vec::new());
+        config.hostname = "host".to_owned();
+        assert_eq!(labels(&config, &facts())["kubernetes.io/hostname"], "node-2");
+        let hostname = addresses(&config).pop().unwrap();
+        assert_eq!((hostname.type_.as_str(), hostname.address.as_str()), ("Hostname", "node-2"));
     }
 
     #[test]
