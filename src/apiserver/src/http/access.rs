@@ -65,8 +65,10 @@ pub(crate) struct Attempt<'a> {
     pub subresource: Option<Subresource>,
     /// In which namespace.
     pub namespace: &'a str,
-    /// On which object; "" for collections and creations.
+    /// On which object; "" for collections, unless the field selector names one, and creations.
     pub name: &'a str,
+    /// Of which node alone, by the field selector; "" where it does not say.
+    pub node: &'a str,
 }
 
 /// Whether an attempt is allowed, by what the request alone says. Rules that need the object
@@ -108,7 +110,7 @@ pub(crate) fn may(store: &Store, identity: &Identity, asked: &Asked<'_>) -> bool
             name => Some(resource.subresource(name)?),
         };
         let Asked { verb, namespace, name, .. } = *asked;
-        let attempt = Attempt { verb, resource, subresource, namespace, name };
+        let attempt = Attempt { verb, resource, subresource, namespace, name, node: "" };
         Some(node_may(identity.node()?, &attempt))
     };
     identity.is_master() || as_node() == Some(true) || rbac::allows(store, identity, asked)
@@ -167,12 +169,18 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
     let reads = matches!(attempt.verb, "get" | "list" | "watch");
     let changes = matches!(attempt.verb, "update" | "patch");
     let own = attempt.name == node;
+    let named = !attempt.name.is_empty();
     match (attempt.resource.kind, attempt.subresource) {
         (_, Some(Log | Exec | Attach | PortForward)) => false,
-        (Kind::Pod, None) => reads || matches!(attempt.verb, "create" | "delete"),
+        // All pods are nobody's business but the scheduler's: a node lists those on it.
+        (Kind::Pod, None) => match attempt.verb {
+            "list" | "watch" => attempt.node == node || named,
+            verb => matches!(verb, "get" | "create" | "delete"),
+        },
         (Kind::Pod, Some(Status)) => reads || changes,
         (Kind::Pod, Some(Eviction)) => attempt.verb == "create",
-        // A creation names its object in the body; it is checked there.
+        // A creation names its object in the body; it is checked there. Other nodes are read for the
+        // routes to their pods, as `system:node-proxier` allows it.
         (Kind::Node, None) => reads || attempt.verb == "create" || (own && changes),
         (Kind::Node, Some(Status)) => own && (reads || changes),
         (Kind::Lease, None) => {
@@ -183,18 +191,17 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
         // For which pods is checked where the pod is.
         (Kind::ServiceAccount, Some(Subresource::Token)) => attempt.verb == "create",
         (Kind::Event, None) => attempt.verb == "create" || changes,
+        // What a real cluster grants to the service proxy, too.
+        (Kind::Service | Kind::EndpointSlice, None) => reads,
+        // One at a time, and claims and volumes cannot be watched, as under upstream's Node authorizer.
+        (Kind::ConfigMap | Kind::Secret, None) => reads && named,
         (
-            Kind::Service
-            | Kind::Endpoints
-            | Kind::EndpointSlice
-            | Kind::ConfigMap
-            | Kind::Secret
-            | Kind::ServiceAccount
+            Kind::ServiceAccount
             | Kind::PersistentVolume
             | Kind::PersistentVolumeClaim
-            | Kind::Namespace,
+            | Kind::Endpoints,
             None,
-        ) => reads,
+        ) => attempt.verb == "get",
         _ => false,
     }
 }
@@ -224,7 +231,7 @@ mod tests {
         authorize(
             &store,
             identity,
-            &Attempt { verb, resource: of(kind), subresource: None, namespace, name },
+            &Attempt { verb, resource: of(kind), subresource: None, namespace, name, node: "" },
         )
         .is_ok()
     }
@@ -232,10 +239,31 @@ mod tests {
     #[test]
     fn a_node_reads_what_it_needs_and_writes_what_is_its_own() {
         let node = who("system:node:n1", NODES);
-        assert!(may(&node, "watch", Kind::Pod, "") && may(&node, "get", Kind::Secret, "s"));
+        assert!(may(&node, "get", Kind::Pod, "p") && may(&node, "get", Kind::Secret, "s"));
         assert!(may(&node, "patch", Kind::Node, "n1") && may(&node, "update", Kind::Lease, "n1"));
         assert!(!may(&node, "patch", Kind::Node, "n2") && !may(&node, "update", Kind::Lease, "n2"));
         assert!(!may(&node, "update", Kind::Secret, "s") && !may(&node, "update", Kind::Pod, "p"));
+    }
+
+    #[test]
+    fn a_node_lists_its_own_pods_and_reads_what_they_name_one_by_one() {
+        let node = who("system:node:n1", NODES);
+        let (_dir, store) = empty();
+        let list = |of_node| {
+            let resource = of(Kind::Pod);
+            let (subresource, namespace) = (None, "");
+            let attempt =
+                Attempt { verb: "list", resource, subresource, namespace, name: "", node: of_node };
+            authorize(&store, &node, &attempt).is_ok()
+        };
+        assert!(list("n1") && !list("n2") && !list(""));
+        for kind in [Kind::ConfigMap, Kind::Secret] {
+            assert!(may(&node, "watch", kind, "one") && !may(&node, "watch", kind, ""));
+        }
+        for kind in [Kind::PersistentVolumeClaim, Kind::PersistentVolume] {
+            assert!(may(&node, "get", kind, "one") && !may(&node, "watch", kind, "one"));
+        }
+        assert!(!may(&node, "list", Kind::Namespace, ""));
     }
 
     #[test]
@@ -248,6 +276,7 @@ mod tests {
             subresource: None,
             namespace: "default",
             name: "",
+            node: "",
         };
         let (_dir, store) = empty();
         assert_eq!(

@@ -18,6 +18,7 @@ use super::route::{Route, Target, route};
 use crate::api::Api;
 use crate::failure::Failure;
 use crate::resource::{Kind, Subresource};
+use crate::selector::field;
 use crate::verbs::{self, body, delete, read, watch, write};
 use crate::{discovery, openapi, tokens};
 
@@ -181,17 +182,22 @@ async fn object(
         &Method::GET | &Method::POST if connects => "create",
         method => verb_of(method, &target, &query).ok_or_else(Failure::method_not_allowed)?,
     };
-    authorize(
-        &api.store,
-        &identity,
-        &Attempt {
-            verb,
-            resource: target.resource,
-            subresource: target.subresource,
-            namespace: &target.namespace,
-            name: &target.name,
-        },
-    )?;
+    // One that makes no sense is refused where it is used; until then it narrows nothing.
+    let fields = field::Selector::parse(target.resource.kind, query.text("fieldSelector"));
+    let fields = fields.unwrap_or_default();
+    let demanded = |pointer| match verb {
+        "list" | "watch" => fields.demanded(pointer).unwrap_or_default(),
+        _ => "",
+    };
+    let attempt = Attempt {
+        verb,
+        resource: target.resource,
+        subresource: target.subresource,
+        namespace: &target.namespace,
+        name: if target.name.is_empty() { demanded("/metadata/name") } else { &target.name },
+        node: demanded("/spec/nodeName"),
+    };
+    authorize(&api.store, &identity, &attempt)?;
     let allowed = match target.subresource {
         Some(sub) => sub.verbs().contains(&verb),
         // Something is created in a collection, not at a name.

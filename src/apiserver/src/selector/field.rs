@@ -42,6 +42,12 @@ impl Selector {
         Ok(Self(requirements))
     }
 
+    /// The value that the field at this pointer must have, where it must have one.
+    pub(crate) fn demanded(&self, pointer: &str) -> Option<&str> {
+        let found = self.0.iter().find(|one| one.pointer == pointer && one.test == Test::Equal);
+        found.map(|one| one.wanted.as_str())
+    }
+
     /// Whether every object is selected.
     pub(crate) fn is_everything(&self) -> bool {
         self.0.is_empty()
