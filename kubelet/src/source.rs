@@ -119,7 +119,8 @@ where
         ..ListParams::default()
     };
     let again = |asked| Step::Wait { next: State::Listing, asked };
-    let list = match tokio::time::timeout(LIST, api.list(&parameters)).await {
+    let listing = api_retry::settled(|| api.list(&parameters));
+    let list = match tokio::time::timeout(LIST, listing).await {
         Ok(Ok(list)) => list,
         Ok(Err(error)) => {
             tracing::warn!(kind = std::any::type_name::<K>(), %error, "list failed");

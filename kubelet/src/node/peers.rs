@@ -64,53 +64,68 @@ fn peer(node: &Node) -> Option<Peer> {
     (!addresses.is_empty() && !pod_cidrs.is_empty()).then_some(Peer { name, addresses, pod_cidrs })
 }
 
-fn view(nodes: &BTreeMap<String, Node>, own: &str) -> Nodes {
-    Nodes {
-        own_pod_cidrs: nodes.get(own).map(pod_cidrs).unwrap_or_default(),
-        peers: nodes
-            .iter()
-            .filter(|(name, _)| *name != own)
-            .filter_map(|(_, node)| peer(node))
-            .collect(),
-    }
+/// The others that have an address and a range.
+fn peers(nodes: &BTreeMap<String, Node>, own: &str) -> Vec<Peer> {
+    let others = nodes.iter().filter(|(name, _)| *name != own);
+    others.filter_map(|(_, node)| peer(node)).collect()
 }
 
 /// Follows all nodes until shutdown; `nodes` always has the newest view.
+///
+/// The node's own object has a watch of its own: the Node authorizer lets a node see no other, and one
+/// that may not is to know its range all the same.
 pub async fn follow(
     client: kube::Client,
     own: String,
     nodes: watch::Sender<Nodes>,
     shutdown: CancellationToken,
 ) {
-    let (sender, mut changes) = mpsc::channel(64);
     let api: Api<Node> = Api::all(client);
-    let following = source::follow(api, Selection::default(), sender, shutdown);
-    let keeping = async {
-        let mut known: BTreeMap<String, Node> = BTreeMap::new();
-        let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
-        while let Some(change) = changes.recv().await {
-            match change {
-                Event::Synced(all) => {
-                    known = all.into_iter().map(|n| (name(&n), n)).collect();
-                }
-                Event::Applied(node) => {
-                    known.insert(name(&node), node);
-                }
-                Event::Deleted(node) => {
-                    known.remove(&name(&node));
-                }
-            }
-            let view = view(&known, &own);
-            nodes.send_if_modified(|current| {
-                let changed = *current != view;
-                if changed {
-                    *current = view;
-                }
-                changed
-            });
-        }
+    let only_own = Selection { fields: Some(format!("metadata.name={own}")), labels: None };
+    let follow = |selection| {
+        let (sender, changes) = mpsc::channel(64);
+        (source::follow(api.clone(), selection, sender, shutdown.clone()), changes)
     };
-    tokio::join!(following, keeping);
+    let (following_own, changes_of_own) = follow(only_own);
+    let (following_all, changes_of_all) = follow(Selection::default());
+    let keep_own = keep(changes_of_own, |known| {
+        let cidrs = known.get(&own).map(pod_cidrs).unwrap_or_default();
+        update(&nodes, |nodes| nodes.own_pod_cidrs = cidrs);
+    });
+    let keep_all = keep(changes_of_all, |known| {
+        let peers = peers(known, &own);
+        update(&nodes, |nodes| nodes.peers = peers);
+    });
+    tokio::join!(following_own, following_all, keep_own, keep_all);
+}
+
+/// Keeps the set that the changes make, and shows it after each.
+async fn keep(mut changes: mpsc::Receiver<Event<Node>>, show: impl Fn(&BTreeMap<String, Node>)) {
+    let mut known: BTreeMap<String, Node> = BTreeMap::new();
+    let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
+    while let Some(change) = changes.recv().await {
+        match change {
+            Event::Synced(all) => {
+                known = all.into_iter().map(|n| (name(&n), n)).collect();
+            }
+            Event::Applied(node) => {
+                known.insert(name(&node), node);
+            }
+            Event::Deleted(node) => {
+                known.remove(&name(&node));
+            }
+        }
+        show(&known);
+    }
+}
+
+/// Changes the view; who waits for it hears of it where it is another one then.
+fn update(nodes: &watch::Sender<Nodes>, change: impl FnOnce(&mut Nodes)) {
+    nodes.send_if_modified(|current| {
+        let before = current.clone();
+        change(current);
+        *current != before
+    });
 }
 
 /// Waits until the node has pod address ranges. `None` when the agent ends before.
@@ -152,10 +167,37 @@ mod tests {
             node("d", "127.0.0.1", &["10.244.3.0/24"]),
             node("e", "nonsense", &["10.244.4.0/24"]),
         ]);
-        let view = view(&nodes, "a");
-        assert_eq!(view.own_pod_cidrs, ["10.244.0.0/24".parse::<IpNet>().unwrap()]);
-        assert_eq!(view.peers.len(), 1);
-        assert_eq!(view.peers[0].name, "b");
-        assert_eq!(view.peers[0].pod_cidrs.len(), 2);
+        let peers = peers(&nodes, "a");
+        assert_eq!(peers.len(), 1);
+        assert_eq!(peers[0].name, "b");
+        assert_eq!(peers[0].pod_cidrs.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_may_see_no_other_knows_its_own_range() {
+        let (_, own) = node("a", "10.0.0.1", &["10.244.0.0/24"]);
+        let router = axum::Router::new().fallback(move |request: axum::extract::Request| {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            let own = own.clone();
+            async move {
+                let refusal = json!({"kind": "Status", "status": "Failure", "code": 403});
+                match (query.contains("metadata.name"), query.contains("watch=true")) {
+                    (false, _) => (axum::http::StatusCode::FORBIDDEN, axum::Json(refusal)),
+                    (true, true) => std::future::pending().await,
+                    (true, false) => {
+                        let list = json!({"metadata": {"resourceVersion": "1"}, "items": [own]});
+                        (axum::http::StatusCode::OK, axum::Json(list))
+                    }
+                }
+            }
+        });
+        let client = kube::Client::new(router, "default");
+        let (sender, mut nodes) = watch::channel(Nodes::default());
+        let shutdown = CancellationToken::new();
+        let following = tokio::spawn(follow(client, "a".to_owned(), sender, shutdown.clone()));
+        let cidrs = wait_for_pod_cidrs(&mut nodes, &shutdown).await.unwrap();
+        assert_eq!(cidrs, ["10.244.0.0/24".parse::<IpNet>().unwrap()]);
+        shutdown.cancel();
+        following.await.unwrap();
     }
 }

@@ -3,11 +3,12 @@
 //!
 //! ```text
 //!   first pod names it ─► watched (one object, one watch) ─► last pod is gone: forgotten
-//!                              │ immutable: kept, no longer watched
+//!                              │ immutable, or a bound claim: kept, no longer watched
 //!                              └► newer than what was handed out: every pod that names it is told
 //! ```
 //!
 //! One watch an object, by name, since that is all a node may watch in a real cluster; pods share it.
+//! A claim it may not watch at all (Node authorizer): one that is not bound yet is asked for.
 //! What a pod's volumes hold is decided elsewhere ([`crate::volumes`]): here is only what is newest.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +24,15 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::api_retry::{self, Retry};
 use crate::objects::{Kind, Lookup, ObjectRef};
 use crate::source::{self, Event, Selection};
 
 /// Changes of one object that may wait to be taken in.
 const CHANGES: usize = 4;
+
+/// How often a claim is asked for that is not bound.
+const UNBOUND: Duration = Duration::from_secs(1);
 
 /// An object of a namespace.
 type Key = (String, ObjectRef);
@@ -48,7 +53,7 @@ struct State {
 struct Followed {
     /// What is newest of it, once known.
     newest: Option<Lookup>,
-    /// Ends the watch when dropped; absent where the object can never change.
+    /// Ends the watch when dropped; absent where no change is to come.
     watch: Option<DropGuard>,
 }
 
@@ -154,7 +159,7 @@ impl State {
         if matches!(lookup, Lookup::Failed(_)) || !is_news(followed.newest.as_ref(), &lookup) {
             return;
         }
-        if is_immutable(&lookup) {
+        if is_settled(&lookup) {
             followed.watch = None;
         }
         // The first word on an object changes nothing: its pods asked for it themselves.
@@ -191,11 +196,16 @@ fn version(lookup: &Lookup) -> Option<&str> {
     }
 }
 
-fn is_immutable(lookup: &Lookup) -> bool {
+/// Whether no change of the object concerns its pods any more.
+fn is_settled(lookup: &Lookup) -> bool {
     match lookup {
         Lookup::ConfigMap(object) => object.immutable == Some(true),
         Lookup::Secret(object) => object.immutable == Some(true),
-        Lookup::Claim(_) | Lookup::NotFound | Lookup::Failed(_) => false,
+        Lookup::Claim(claim) => {
+            let status = claim.status.as_ref();
+            status.and_then(|status| status.phase.as_deref()) == Some("Bound")
+        }
+        Lookup::NotFound | Lookup::Failed(_) => false,
     }
 }
 
@@ -212,8 +222,13 @@ fn begin(client: kube::Client, key: Key, state: Weak<Mutex<State>>) -> DropGuard
             watch_one(client, key, (state, stop.clone()), |o: Secret| Lookup::Secret(Arc::new(o)));
         }
         Kind::Claim => {
-            watch_one(client, key, (state, stop.clone()), |o: PersistentVolumeClaim| {
-                Lookup::Claim(Arc::new(o))
+            let asking = ask_until_bound(client, key, state);
+            let stopped = stop.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = asking => {}
+                    () = stopped.cancelled() => {}
+                }
             });
         }
     }
@@ -244,6 +259,31 @@ fn watch_one<K>(
             state.lock().unwrap_or_else(PoisonError::into_inner).take(key.clone(), lookup);
         }
     });
+}
+
+/// Asks for a claim from time to time, until it is bound or nobody follows it.
+async fn ask_until_bound(client: kube::Client, key: Key, state: Weak<Mutex<State>>) {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client, &key.0);
+    let mut retry = Retry::default();
+    let mut wait = UNBOUND;
+    loop {
+        tokio::time::sleep(wait).await;
+        let lookup = match api.get_opt(&key.1.name).await {
+            Ok(found) => found.map_or(Lookup::NotFound, |claim| Lookup::Claim(Arc::new(claim))),
+            Err(error) => {
+                wait = retry.next_wait(api_retry::retry_after(&error));
+                continue;
+            }
+        };
+        retry.reset();
+        wait = UNBOUND;
+        let is_done = is_settled(&lookup);
+        let Some(state) = state.upgrade() else { return };
+        state.lock().unwrap_or_else(PoisonError::into_inner).take(key.clone(), lookup);
+        if is_done {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -306,5 +346,34 @@ mod tests {
         assert!(following.state().objects.contains_key(&key));
         following.forget("two");
         assert!(following.state().objects.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_is_got_until_it_is_bound_and_never_watched() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = asked.clone();
+        let router = axum::Router::new().fallback(move |request: axum::extract::Request| {
+            let count = {
+                let mut seen = seen.lock().unwrap();
+                seen.push(request.uri().to_string());
+                seen.len()
+            };
+            let phase = if count < 3 { "Pending" } else { "Bound" };
+            let claim = json!({"metadata": {"name": "c", "resourceVersion": count.to_string()},
+                               "status": {"phase": phase}});
+            async move { axum::Json(claim) }
+        });
+        let client = kube::Client::new(router, "default");
+        let following = Following::default();
+        let mut changes = following.changes("one");
+        let claim = ObjectRef::claim("c");
+        following.follow(&client, ("one", "ns"), BTreeSet::from([claim.clone()]));
+        let deadline = tokio::time::Instant::now() + UNBOUND * 10;
+        while following.newest("ns", &claim).is_none_or(|newest| !is_settled(&newest)) {
+            changes.changed().await.unwrap();
+        }
+        tokio::time::sleep_until(deadline).await;
+        let path = "/api/v1/namespaces/ns/persistentvolumeclaims/c";
+        assert_eq!(*asked.lock().unwrap(), [path; 3]);
     }
 }

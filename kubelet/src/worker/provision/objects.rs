@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::following::Following;
+use crate::api_retry;
 use crate::objects::{self, Fetched, Kind, Lookup, ObjectRef};
 use crate::volumes::{self, Token, TokenRequest, Tokens};
 
@@ -28,7 +29,16 @@ const TOKEN_RETRY: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Kept {
     lookups: BTreeMap<ObjectRef, Lookup>,
-    tokens: BTreeMap<TokenRequest, (String, Instant)>,
+    tokens: BTreeMap<TokenRequest, Issued>,
+}
+
+/// A token as the API server gave it.
+#[derive(Clone)]
+struct Issued {
+    token: String,
+    at: Instant,
+    /// For how long; a server may give less than was asked for.
+    lifetime: Duration,
 }
 
 /// Fetches objects for pods.
@@ -105,7 +115,8 @@ impl Objects {
         let names = fetched.bound_names();
         let found = join_all(names.into_iter().map(|name| async move {
             let api: Api<PersistentVolume> = Api::all(self.client.clone());
-            let volume = match tokio::time::timeout(REQUEST, api.get(&name)).await {
+            let asking = api_retry::settled(|| api.get(&name));
+            let volume = match tokio::time::timeout(REQUEST, asking).await {
                 Ok(Ok(volume)) => Ok(Arc::new(volume)),
                 Ok(Err(error)) => Err(message(&error)),
                 Err(_) => Err("the API server did not answer in time".to_owned()),
@@ -123,18 +134,18 @@ impl Objects {
             match object.kind {
                 Kind::ConfigMap => {
                     let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-                    let found = api.get_opt(&object.name).await?;
+                    let found = api_retry::settled(|| api.get_opt(&object.name)).await?;
                     Ok(found.map(|o| Lookup::ConfigMap(Arc::new(o))))
                 }
                 Kind::Secret => {
                     let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-                    let found = api.get_opt(&object.name).await?;
+                    let found = api_retry::settled(|| api.get_opt(&object.name)).await?;
                     Ok(found.map(|o| Lookup::Secret(Arc::new(o))))
                 }
                 Kind::Claim => {
                     let api: Api<PersistentVolumeClaim> =
                         Api::namespaced(self.client.clone(), namespace);
-                    let found = api.get_opt(&object.name).await?;
+                    let found = api_retry::settled(|| api.get_opt(&object.name)).await?;
                     Ok(found.map(|o| Lookup::Claim(Arc::new(o))))
                 }
             }
@@ -185,8 +196,8 @@ impl Objects {
     fn next_renewal(&self, uid: &str) -> Option<Duration> {
         let kept = self.kept();
         let tokens = &kept.get(uid)?.tokens;
-        let left = tokens.iter().map(|(request, (_, issued))| {
-            volumes::refresh_after(request.lifetime()).saturating_sub(issued.elapsed())
+        let left = tokens.values().map(|issued| {
+            volumes::refresh_after(issued.lifetime).saturating_sub(issued.at.elapsed())
         });
         // One that is due and could not be had is asked for again soon.
         left.min().map(|left| left.max(TOKEN_RETRY))
@@ -198,28 +209,27 @@ impl Objects {
             let kept = self.kept();
             kept.get(&uid).and_then(|k| k.tokens.get(request).cloned())
         };
-        let lifetime = request.lifetime();
-        if let Some((token, issued)) = &known
-            && !volumes::refresh_is_due(lifetime, issued.elapsed())
+        if let Some(known) = &known
+            && !volumes::refresh_is_due(known.lifetime, known.at.elapsed())
         {
-            return Token::Ready(token.clone());
+            return Token::Ready(known.token.clone());
         }
         let asked = tokio::time::timeout(REQUEST, self.ask_token(pod, request)).await;
         match (asked, known) {
-            (Ok(Ok(token)), _) => {
+            (Ok(Ok(issued)), _) => {
                 let mut kept = self.kept();
                 let kept = kept.entry(uid).or_default();
-                kept.tokens.insert(request.clone(), (token.clone(), Instant::now()));
-                Token::Ready(token)
+                kept.tokens.insert(request.clone(), issued.clone());
+                Token::Ready(issued.token)
             }
             // One that still lives is better than none.
-            (_, Some((token, issued))) if issued.elapsed() < lifetime => Token::Ready(token),
+            (_, Some(known)) if known.at.elapsed() < known.lifetime => Token::Ready(known.token),
             (Ok(Err(message)), _) => Token::Failed(message),
             (Err(_), _) => Token::Failed("the API server did not answer in time".to_owned()),
         }
     }
 
-    async fn ask_token(&self, pod: &Pod, request: &TokenRequest) -> Result<String, String> {
+    async fn ask_token(&self, pod: &Pod, request: &TokenRequest) -> Result<Issued, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
         let account = account.filter(|a| !a.is_empty()).unwrap_or("default");
@@ -236,12 +246,11 @@ impl Objects {
                 },
             },
         });
-        let reply: Value = api
-            .create_subresource("token", account, &PostParams::default(), &body)
-            .await
-            .map_err(|error| message(&error))?;
-        let token = reply["status"]["token"].as_str().filter(|t| !t.is_empty());
-        token.map(str::to_owned).ok_or_else(|| "the reply has no token".to_owned())
+        let parameters = PostParams::default();
+        let asking = || api.create_subresource::<_, Value>("token", account, &parameters, &body);
+        let reply = api_retry::settled_from(api_retry::is_unknown_pod, asking).await;
+        let reply = reply.map_err(|error| message(&error))?;
+        issued(&reply, request.lifetime()).ok_or_else(|| "the reply has no token".to_owned())
     }
 
     /// Forgets what was kept for a pod.
@@ -252,10 +261,35 @@ impl Objects {
     }
 }
 
+/// The token of a reply, with the lifetime that the server gave it where it tells.
+fn issued(reply: &Value, asked: Duration) -> Option<Issued> {
+    let token = reply["status"]["token"].as_str().filter(|t| !t.is_empty())?;
+    let given = reply["spec"]["expirationSeconds"].as_u64().filter(|seconds| *seconds > 0);
+    let lifetime = given.map_or(asked, Duration::from_secs);
+    Some(Issued { token: token.to_owned(), at: Instant::now(), lifetime })
+}
+
 /// What the API server said, without the client's wrapping.
 fn message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_lives_as_long_as_the_server_says() {
+        let asked = Duration::from_secs(3600);
+        let reply = |spec: Value| json!({"spec": spec, "status": {"token": "t"}});
+        let lifetime = |spec| issued(&reply(spec), asked).unwrap().lifetime.as_secs();
+        assert_eq!(lifetime(json!({"expirationSeconds": 600})), 600, "the server's limit");
+        assert_eq!(lifetime(json!({"expirationSeconds": 7200})), 7200);
+        assert_eq!(lifetime(json!({})), 3600);
+        assert_eq!(lifetime(json!({"expirationSeconds": -1})), 3600);
+        assert!(issued(&json!({"status": {"token": ""}}), asked).is_none());
     }
 }
