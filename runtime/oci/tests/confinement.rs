@@ -184,6 +184,17 @@ fn nothing_but_a_procfs_is_mounted_where_programs_look_for_one() {
         mounts.push(json!({"destination": "/proc", "source": "/proc", "options": ["rbind"]}));
     });
     assert_eq!(shim.run_request(request).0.exit_code, 0);
+    // Another procfs may be covered, and what is in the container's own.
+    let mut request = shim.container("e", &["/bin/cat", "/proc/uptime"]);
+    std::fs::write(volume.join("uptime"), "1 1\n").unwrap();
+    request.spec = spec_with(&["/bin/cat", "/proc/uptime"], |spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/host", "type": "proc", "source": "proc"}));
+        mounts.push(json!({"destination": "/host", "type": "tmpfs", "source": "tmpfs"}));
+        let uptime = volume.join("uptime");
+        mounts.push(json!({"destination": "/proc/uptime", "source": uptime, "options": ["bind"]}));
+    });
+    assert_eq!(shim.run_request(request).1, "1 1\n");
     shim.shut_down();
 }
 

@@ -197,7 +197,7 @@ pub(super) fn attach(
             made
         }
     };
-    require_procfs(mount, place.as_fd(), tree.as_fd())?;
+    require_procfs(root, mount, &place, &tree)?;
     if mount.options.copies_up {
         copy_up::copy(place.as_fd(), tree.as_fd()).doing(|| operation("copy up into"))?;
     }
@@ -209,17 +209,21 @@ pub(super) fn attach(
     Ok(is_filled_later(mount).then_some(tree))
 }
 
-/// Refuses what is no procfs where programs look for one: over another one, and at its usual place.
-fn require_procfs(mount: &Mount, place: BorrowedFd<'_>, tree: BorrowedFd<'_>) -> Result<()> {
-    const ROOT_INODE: u64 = 1;
+/// Refuses what is no procfs where programs look for one, by whatever path it is named.
+fn require_procfs(root: &RootFd, mount: &Mount, place: &OwnedFd, tree: &OwnedFd) -> Result<()> {
+    let path = Path::new("proc");
     let operation = || format!("look at mount /{}", mount.destination.display());
-    let is_procfs = |fd: BorrowedFd<'_>| {
-        let kind = rustix::fs::fstatfs(fd).doing(operation)?.f_type;
-        Ok::<_, Error>(kind == rustix::fs::PROC_SUPER_MAGIC)
+    let identity = |fd: &OwnedFd| {
+        let stat = rustix::fs::fstat(fd).doing(operation)?;
+        Ok::<_, Error>((stat.st_dev, stat.st_ino))
     };
-    let is_its_place = mount.destination == Path::new("proc")
-        || is_procfs(place)? && rustix::fs::fstat(place).doing(operation)?.st_ino == ROOT_INODE;
-    match is_its_place && !is_procfs(tree)? {
+    let is_its_place = mount.destination == path
+        || match root.find(path) {
+            Ok(present) => identity(&present)? == identity(place)?,
+            Err(_) => false,
+        };
+    let kind = rustix::fs::fstatfs(tree).doing(operation)?.f_type;
+    match is_its_place && kind != rustix::fs::PROC_SUPER_MAGIC {
         true => Err(Error::invalid(
             format!("mounts[/{}]", mount.destination.display()),
             "is no procfs, and would stand where programs look for one",
