@@ -93,6 +93,29 @@ fn a_hook_before_the_pivot_sees_the_container_s_mounts_at_the_root_s_path() {
 }
 
 #[test]
+fn a_hook_of_the_runtime_that_enters_the_mount_namespace_finds_the_root_at_its_path() {
+    let mut bundle = Bundle::new("cat /tmp/made");
+    let (image, log) = (bundle.image(), bundle.path().join("log"));
+    let script = format!(
+        "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); \
+         enter() {{ nsenter --mount=/proc/$pid/ns/mnt \"$@\"; }}; pwd > {log}; \
+         enter mount -t tmpfs none {image}/tmp && enter sh -c 'echo by the hook > {image}/tmp/made'",
+        image = image.display(),
+        log = log.display()
+    );
+    let of_container = format!("pwd >> {}; test -x ./bin/busybox", log.display());
+    for (kind, script) in [("createRuntime", &script), ("createContainer", &of_container)] {
+        bundle.spec["hooks"][kind] = json!([hook("/bin/sh", kind, script)]);
+    }
+    assert_eq!(bundle.text(), "by the hook\n");
+    assert!(!image.join("tmp/made").exists());
+    let expected = format!("{}\n{}\n", bundle.path().display(), image.display());
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), expected);
+    bundle.spec["hooks"].as_object_mut().unwrap().remove("createContainer");
+    assert_eq!(bundle.text(), "by the hook\n");
+}
+
+#[test]
 fn a_failing_hook_undoes_the_container_and_later_ones_but_poststop_do_not_run() {
     for (failing, expected) in [
         ("prestart", vec!["prestart", "poststop"]),

@@ -113,7 +113,7 @@ pub(super) fn set_up(
         idmap::own_pid(environment.procfs)
     })?;
     let labels = labels::open(environment.procfs, &plan.process)?;
-    let pid = run_hooks(plan, environment, ends.channel.as_fd())?;
+    let pid = run_hooks(plan, environment, ends.channel.as_fd(), root.as_fd())?;
     mounts::finish(&read_only_at_last)?;
     finish_root(plan, root, environment)?;
     let execution = Execution {
@@ -139,10 +139,13 @@ pub(super) fn set_up(
     process::execute(execution)
 }
 
-/// Where the root is attached: over the host's, or where hooks look for it with all its mounts.
+/// Where the root is attached: over the host's, or where hooks look for it with all its mounts. Those of
+/// the runtime enter the mount namespace themselves.
 fn place_of_root(plan: &Plan) -> &Path {
+    let Hooks { create_runtime, create_container, .. } = &plan.hooks;
+    let is_looked_for = !create_runtime.is_empty() || !create_container.is_empty();
     match &plan.rootfs {
-        Rootfs::Directory(path) if !plan.hooks.create_container.is_empty() => path,
+        Rootfs::Directory(path) if is_looked_for => path,
         Rootfs::Directory(_) | Rootfs::Overlay { .. } => Path::new("/"),
     }
 }
@@ -163,6 +166,7 @@ fn run_hooks(
     plan: &Plan,
     environment: &Environment<'_>,
     channel: BorrowedFd<'_>,
+    root: BorrowedFd<'_>,
 ) -> Result<Option<i32>> {
     let Hooks { create_runtime, create_container, start_container, .. } = &plan.hooks;
     if !create_runtime.is_empty() {
@@ -173,6 +177,7 @@ fn run_hooks(
         return Ok(None);
     }
     let pid = idmap::own_pid(environment.procfs)?;
+    rustix::process::fchdir(root).doing(|| "enter the root file system")?;
     hooks::run(create_container, &environment.subject.state("creating", Some(pid)))?;
     Ok(Some(pid))
 }

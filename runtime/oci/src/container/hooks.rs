@@ -1,12 +1,12 @@
 //! Hooks: programs of the specification that run at points of a container's life, told its state.
 //!
-//! | kind | runs | where its path is looked up | a failure |
-//! |---|---|---|---|
-//! | prestart, createRuntime | namespaces are there, before the pivot | host | undoes the creation |
-//! | createContainer | the same, in the container's namespaces | host | undoes the creation |
-//! | startContainer | before the command, in the container | container | ends the container |
-//! | poststart | after the command is executed | host | ends the container |
-//! | poststop | after the deletion | host | is told, and the next one runs |
+//! | kind | runs | where its path is looked up | its directory | a failure |
+//! |---|---|---|---|---|
+//! | prestart, createRuntime | in the host, before the pivot | host | the bundle | undoes the creation |
+//! | createContainer | the same, in the container's namespaces | host | the root | undoes the creation |
+//! | startContainer | before the command, in the container | container | the command's | ends the container |
+//! | poststart | after the command is executed | host | the bundle | ends the container |
+//! | poststop | after the deletion | host | the caller's | is told, and the next one runs |
 //!
 //! A hook gets the state on its standard input, and just the environment it names; one in the container
 //! that names none has that of the container's process. What it prints is
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use oci_spec::runtime::{Hook as Specified, Spec};
@@ -74,7 +74,7 @@ pub(crate) struct State<'a> {
     /// In the host's PID namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<i32>,
-    bundle: &'a std::path::Path,
+    bundle: &'a Path,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: &'a BTreeMap<String, String>,
 }
@@ -139,20 +139,39 @@ fn pair(variable: &str) -> Option<(String, String)> {
     Some((name.to_owned(), value.to_owned()))
 }
 
+/// What hooks are run with.
+#[derive(Debug, Default)]
+struct Surroundings<'a> {
+    /// That of hooks which name none.
+    environment: Vec<(String, String)>,
+    /// Absent, it is this process' own.
+    directory: Option<&'a Path>,
+}
+
 /// Runs hooks one after the other, up to the first that fails.
 pub(crate) fn run(hooks: &[Hook], state: &State<'_>) -> Result<()> {
-    run_with(hooks, state, &[])
+    run_in(hooks, state, &Surroundings::default())
+}
+
+/// The same in the container's bundle.
+pub(crate) fn run_in_bundle(hooks: &[Hook], state: &State<'_>) -> Result<()> {
+    let directory = Some(state.bundle);
+    run_in(hooks, state, &Surroundings { directory, ..Surroundings::default() })
 }
 
 /// The same; those that name no environment get this one.
 pub(super) fn run_with(hooks: &[Hook], state: &State<'_>, environment: &[String]) -> Result<()> {
+    let environment = environment.iter().filter_map(|variable| pair(variable)).collect();
+    run_in(hooks, state, &Surroundings { environment, directory: None })
+}
+
+fn run_in(hooks: &[Hook], state: &State<'_>, surroundings: &Surroundings<'_>) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
     // Plain strings and numbers: encoding cannot fail.
     let state = serde_json::to_vec(state).unwrap_or_default();
-    let inherited: Vec<_> = environment.iter().filter_map(|variable| pair(variable)).collect();
-    hooks.iter().try_for_each(|hook| run_one(hook, &state, &inherited))
+    hooks.iter().try_for_each(|hook| run_one(hook, &state, surroundings))
 }
 
 /// Runs all hooks, whatever becomes of them; what failed is returned.
@@ -160,13 +179,16 @@ pub(crate) fn run_all(hooks: &[Hook], state: &State<'_>) -> Vec<Error> {
     hooks.iter().filter_map(|hook| run(std::slice::from_ref(hook), state).err()).collect()
 }
 
-fn run_one(hook: &Hook, state: &[u8], inherited: &[(String, String)]) -> Result<()> {
+fn run_one(hook: &Hook, state: &[u8], surroundings: &Surroundings<'_>) -> Result<()> {
     let operation = || format!("error running {}: execute {}", hook.name, hook.path.display());
-    let environment = hook.environment.as_deref().unwrap_or(inherited);
+    let environment = hook.environment.as_deref().unwrap_or(&surroundings.environment);
     let (output, writer) = std::io::pipe().doing(operation)?;
     let mut command = Command::new(&hook.path);
     if let [name, arguments @ ..] = hook.arguments.as_slice() {
         command.arg0(name).args(arguments);
+    }
+    if let Some(directory) = surroundings.directory {
+        command.current_dir(directory);
     }
     let errors = writer.try_clone().doing(operation)?;
     command

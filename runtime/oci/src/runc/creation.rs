@@ -293,7 +293,7 @@ fn try_make(
     let terminal = await_ready(context, wish, &process, |need| match need {
         Need::Hooks => {
             let state = subject.state("creating", Some(process.pid));
-            hooks::run(&prepared.plan.hooks.create_runtime, &state)
+            hooks::run_in_bundle(&prepared.plan.hooks.create_runtime, &state)
         }
         Need::Interfaces(socket) => interfaces::bring(&prepared.plan.interfaces, socket),
         Need::Ids { mount, tree } => {

@@ -130,13 +130,15 @@ impl Record {
         }
         let pid = self.init.map(|init| init.pid);
         let subject = self.subject();
-        hooks::run(&self.poststart, &subject.state("running", pid)).inspect_err(|_| {
-            if let Some(init) = self.init.and_then(Init::open) {
-                // It may have ended meanwhile.
-                let _ = sys::signal_process(init.as_fd(), libc::SIGKILL);
-            }
-            self.await_end();
-        })?;
+        hooks::run_in_bundle(&self.poststart, &subject.state("running", pid)).inspect_err(
+            |_| {
+                if let Some(init) = self.init.and_then(Init::open) {
+                    // It may have ended meanwhile.
+                    let _ = sys::signal_process(init.as_fd(), libc::SIGKILL);
+                }
+                self.await_end();
+            },
+        )?;
         Ok(())
     }
 
