@@ -36,9 +36,14 @@ fn overlay(base: &mut Value, over: &Value) {
                 let same = |one: &&mut Value| {
                     one["major"] == device["major"] && one["minor"] == device["minor"]
                 };
-                match base.iter_mut().find(same) {
-                    Some(known) => overlay(known, device),
-                    None => base.push(device.clone()),
+                // Named twice, the later one would be the one that counts.
+                let mut is_new = true;
+                for known in base.iter_mut().filter(same) {
+                    overlay(known, device);
+                    is_new = false;
+                }
+                if is_new {
+                    base.push(device.clone());
                 }
             }
         }
@@ -121,6 +126,10 @@ mod tests {
         let wanted = json!({"blockIO": {"throttleReadBpsDevice": [entry(16, 3), entry(32, 4)]}});
         let merged = merge(&current, &wanted).unwrap();
         let expected = json!([entry(0, 1), entry(16, 3), entry(32, 4)]);
+        assert_eq!(merged["blockIO"]["throttleReadBpsDevice"], expected);
+        let twice = json!({"blockIO": {"throttleReadBpsDevice": [entry(16, 1), entry(16, 2)]}});
+        let merged = merge(&twice, &wanted).unwrap();
+        let expected = json!([entry(16, 3), entry(16, 3), entry(32, 4)]);
         assert_eq!(merged["blockIO"]["throttleReadBpsDevice"], expected);
     }
 

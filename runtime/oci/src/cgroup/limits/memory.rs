@@ -68,10 +68,12 @@ pub(in crate::cgroup) fn check_usage(resources: &LinuxResources, usage: u64) -> 
     if memory.check_before_update() != Some(true) {
         return Ok(());
     }
-    for (field, value) in [("memory.swap", memory.swap()), ("memory.limit", memory.limit())] {
+    let limits =
+        [("memory.swap", "memory+swap", memory.swap()), ("memory.limit", "memory", memory.limit())];
+    for (field, what, value) in limits {
         let too_small = |value: i64| u64::try_from(value).is_ok_and(|value| value <= usage);
         if let Some(value) = value.filter(|value| *value > 0 && too_small(*value)) {
-            return refuse(field, format!("{value} is not above the usage, {usage}"));
+            return refuse(field, format!("rejecting {what} limit {value} <= usage {usage}"));
         }
     }
     Ok(())
