@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Up(UpFlags),
     /// Run a node against an API server
     Agent(AgentFlags),
+    /// Join a cluster: know it by a token, get a certificate, and say how to run the agent
+    Join(JoinFlags),
     /// Say what this host lacks, what will then not be enforced, and how to mend it
     Check(HostFlags),
     /// Stop every pod and remove everything that berth made on this host
@@ -100,9 +102,48 @@ pub(crate) struct NodeFlags {
 pub(crate) struct AgentFlags {
     #[command(flatten)]
     pub(crate) node: NodeFlags,
-    /// How to reach the API server and as whom
+    /// How to reach the API server and as whom [default: kubelet.conf in the state directory, which
+    /// `join` writes]
     #[arg(long, value_name = "FILE")]
-    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// How to ask for the node's certificate where there is none, or where it has ended [default:
+    /// bootstrap.conf in the state directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
+}
+
+/// `berth join`. The flags are kubeadm's.
+#[derive(Debug, Args)]
+pub(crate) struct JoinFlags {
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+    /// The API server
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) server: Option<String>,
+    /// The token to know the cluster by, and to be known by
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// Only to know the cluster by
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) discovery_token: Option<String>,
+    /// Only to be known by
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) tls_bootstrap_token: Option<String>,
+    /// A public key that the cluster's authority must have, as sha256:<hex>
+    #[arg(long, value_name = "HASH")]
+    pub(crate) discovery_token_ca_cert_hash: Vec<String>,
+    /// Believe whoever knows the token
+    #[arg(long)]
+    pub(crate) discovery_token_unsafe_skip_ca_verification: bool,
+    /// A kubeconfig of the cluster, instead of an address and a token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) discovery_file: Option<PathBuf>,
+    /// How long the cluster may take to answer, and to issue a certificate
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) timeout: u64,
+    /// Install, enable and start a systemd service that runs the agent
+    #[arg(long)]
+    pub(crate) systemd: bool,
 }
 
 /// `berth up`.
@@ -116,6 +157,9 @@ pub(crate) struct UpFlags {
     /// Where the embedded API server listens
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6443")]
     pub(crate) api: SocketAddr,
+    /// The longest life of certificates that the embedded API server signs
+    #[arg(long, value_name = "SECONDS", default_value_t = 365 * 24 * 3600)]
+    pub(crate) cluster_signing_duration: u64,
     /// Import this OCI layout tar before anything starts
     #[arg(long, value_name = "FILE")]
     pub(crate) import: Vec<PathBuf>,

@@ -11,15 +11,18 @@ mod embedded;
 mod exec;
 mod host;
 mod images;
+mod join;
 mod logs;
 mod network;
 mod node;
+mod notify;
 mod pods;
 mod reset;
 mod session;
 mod settings;
 mod signals;
 mod stats;
+mod unit;
 mod up;
 
 use std::fs::File;
@@ -72,6 +75,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Stats(flags) => stats::run(flags).await,
         Command::Up(flags) => up::run(flags).await,
         Command::Agent(flags) => node::agent(flags).await,
+        Command::Join(flags) => join::run(flags).await,
         Command::Check(flags) => check::run(&flags),
         Command::Reset(flags) => reset::run(flags).await,
         Command::Pods(flags) => pods::run(flags).await,

@@ -17,12 +17,13 @@ use berth_cni::Network;
 use berth_kubelet::Parts;
 use berth_kubelet::backoff::Limits;
 use berth_kubelet::config::{CertificateFiles, Server};
+use berth_kubelet::credentials::request::Purpose;
+use berth_kubelet::credentials::{self, Serving, Session, Store};
 use berth_kubelet::node::peers::{self, Nodes};
 use berth_proxy::{NodePortAddresses, ServiceRoute};
 use berth_runtime::interface::{LogLimits, Runtime};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Taint;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,13 +31,16 @@ use tracing::{info, warn};
 
 use crate::cli::AgentFlags;
 use crate::host::{Host, make_private};
+use crate::join::{self, Files};
 use crate::settings::Settings;
-use crate::{check, control, signals};
+use crate::{check, control, notify, signals};
 
 /// What an agent needs beyond its settings.
 pub(crate) struct Identity {
     /// How to reach the API server, and as whom.
     pub(crate) kubeconfig: PathBuf,
+    /// The client certificate that the kubeconfig names, where it is renewed here.
+    pub(crate) renewal: Option<credentials::Node>,
     /// What the node's API shows; a self-signed one is made where absent.
     pub(crate) serving: Option<CertificateFiles>,
     /// Whose client certificates the node's API believes; the cluster's authority where absent.
@@ -46,17 +50,48 @@ pub(crate) struct Identity {
 /// `berth agent`.
 pub(crate) async fn agent(flags: AgentFlags) -> Result<()> {
     let settings = Settings::resolve(&flags.node)?;
-    let identity = Identity {
-        kubeconfig: flags.kubeconfig,
-        serving: settings
-            .tls_files
-            .clone()
-            .map(|(certificate, key)| CertificateFiles { certificate, key }),
-        client_ca: settings.client_ca_file.clone(),
-    };
     let shutdown = signals::shutdown()?;
     let host = Arc::new(Host::open(&settings.places, &settings.resolv_conf).await?);
+    notify::ready(&shutdown)?;
+    let Some(identity) = identity(&settings, flags, &shutdown).await? else { return Ok(()) };
     run(settings, identity, host, shutdown).await
+}
+
+/// As whom the agent acts; asks the cluster for a certificate where it has none. `None` when the agent
+/// ends before.
+async fn identity(
+    settings: &Settings,
+    flags: AgentFlags,
+    shutdown: &CancellationToken,
+) -> Result<Option<Identity>> {
+    let files = Files::of(&settings.places);
+    let mut node = join::identity(settings, &files);
+    node.kubeconfig = flags.kubeconfig.unwrap_or(files.kubeconfig);
+    node.bootstrap = flags.bootstrap_kubeconfig.or(Some(files.bootstrap)).filter(|f| f.exists());
+    // What is not there and cannot be asked for is named when it is read.
+    if node.bootstrap.is_some() || node.is_renewed_here() {
+        match credentials::join(&node, shutdown).await {
+            Err(credentials::Trouble::Shutdown) => return Ok(None),
+            joined => joined?,
+        }
+    }
+    let serving = match &settings.tls_files {
+        Some((certificate, key)) => {
+            Some(CertificateFiles { certificate: certificate.clone(), key: key.clone() })
+        }
+        None if settings.server_tls_bootstrap => {
+            let file = Store::serving(&files.pki).current_path();
+            Some(CertificateFiles { certificate: file.clone(), key: file })
+        }
+        None => None,
+    };
+    let is_renewed = settings.rotate_certificates && node.is_renewed_here();
+    Ok(Some(Identity {
+        kubeconfig: node.kubeconfig.clone(),
+        renewal: is_renewed.then_some(node),
+        serving,
+        client_ca: settings.client_ca_file.clone(),
+    }))
 }
 
 /// Runs a node until `shutdown`. Pods go on without it.
@@ -67,16 +102,22 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let node_ips = node_ips(&settings)?;
-    let (client, authority) = client(&identity.kubeconfig).await?;
-    let client_ca = match identity.client_ca.clone() {
-        Some(file) => Some(file),
-        None => authority.map(|pem| keep_authority(&settings, &pem)).transpose()?,
+    let session = Session::open(&identity.kubeconfig).await?;
+    let client = session.client();
+    let client_ca = match (identity.client_ca.clone(), session.authorities()) {
+        (None, []) => None,
+        (None, all) => {
+            Some(keep_authority(&settings, &all.iter().map(|der| pem(der)).collect::<String>())?)
+        }
+        (file, _) => file,
     };
     let mut config = kubelet_config(&settings, &node_ips, identity.serving, client_ca)?;
     config.user_namespaces = host.engine.user_namespaces().is_ok();
     let mut tasks = JoinSet::new();
     let control = control::serve(settings.places.run_dir.clone(), host.clone(), shutdown.clone());
     tasks.spawn(async move { control.await.context("serving the local socket") });
+
+    keep_certificates(&config, identity.renewal, (session, &client), (&mut tasks, &shutdown));
 
     let (nodes, mut known) = watch::channel(Nodes::default());
     let name = settings.node_name.clone();
@@ -108,6 +149,37 @@ pub(crate) async fn run(
     let outcome = first.transpose().context("a part of the node panicked")?.transpose();
     finish(tasks, &host).await?;
     outcome.map(drop)
+}
+
+/// Renews the certificates that the cluster issues to this node.
+fn keep_certificates(
+    config: &berth_kubelet::Config,
+    renewal: Option<credentials::Node>,
+    (session, client): (Session, &kube::Client),
+    (tasks, shutdown): (&mut JoinSet<Result<()>>, &CancellationToken),
+) {
+    if let Some(node) = renewal {
+        let keeping = credentials::keep_client(node, session, shutdown.clone());
+        tasks.spawn(async move {
+            keeping.await;
+            Ok(())
+        });
+    }
+    if config.server.certificate_is_requested {
+        let mut names = vec![config.hostname.clone(), config.node_name.clone()];
+        names.dedup();
+        let serving = Serving {
+            node: config.node_name.clone(),
+            purpose: Purpose::Serving { names, addresses: config.node_ips.clone() },
+            store: Store::serving(config.root_dir.join("pki")),
+            clock: Arc::clone(&config.clock),
+        };
+        let keeping = credentials::keep_serving(serving, client.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            keeping.await;
+            Ok(())
+        });
+    }
 }
 
 async fn finish(mut tasks: JoinSet<Result<()>>, host: &Host) -> Result<()> {
@@ -245,12 +317,16 @@ fn kubelet_config(
     config.resolv_conf = settings.resolv_conf.clone();
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     let address = settings.bind_address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let requested = Store::serving(Files::of(places).pki).current_path();
     config.server = Server {
         address: Some(SocketAddr::new(address, settings.port)),
         healthz: match settings.healthz_port {
             0 => None,
             port => Some(SocketAddr::new(loopback, port)),
         },
+        certificate_is_requested: serving
+            .as_ref()
+            .is_some_and(|files| files.certificate == requested),
         certificate: serving,
         client_ca,
         streaming_idle_timeout: settings.streaming_idle_timeout,
@@ -275,19 +351,6 @@ fn taint(taint: &crate::settings::documents::Taint) -> Taint {
     }
 }
 
-/// A client for the kubeconfig's current context, and the authority it trusts, PEM.
-async fn client(file: &Path) -> Result<(kube::Client, Option<Vec<u8>>)> {
-    let name = || format!("kubeconfig {}", file.display());
-    let kubeconfig = Kubeconfig::read_from(file).with_context(name)?;
-    let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options);
-    let config = config.await.with_context(name)?;
-    let authority = config.root_cert.as_ref().map(|certificates| {
-        certificates.iter().flat_map(|der| pem(der).into_bytes()).collect::<Vec<u8>>()
-    });
-    Ok((kube::Client::try_from(config).with_context(name)?, authority))
-}
-
 /// A certificate in PEM (RFC 7468).
 fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
@@ -297,7 +360,7 @@ fn pem(der: &[u8]) -> String {
 }
 
 /// Keeps the cluster's authority where the node's API reads it.
-fn keep_authority(settings: &Settings, pem: &[u8]) -> Result<PathBuf> {
+fn keep_authority(settings: &Settings, pem: &str) -> Result<PathBuf> {
     let directory = settings.places.state_dir.join("pki");
     make_private(&directory)?;
     let file = directory.join("cluster-ca.crt");

@@ -19,6 +19,7 @@ use crate::cli::ResetFlags;
 use crate::host::Host;
 use crate::node::network_config;
 use crate::settings::{Places, Settings};
+use crate::unit;
 
 /// The cgroups above the pods', innermost first.
 const GROUPS: [&str; 3] = ["kubepods/besteffort", "kubepods/burstable", "kubepods"];
@@ -32,6 +33,8 @@ pub(crate) async fn run(flags: ResetFlags) -> Result<()> {
         return Ok(());
     }
     let mut failures = Vec::new();
+    // The agent that it runs holds what is removed here.
+    unit::remove(&std::path::absolute(&places.state_dir)?)?;
     let host = Host::open(places, &settings.resolv_conf).await?;
     host.network.remove_later();
     let sandboxes = host.engine.list().await?;
@@ -125,7 +128,7 @@ fn groups() -> Result<()> {
 
 fn directories(places: &Places, flags: &ResetFlags) -> Result<()> {
     remove_entries(&places.run_dir, |_| true)?;
-    let kept = ["images", "pki", "standalone"];
+    let kept = ["bootstrap.conf", "images", "kubelet.conf", "pki", "standalone"];
     remove_entries(&places.state_dir, |name| !flags.keep_state || !kept.contains(&name))?;
     if !flags.keep_state {
         absent(fs::remove_dir(&places.state_dir)).context("removing the state directory")?;

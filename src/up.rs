@@ -21,7 +21,7 @@ use crate::cli::UpFlags;
 use crate::host::{Host, make_private};
 use crate::node::{self, Identity};
 use crate::settings::Settings;
-use crate::signals;
+use crate::{notify, signals};
 
 /// How long the node may take to be Ready before manifests are applied.
 const READY: Duration = Duration::from_secs(120);
@@ -51,6 +51,7 @@ pub(crate) async fn run(flags: UpFlags) -> Result<()> {
         manifests,
         shutdown.clone(),
     );
+    notify::ready(&shutdown)?;
     let running = node::run(settings, identity, host, shutdown.clone());
     let (node, applied) = tokio::join!(running, apply);
     shutdown.cancel();
@@ -66,6 +67,7 @@ fn identity(credentials: &Credentials) -> Identity {
             key: credentials.kubelet_serving.key.clone(),
         }),
         client_ca: Some(credentials.ca_file.clone()),
+        renewal: None,
     }
 }
 
@@ -79,6 +81,7 @@ async fn start(
     make_private(&directory)?;
     let mut config = berth_apiserver::Config::new(&directory, &settings.node_name);
     config.bind = flags.api;
+    config.signing_duration = Duration::from_secs(flags.cluster_signing_duration);
     config.node_ips = node_ips;
     match settings.service_cidr {
         IpNet::V4(cidr) => config.service_cidr = cidr,

@@ -84,6 +84,8 @@ pub struct Server {
     pub healthz: Option<SocketAddr>,
     /// The serving certificate and key, PEM files; one is made and kept where absent.
     pub certificate: Option<CertificateFiles>,
+    /// Whether that certificate is asked of the cluster: until it is there, one of our own is shown.
+    pub certificate_is_requested: bool,
     /// The authority whose client certificates are believed; without it nobody is let in.
     pub client_ca: Option<PathBuf>,
     /// How long exec, attach and port-forward may carry nothing; zero is without end.
@@ -140,6 +142,7 @@ impl Config {
                 address: Some(SocketAddr::from(([0, 0, 0, 0], 10250))),
                 healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10248))),
                 certificate: None,
+                certificate_is_requested: false,
                 client_ca: None,
                 streaming_idle_timeout: Duration::from_secs(4 * 3600),
             },

@@ -17,6 +17,8 @@ pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod container_config;
+pub mod credentials;
+pub mod discovery;
 pub mod downward;
 pub mod environment;
 pub mod events;

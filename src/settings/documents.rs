@@ -35,6 +35,11 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) authorization: KubeletAuthorization,
     pub(crate) tls_cert_file: Option<PathBuf>,
     pub(crate) tls_private_key_file: Option<PathBuf>,
+    /// Whether the client certificate is renewed; it is when absent.
+    pub(crate) rotate_certificates: Option<bool>,
+    /// Whether the serving certificate is asked of the cluster.
+    #[serde(rename = "serverTLSBootstrap")]
+    pub(crate) server_tls_bootstrap: Option<bool>,
     pub(crate) streaming_connection_idle_timeout: Option<String>,
     #[serde(rename = "clusterDNS")]
     pub(crate) cluster_dns: Vec<IpAddr>,

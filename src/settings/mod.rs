@@ -42,6 +42,10 @@ pub(crate) struct Settings {
     pub(crate) healthz_port: u16,
     pub(crate) client_ca_file: Option<PathBuf>,
     pub(crate) tls_files: Option<(PathBuf, PathBuf)>,
+    /// Whether the client certificate is renewed.
+    pub(crate) rotate_certificates: bool,
+    /// Whether the serving certificate is asked of the cluster.
+    pub(crate) server_tls_bootstrap: bool,
     pub(crate) streaming_idle_timeout: Duration,
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
@@ -195,6 +199,8 @@ fn resolve(
         healthz_port: kubelet.healthz_port.unwrap_or(10248),
         client_ca_file: kubelet.authentication.x509.client_ca_file.clone(),
         tls_files,
+        rotate_certificates: kubelet.rotate_certificates.unwrap_or(true),
+        server_tls_bootstrap: kubelet.server_tls_bootstrap.unwrap_or(false),
         streaming_idle_timeout,
         cluster_dns: kubelet.cluster_dns.clone(),
         cluster_domain: kubelet.cluster_domain.clone().unwrap_or("cluster.local".to_owned()),

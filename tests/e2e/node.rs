@@ -189,6 +189,13 @@ impl Node {
         self.spawn(command);
     }
 
+    /// Starts `berth agent` as what it became by `berth join`.
+    pub(crate) fn agent(&mut self, flags: &[&str]) {
+        let mut command = self.namespace.command(berth());
+        command.arg("agent").args(self.dir_flags()).args(["--node-name", &self.name]).args(flags);
+        self.spawn(command);
+    }
+
     fn spawn(&mut self, mut command: Command) {
         assert!(self.agent.is_none(), "the agent runs already");
         if self.before.is_none() {

@@ -4,10 +4,10 @@ use std::fs;
 
 use crate::node::Node;
 
-#[test]
-fn pods_on_two_nodes_reach_each_other_by_routes() {
-    let mut first = Node::prepare("node-1");
-    let mut second = Node::prepare("node-2");
+/// Two nodes with nothing on them, 192.0.2.1 and 192.0.2.2 on one link.
+pub(crate) fn linked() -> (Node, Node) {
+    let first = Node::prepare("node-1");
+    let second = Node::prepare("node-2");
     let link = ["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns"];
     let peer = second.namespace().pid().to_string();
     first.namespace().run("ip", &[&link[..], &[&peer]].concat());
@@ -22,6 +22,12 @@ fn pods_on_two_nodes_reach_each_other_by_routes() {
         ip(&format!("address add {address}/24 dev wire"));
         ip(&format!("route add default via {other}"));
     }
+    (first, second)
+}
+
+#[test]
+fn pods_on_two_nodes_reach_each_other_by_routes() {
+    let (mut first, mut second) = linked();
     first.up(&["--node-ip", "192.0.2.1", "--api", "192.0.2.1:6443"]);
     first.await_ready();
     let kubeconfig = second.path("kubeconfig");

@@ -7,7 +7,7 @@ use crate::node::Node;
 const README: &str = include_str!("../../README.md");
 
 /// The commands of the README's code blocks, and what runs each.
-const RUN_BY: [(&str, &str); 17] = [
+const RUN_BY: [(&str, &str); 18] = [
     ("make build", "Makefile: the same cargo command as build-tools"),
     (
         "target/release/berth up -f tests/demo/demo.yaml",
@@ -19,6 +19,10 @@ const RUN_BY: [(&str, &str); 17] = [
     ("make demo", "make e2e"),
     ("make demo-vm", "make e2e-vm"),
     ("berth check", "cli::check_says_what_is_not_enforced_and_how_to_mend_it"),
+    (
+        "berth join 192.0.2.1:6443 --token $TOKEN --discovery-token-ca-cert-hash $HASH --systemd",
+        "service::a_joined_node_is_a_service_whose_pods_outlive_it",
+    ),
     (
         "berth agent --kubeconfig /etc/berth/kubeconfig",
         "nodes::pods_on_two_nodes_reach_each_other_by_routes",

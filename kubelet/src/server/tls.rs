@@ -140,7 +140,7 @@ pub enum Error {
 
 /// What connections are accepted with.
 pub fn acceptor(config: &Config) -> Result<TlsAcceptor, Error> {
-    let files = match &config.server.certificate {
+    let files = match shown(config) {
         Some(files) => files.clone(),
         None => own_certificate(config)?,
     };
@@ -162,6 +162,13 @@ pub fn acceptor(config: &Config) -> Result<TlsAcceptor, Error> {
     let mut server = builder.with_single_cert(chain, key).map_err(unusable)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(server)))
+}
+
+/// The files of a certificate that is not our own, where one is to be shown. One that is asked of the
+/// cluster is shown from when it is there.
+fn shown(config: &Config) -> Option<&CertificateFiles> {
+    let files = config.server.certificate.as_ref()?;
+    (!config.server.certificate_is_requested || files.certificate.exists()).then_some(files)
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -236,7 +243,7 @@ fn own_certificate(config: &Config) -> Result<CertificateFiles, Error> {
 /// The SHA-256 of the certificate of our own, hexadecimal; `None` while there is none, or where the
 /// operator gave one.
 pub fn own_digest(config: &Config) -> Option<String> {
-    if config.server.certificate.is_some() {
+    if shown(config).is_some() {
         return None;
     }
     let chain = certificates("certificate", &config.root_dir.join("pki/kubelet.crt")).ok()?;

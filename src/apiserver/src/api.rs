@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use tokio_util::sync::CancellationToken;
 
-use crate::pki::Live;
+use crate::pki::{Authority, Live};
 use crate::store::Store;
 use crate::tokens::Signer;
 
@@ -20,6 +20,8 @@ pub(crate) struct Api {
     pub settings: Arc<Settings>,
     /// TLS towards the nodes' own APIs.
     pub kubelet: Arc<Live<rustls::ClientConfig>>,
+    /// Signs certificates.
+    pub authority: Arc<Authority>,
     /// Signs service account tokens.
     pub signer: Arc<Signer>,
     /// Ends watches and controllers.

@@ -27,6 +27,7 @@ mod resource;
 mod schema;
 mod selector;
 mod server;
+mod signing;
 mod store;
 mod table;
 mod tokens;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::http::access::Identity;
+use crate::http::access::{ANONYMOUS, Identity, NODES};
 use crate::object::ObjectExt;
 use crate::resource::{Kind, key, prefix};
 use crate::store::{Store, Tx};
@@ -78,7 +78,8 @@ fn names(binding: &Value, who: &Identity) -> bool {
         match subject.text("/kind") {
             "User" => name == who.user,
             "Group" => {
-                name == "system:authenticated" || who.groups.iter().any(|group| group == name)
+                (name == "system:authenticated" && who.user != ANONYMOUS)
+                    || who.groups.iter().any(|group| group == name)
             }
             "ServiceAccount" => {
                 let namespace = subject.text("/namespace");
@@ -243,12 +244,62 @@ pub(crate) fn defaults() -> Vec<(Kind, Value)> {
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
             "name": "system:masters"}],
     });
-    vec![
+    let mut all = vec![
         role("cluster-admin", everything),
         role("admin", admin.into()),
         role("edit", edit.into()),
         role("view", view.into()),
         (Kind::ClusterRoleBinding, masters),
+    ];
+    all.extend(joining());
+    all
+}
+
+/// The group of the tokens that `kubeadm token create` makes.
+const JOINING: &str = "system:bootstrappers:kubeadm:default-node-token";
+
+/// What lets machines join by a bootstrap token, under kubeadm's and upstream's names: they read the
+/// description of the cluster, ask for a certificate, and get it without a person, as nodes get their
+/// next one.
+fn joining() -> Vec<(Kind, Value)> {
+    let labels = json!({"kubernetes.io/bootstrapping": "rbac-defaults"});
+    let group = "rbac.authorization.k8s.io";
+    let requests = |resource: &str, verbs: &[&str]| json!([{"apiGroups": ["certificates.k8s.io"], "resources": [resource], "verbs": verbs}]);
+    let role = |name: &str, rules: Value| {
+        (Kind::ClusterRole, json!({"metadata": {"name": name, "labels": labels}, "rules": rules}))
+    };
+    let bound = |name: &str, role: &str, to: &str| {
+        let object = json!({
+            "metadata": {"name": name, "labels": labels},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": group, "kind": "Group", "name": to}],
+        });
+        (Kind::ClusterRoleBinding, object)
+    };
+    let bootstrapper = "system:node-bootstrapper";
+    let prefix = "system:certificates.k8s.io:certificatesigningrequests";
+    let (any, own) = (format!("{prefix}:nodeclient"), format!("{prefix}:selfnodeclient"));
+    let reader = "kubeadm:bootstrap-signer-clusterinfo";
+    let public = json!({"name": reader, "namespace": "kube-public"});
+    let rule = json!({"apiGroups": [""], "resources": ["configmaps"],
+        "resourceNames": ["cluster-info"], "verbs": ["get"]});
+    let asking: &[&str] = &["create", "get", "list", "watch"];
+    vec![
+        role(bootstrapper, requests("certificatesigningrequests", asking)),
+        role(&any, requests("certificatesigningrequests/nodeclient", &["create"])),
+        role(&own, requests("certificatesigningrequests/selfnodeclient", &["create"])),
+        bound("kubeadm:kubelet-bootstrap", bootstrapper, JOINING),
+        bound("kubeadm:node-autoapprove-bootstrap", &any, JOINING),
+        bound("kubeadm:node-autoapprove-certificate-rotation", &own, NODES),
+        (Kind::Role, json!({"metadata": public, "rules": [rule]})),
+        (
+            Kind::RoleBinding,
+            json!({
+                "metadata": public,
+                "roleRef": {"apiGroup": group, "kind": "Role", "name": reader},
+                "subjects": [{"apiGroup": group, "kind": "User", "name": ANONYMOUS}],
+            }),
+        ),
     ]
 }
 

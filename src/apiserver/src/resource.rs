@@ -26,6 +26,7 @@ pub(crate) enum Kind {
     ClusterRoleBinding,
     PersistentVolume,
     PersistentVolumeClaim,
+    CertificateSigningRequest,
 }
 
 /// Whether objects live in namespaces.
@@ -78,6 +79,7 @@ pub(crate) enum Subresource {
     Exec,
     Attach,
     PortForward,
+    Approval,
 }
 
 impl Subresource {
@@ -94,13 +96,16 @@ impl Subresource {
             Self::Exec => "exec",
             Self::Attach => "attach",
             Self::PortForward => "portforward",
+            Self::Approval => "approval",
         }
     }
 
     /// The verbs it has.
     pub(crate) fn verbs(self) -> &'static [&'static str] {
         match self {
-            Self::Status | Self::EphemeralContainers => &["get", "patch", "update"],
+            Self::Status | Self::EphemeralContainers | Self::Approval => {
+                &["get", "patch", "update"]
+            }
             Self::Finalize => &["update"],
             Self::Binding | Self::Eviction | Self::Token => &["create"],
             Self::Log => &["get"],
@@ -116,7 +121,7 @@ impl Subresource {
     /// Group, version and kind of what is read or written there, if not the resource's own.
     pub(crate) fn object(self) -> Option<(&'static str, &'static str, &'static str)> {
         match self {
-            Self::Status | Self::Finalize | Self::EphemeralContainers => None,
+            Self::Status | Self::Finalize | Self::EphemeralContainers | Self::Approval => None,
             Self::Binding => Some(("", "v1", "Binding")),
             Self::Eviction => Some(("policy", "v1", "Eviction")),
             Self::Log => Some(("", "v1", "Pod")),
@@ -268,6 +273,7 @@ pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static 
 /// The groups served, with the one version each has, core first.
 pub(crate) const GROUPS: &[(&str, &str)] = &[
     ("", "v1"),
+    ("certificates.k8s.io", "v1"),
     ("coordination.k8s.io", "v1"),
     ("discovery.k8s.io", "v1"),
     ("events.k8s.io", "v1"),
@@ -439,6 +445,19 @@ pub(crate) static RESOURCES: &[Resource] = &[
         scope: Scope::Namespaced,
         subresources: STATUS,
         canonical: canonical!(core::v1::Service),
+    },
+    Resource {
+        kind: Kind::CertificateSigningRequest,
+        group: "certificates.k8s.io",
+        version: "v1",
+        kind_name: "CertificateSigningRequest",
+        plural: "certificatesigningrequests",
+        singular: "certificatesigningrequest",
+        short: &["csr"],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: &[Subresource::Approval, Subresource::Status],
+        canonical: canonical!(certificates::v1::CertificateSigningRequest),
     },
     Resource {
         kind: Kind::Lease,

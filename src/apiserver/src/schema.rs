@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use k8s_openapi::api::{coordination, core, discovery, events, rbac};
+use k8s_openapi::api::{certificates, coordination, core, discovery, events, rbac};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -113,6 +113,7 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<core::v1::Secret>();
     generator.subschema_for::<core::v1::Service>();
     generator.subschema_for::<core::v1::ServiceAccount>();
+    generator.subschema_for::<certificates::v1::CertificateSigningRequest>();
     generator.subschema_for::<coordination::v1::Lease>();
     generator.subschema_for::<discovery::v1::EndpointSlice>();
     generator.subschema_for::<events::v1::Event>();

@@ -50,6 +50,8 @@ pub struct Config {
     pub pod_cidr: Ipv4Net,
     /// Ports for Services of type NodePort.
     pub node_ports: RangeInclusive<u16>,
+    /// The longest life of certificates that are signed on request.
+    pub signing_duration: Duration,
     /// How long events are kept after they were last seen.
     pub event_ttl: Duration,
     /// How many changes watches may go back before they get 410.
@@ -74,6 +76,7 @@ impl Config {
             service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 12),
             pod_cidr: Ipv4Net::new_assert([10, 244, 0, 0].into(), 24),
             node_ports: 30_000..=32_767,
+            signing_duration: Duration::from_secs(365 * 24 * 3600),
             event_ttl: Duration::from_secs(3600),
             history: HISTORY,
             recovery: Recovery::Refuse,
@@ -206,7 +209,7 @@ pub async fn start(config: Config) -> Result<Server, Error> {
     .map_err(|_| Error::Interrupted)??;
 
     let stop = config.shutdown.child_token();
-    let Keys { credentials, serving, kubelet } = keys;
+    let Keys { credentials, serving, kubelet, authority } = keys;
     let live =
         Keyring { serving: Arc::new(Live::new(serving)), kubelet: Arc::new(Live::new(kubelet)) };
     let tls = pki::server_tls(&credentials.ca_pem, Arc::clone(&live.serving))?;
@@ -222,6 +225,7 @@ pub async fn start(config: Config) -> Result<Server, Error> {
             ca_pem: credentials.ca_pem.clone(),
         }),
         kubelet: Arc::clone(&live.kubelet),
+        authority: Arc::new(authority),
         signer: Arc::new(signer),
         stop: stop.clone(),
     });
@@ -291,12 +295,13 @@ struct Keys {
     credentials: Credentials,
     serving: CertifiedKey,
     kubelet: ClientConfig,
+    authority: Authority,
 }
 
 impl Keys {
     /// Reads or makes everything. Blocking, idempotent.
     fn prepare(config: &Config, advertise: SocketAddr) -> Result<Self, Error> {
-        let authority = Authority::open(&config.pki_dir)?;
+        let authority = Authority::open(&config.pki_dir)?.signing_for(config.signing_duration);
         let ca_pem = authority.cert_pem().to_owned();
         let serving = authority.pair(&serving_subject(config, advertise))?;
         let kubelet_client = authority.pair(&client(
@@ -326,6 +331,7 @@ impl Keys {
             serving: pki::certified(&serving)?,
             kubelet: pki::client_tls(&ca_pem, &kubelet_client)?,
             credentials,
+            authority,
         })
     }
 }

@@ -13,6 +13,7 @@ mod priority;
 pub(crate) mod quantity;
 mod roles;
 pub(crate) mod service;
+pub(crate) mod signing;
 mod storage;
 
 use serde_json::{Value, json};
@@ -38,6 +39,8 @@ pub(crate) enum Change {
     Finalize,
     /// A pod's ephemeral containers.
     EphemeralContainers,
+    /// Whether a certificate may be signed.
+    Approval,
 }
 
 /// Sets what a new object starts with and removes what only the server may set.
@@ -52,6 +55,7 @@ pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
             object.put("/status", json!({"phase": "Pending"}));
         }
         Kind::Service => object.put("/status", json!({"loadBalancer": {}})),
+        Kind::CertificateSigningRequest => object.put("/status", json!({})),
         Kind::Namespace => {
             object.put("/status", json!({"phase": "Active"}));
             object.put("/spec", json!({"finalizers": ["kubernetes"]}));
@@ -115,6 +119,7 @@ pub(crate) fn prepare_update(
             keep(wanted, "status");
         }
         Change::EphemeralContainers => ephemeral::prepare(current, wanted),
+        Change::Approval => {}
     }
     match (resource.kind, change) {
         (Kind::Namespace, Change::Main) => keep(wanted, "spec"),
@@ -124,6 +129,7 @@ pub(crate) fn prepare_update(
             let class = qos_class(wanted);
             wanted.put("/status/qosClass", class);
         }
+        (Kind::CertificateSigningRequest, _) => signing::prepare_update(change, current, wanted),
         _ => {}
     }
 }
@@ -156,6 +162,7 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
             objects::check_secret_type(object, &mut causes);
         }
         Kind::Event => events::check(object, &mut causes),
+        Kind::CertificateSigningRequest => signing::check(object, &mut causes),
         Kind::Lease => objects::check_lease(object, &mut causes),
         Kind::Endpoints => objects::check_endpoints(object, &mut causes),
         Kind::EndpointSlice => objects::check_slice(object, &mut causes),
@@ -179,6 +186,9 @@ pub(crate) fn check_update(
     names::check_metadata(resource, wanted, &mut causes);
     if change == Change::EphemeralContainers {
         ephemeral::check(current, wanted, &mut causes);
+    }
+    if resource.kind == Kind::CertificateSigningRequest {
+        signing::check_update(current, wanted, &mut causes);
     }
     if change != Change::Main {
         return causes;
@@ -215,7 +225,7 @@ pub(crate) fn check_update(
             storage::check_claim(wanted, &mut causes);
             storage::check_claim_update(current, wanted, &mut causes);
         }
-        Kind::Event | Kind::Namespace | Kind::ServiceAccount => {}
+        Kind::Event | Kind::Namespace | Kind::ServiceAccount | Kind::CertificateSigningRequest => {}
     }
     causes
 }

@@ -1,7 +1,9 @@
 //! The loops that keep derived objects right. Each waits for changes of the kinds it looks at,
 //! compares what is with what should be, and writes the difference in one transaction.
 
+mod certificates;
 mod claims;
+mod cluster_info;
 mod endpoints;
 mod events;
 mod kubernetes;
@@ -72,6 +74,13 @@ pub(crate) fn spawn(api: &Arc<Api>, tasks: &mut JoinSet<()>) {
     tasks.spawn(run(Arc::clone(api), &[Kind::Node], |api| async move {
         nodes::give_ranges(&api).await
     }));
+    // Who may be approved without a person is said by roles and bindings.
+    let approving: &[Kind] =
+        &[Kind::CertificateSigningRequest, Kind::ClusterRole, Kind::ClusterRoleBinding];
+    tasks.spawn(run(Arc::clone(api), approving, |api| async move {
+        certificates::reconcile(&api).await
+    }));
+    tasks.spawn(cluster_info::keep(Arc::clone(api)));
     tasks.spawn(nodes::watch_leases(Arc::clone(api)));
     tasks.spawn(events::expire(Arc::clone(api)));
 }

@@ -14,6 +14,8 @@ use crate::store::Store;
 pub(crate) const MASTERS: &str = "system:masters";
 /// The group of nodes.
 pub(crate) const NODES: &str = "system:nodes";
+/// Whom a request without credentials is from.
+pub(crate) const ANONYMOUS: &str = "system:anonymous";
 /// What a node's user name starts with.
 pub(crate) const NODE_PREFIX: &str = "system:node:";
 
@@ -188,6 +190,7 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
                 && (attempt.verb == "create"
                     || own && (reads || changes || attempt.verb == "delete"))
         }
+        (Kind::CertificateSigningRequest, None) => reads || attempt.verb == "create",
         // For which pods is checked where the pod is.
         (Kind::ServiceAccount, Some(Subresource::Token)) => attempt.verb == "create",
         (Kind::Event, None) => attempt.verb == "create" || changes,

@@ -10,7 +10,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderValue, IF_N
 use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 
-use super::access::{Attempt, Identity, authorize};
+use super::access::{ANONYMOUS, Attempt, Identity, authorize};
 use super::answer::{self, Answer};
 use super::form::{self, Form};
 use super::query::Query;
@@ -69,6 +69,10 @@ async fn dispatch(
     }
     let identity = match identity.as_ref() {
         Some(identity) => identity.clone(),
+        None if is_public(&found, &request) => Identity {
+            user: ANONYMOUS.to_owned(),
+            groups: vec!["system:unauthenticated".to_owned()],
+        },
         None => bearer(&api, &request)?,
     };
     match found {
@@ -81,6 +85,16 @@ async fn dispatch(
         Route::Nothing => Err(Failure::no_such_path()),
         _ => Err(Failure::method_not_allowed()),
     }
+}
+
+/// Whether strangers are heard at all: without credentials only the description of the cluster can be
+/// asked for, by which machines begin to join. Whether they get it is up to RBAC.
+fn is_public(found: &Route, request: &Request<Incoming>) -> bool {
+    let Route::Object(target) = found else { return false };
+    let named = (target.resource.kind, target.namespace.as_str(), target.name.as_str());
+    named == (Kind::ConfigMap, "kube-public", "cluster-info")
+        && request.method() == Method::GET
+        && !request.headers().contains_key(AUTHORIZATION)
 }
 
 /// Who shows a token. One that is not believed is told so in the log only.

@@ -10,16 +10,19 @@ pub(crate) use pinned::pinned;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::signing::{Request, Signer};
 
 /// How long a CA lives.
 const CA_DAYS: i64 = 3650;
@@ -89,8 +92,16 @@ pub(crate) struct Subject {
 /// The certificate authority.
 pub(crate) struct Authority {
     dir: PathBuf,
+    /// The longest life of what [`Authority::sign`] signs.
+    longest: Duration,
     issuer: Issuer<'static, KeyPair>,
     pair: Pair,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authority({})", self.dir.display())
+    }
 }
 
 impl Authority {
@@ -114,7 +125,13 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_pem(&pair.cert_pem, key)
             .map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { dir: dir.to_owned(), issuer, pair })
+        let longest = Duration::from_secs(LEAF_DAYS.unsigned_abs() * 86_400);
+        Ok(Self { dir: dir.to_owned(), longest, issuer, pair })
+    }
+
+    /// The same, which signs requests for at most so long.
+    pub(crate) fn signing_for(self, longest: Duration) -> Self {
+        Self { longest, ..self }
     }
 
     /// The CA's certificate.
@@ -149,6 +166,44 @@ impl Authority {
     fn note(&self, subject: &Subject) -> String {
         let authority = seconds_of(&self.pair.cert_pem).unwrap_or_default();
         format!("{subject:?} by {authority}")
+    }
+
+    /// Signs a request that its signer has checked, for as long as it asks, at most as long as this
+    /// authority signs for. The certificate, PEM.
+    ///
+    /// # Errors
+    /// When the key in the request cannot be used.
+    pub(crate) fn sign(
+        &self,
+        request: &Request,
+        signer: Signer,
+        seconds: Option<i64>,
+    ) -> Result<String, rcgen::Error> {
+        let key = SubjectPublicKeyInfo::from_der(&request.public_key)?;
+        let mut params = CertificateParams::default();
+        let organization = request.organizations.first().map(String::as_str);
+        params.distinguished_name = distinguished(&request.common_name, organization);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        params.extended_key_usages = vec![match signer {
+            Signer::NodeClient => ExtendedKeyUsagePurpose::ClientAuth,
+            Signer::NodeServing => ExtendedKeyUsagePurpose::ServerAuth,
+        }];
+        for name in &request.dns_names {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        let addresses = request.addresses.iter().map(|address| SanType::IpAddress(*address));
+        params.subject_alt_names.extend(addresses);
+        let asked = seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let lasts =
+            asked.map_or(self.longest, |seconds| Duration::from_secs(seconds).min(self.longest));
+        let left = seconds_left(&self.pair.cert_pem).and_then(|left| u64::try_from(left).ok());
+        let lasts = lasts.min(Duration::from_secs(left.unwrap_or(0)));
+        let now = SystemTime::now();
+        // For clocks that differ; of a short life only a little.
+        params.not_before = (now - (lasts / 10).min(Duration::from_secs(300))).into();
+        params.not_after = (now + lasts).into();
+        Ok(params.signed_by(&key, &self.issuer)?.pem())
     }
 
     fn issue(&self, subject: &Subject) -> Result<Pair, Error> {

@@ -92,6 +92,29 @@ pub(super) fn volume(volume: &Value, age: String) -> Vec<Value> {
     ]
 }
 
+pub(super) fn signing_request(request: &Value, age: String) -> Vec<Value> {
+    let lasts = request.int("/spec/expirationSeconds").map(super::duration);
+    let has = |wanted: &str| {
+        request.list("/status/conditions").iter().any(|one| one.text("/type") == wanted)
+    };
+    let mut state: Vec<&str> =
+        ["Denied", "Approved", "Failed"].into_iter().filter(|one| has(one)).collect();
+    if state.is_empty() {
+        state.push("Pending");
+    }
+    if !request.text("/status/certificate").is_empty() {
+        state.push("Issued");
+    }
+    vec![
+        request.name().into(),
+        age.into(),
+        request.text("/spec/signerName").into(),
+        request.text("/spec/username").into(),
+        lasts.unwrap_or_else(|| "<none>".to_owned()).into(),
+        state.join(",").into(),
+    ]
+}
+
 pub(super) fn claim(claim: &Value, age: String) -> Vec<Value> {
     vec![
         claim.name().into(),

@@ -152,6 +152,14 @@ fn columns(kind: Kind) -> &'static [Column] {
         Kind::Lease => {
             &[("Name", "string", Always), ("Holder", "string", Always), ("Age", "string", Always)]
         }
+        Kind::CertificateSigningRequest => &[
+            ("Name", "string", Always),
+            ("Age", "string", Always),
+            ("SignerName", "string", Always),
+            ("Requestor", "string", Always),
+            ("RequestedDuration", "string", Always),
+            ("Condition", "string", Always),
+        ],
         Kind::Event => &[
             ("Last Seen", "string", Always),
             ("Type", "string", Always),
@@ -206,6 +214,7 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
             let role = format!("{}/{}", role("kind"), role("name"));
             vec![object.name().into(), role.into(), age.into()]
         }
+        Kind::CertificateSigningRequest => kinds::signing_request(object, age),
         Kind::Lease => {
             vec![object.name().into(), object.text("/spec/holderIdentity").into(), age.into()]
         }

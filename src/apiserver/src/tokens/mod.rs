@@ -6,6 +6,7 @@
 //! Differs: tokens never live longer than was asked for; upstream gives those of pods a year where
 //! clients may not reload them.
 
+pub(crate) mod bootstrap;
 mod signer;
 
 use serde_json::{Value, json};
@@ -96,6 +97,9 @@ impl Claims<'_> {
 /// # Errors
 /// Why it is not believed.
 pub(crate) fn authenticate(api: &Api, token: &str, audiences: &[String]) -> Result<Bearer, Doubt> {
+    if let Some((id, secret)) = bootstrap::parts(token) {
+        return bootstrapper(api, (id, secret), audiences);
+    }
     let claims = api.signer.verify(token, jiff::Timestamp::now().as_second())?;
     let of_token = texts(&claims, "/aud");
     let wanted = match audiences {
@@ -148,6 +152,24 @@ pub(crate) fn authenticate(api: &Api, token: &str, audiences: &[String]) -> Resu
         ],
     };
     Ok(Bearer { identity, uid, extra, audiences: shared })
+}
+
+/// Whom a bootstrap token stands for. It is for this server and nobody else.
+fn bootstrapper(
+    api: &Api,
+    (id, secret): (&str, &str),
+    audiences: &[String],
+) -> Result<Bearer, Doubt> {
+    let ours = vec![ISSUER.to_owned()];
+    if !audiences.is_empty() && !audiences.contains(&ours[0]) {
+        return Err(Doubt::Audience(ours, audiences.to_vec()));
+    }
+    let object =
+        api.store.get(&key(Kind::Secret, bootstrap::NAMESPACE, &bootstrap::secret_name(id)));
+    let token = object.and_then(|object| bootstrap::Token::of_secret(&object));
+    let identity = token.and_then(|token| token.identity(secret, jiff::Timestamp::now()));
+    let identity = identity.ok_or(Doubt::Refused(Refused::Signature))?;
+    Ok(Bearer { identity, uid: String::new(), extra: json!({}), audiences: ours })
 }
 
 /// The texts of a list.

@@ -91,6 +91,9 @@ impl Creation {
                     .map_err(|why| Failure::forbidden(resource, object.name(), &why))?;
                 use_account(tx, &mut object)?;
             }
+            Kind::CertificateSigningRequest => {
+                admit::signing::stamp_asker(self.identity.as_ref(), &mut object);
+            }
             _ => {}
         }
         let causes = admit::check_create(resource, &object);
@@ -326,6 +329,7 @@ impl Update {
             Some(Subresource::Status) => Change::Status,
             Some(Subresource::Finalize) => Change::Finalize,
             Some(Subresource::EphemeralContainers) => Change::EphemeralContainers,
+            Some(Subresource::Approval) => Change::Approval,
             _ => Change::Main,
         };
         keep_metadata(current, &mut wanted);
@@ -340,6 +344,9 @@ impl Update {
             return Err(Failure::invalid(resource, &self.target.name, &causes));
         }
         check_grant(tx, &self.identity, (resource, &wanted))?;
+        if resource.kind == Kind::CertificateSigningRequest {
+            admit::signing::check_right(tx, &self.identity, (change, current, &wanted))?;
+        }
         wanted.put("/metadata/resourceVersion", current.text("/metadata/resourceVersion"));
         if self.dry || wanted == *current {
             return Ok(Arc::new(wanted));
