@@ -15,7 +15,7 @@ use rustix::mount::FsOpenFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::cli::HostFlags;
-use crate::settings::Places;
+use crate::settings::{Kubelet, Places};
 
 /// The oldest kernel that berth supports.
 const KERNEL_FLOOR: (u32, u32) = (5, 15);
@@ -63,6 +63,41 @@ pub(crate) struct Finding {
     pub(crate) consequence: String,
     /// How to mend it.
     pub(crate) remedy: &'static str,
+}
+
+/// What upstream's kubelet sets the kernel to, and holds it against where that is demanded.
+const KERNEL_DEFAULTS: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// Refuses a host that the configuration does not want a node on.
+pub(crate) fn demands(kubelet: &Kubelet) -> Result<()> {
+    if kubelet.fail_swap_on && has_swap() {
+        bail!("failSwapOn: this host has swap (swapoff -a)");
+    }
+    if !kubelet.protect_kernel_defaults {
+        return Ok(());
+    }
+    let read = |name: &str| fs::read_to_string(Path::new("/proc/sys").join(name));
+    let differs = |(name, wanted): &(&str, &str)| match read(name) {
+        Ok(text) if text.trim() == *wanted => None,
+        Ok(text) => Some(format!("{name} is {}, not {wanted}", text.trim())),
+        Err(error) => Some(format!("{name}: {error}")),
+    };
+    let differing: Vec<_> = KERNEL_DEFAULTS.iter().filter_map(differs).collect();
+    match differing.is_empty() {
+        true => Ok(()),
+        false => bail!("protectKernelDefaults: {}", differing.join("; ")),
+    }
+}
+
+fn has_swap() -> bool {
+    fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
 /// Prints every finding; an error when a node cannot run here.
@@ -130,7 +165,7 @@ fn observe(run_dir: &Path) -> Result<Facts> {
         landlock: fs::read_to_string("/sys/kernel/security/lsm")
             .is_ok_and(|modules| modules.split(',').any(|module| module.trim() == "landlock")),
         run_on_tmpfs: on_tmpfs(run_dir),
-        swap: fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1),
+        swap: has_swap(),
     })
 }
 

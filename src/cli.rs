@@ -70,6 +70,9 @@ pub(crate) struct HostFlags {
     /// Configuration: KubeletConfiguration, KubeProxyConfiguration and NodeConfiguration documents
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// KubeletConfiguration documents (*.conf) that go over the one in --config, by their names' order
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) config_dir: Option<PathBuf>,
     /// Images, volumes, keys and the embedded database [default: /var/lib/berth]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
@@ -79,6 +82,9 @@ pub(crate) struct HostFlags {
     /// Container logs [default: /var/log/pods]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) log_dir: Option<PathBuf>,
+    /// Fields of KubeletConfiguration that flags of another name said.
+    #[arg(skip)]
+    pub(crate) overlay: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What `agent` and `up` share.
@@ -110,6 +116,9 @@ pub(crate) struct AgentFlags {
     /// bootstrap.conf in the state directory]
     #[arg(long, value_name = "FILE")]
     pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
+    /// The node's certificates [default: pki in the state directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cert_dir: Option<PathBuf>,
 }
 
 /// `berth join`. The flags are kubeadm's.

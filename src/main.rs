@@ -12,6 +12,7 @@ mod exec;
 mod host;
 mod images;
 mod join;
+mod kubelet;
 mod logs;
 mod network;
 mod node;
@@ -37,7 +38,20 @@ use tracing_subscriber::EnvFilter;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match kubelet::is_meant(std::env::args_os().next().as_deref()) {
+        false => Cli::parse(),
+        true => match kubelet::Flags::parse().resolve() {
+            Ok(kubelet::Asked::Agent(cli)) => *cli,
+            Ok(kubelet::Asked::Version(text)) => {
+                println!("{text}");
+                return ExitCode::SUCCESS;
+            }
+            Err(faults) => {
+                eprintln!("kubelet: {}", faults.join("; "));
+                return ExitCode::FAILURE;
+            }
+        },
+    };
     match start(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -43,6 +43,8 @@ pub(crate) struct Identity {
     pub(crate) renewal: Option<credentials::Node>,
     /// What the node's API shows; a self-signed one is made where absent.
     pub(crate) serving: Option<CertificateFiles>,
+    /// Where the serving certificate is kept, where it is asked of the cluster.
+    pub(crate) requested: Option<Store>,
     /// Whose client certificates the node's API believes; the cluster's authority where absent.
     pub(crate) client_ca: Option<PathBuf>,
 }
@@ -64,7 +66,8 @@ async fn identity(
     flags: AgentFlags,
     shutdown: &CancellationToken,
 ) -> Result<Option<Identity>> {
-    let files = Files::of(&settings.places);
+    let mut files = Files::of(&settings.places);
+    files.pki = flags.cert_dir.unwrap_or(files.pki);
     let mut node = join::identity(settings, &files);
     node.kubeconfig = flags.kubeconfig.unwrap_or(files.kubeconfig);
     node.bootstrap = flags.bootstrap_kubeconfig.or(Some(files.bootstrap)).filter(|f| f.exists());
@@ -75,21 +78,17 @@ async fn identity(
             joined => joined?,
         }
     }
-    let serving = match &settings.tls_files {
-        Some((certificate, key)) => {
-            Some(CertificateFiles { certificate: certificate.clone(), key: key.clone() })
-        }
-        None if settings.server_tls_bootstrap => {
-            let file = Store::serving(&files.pki).current_path();
-            Some(CertificateFiles { certificate: file.clone(), key: file })
-        }
-        None => None,
+    let requested = settings.server_tls_bootstrap.then(|| Store::serving(&files.pki));
+    let serving = match &requested {
+        Some(store) => Some((store.current_path(), store.current_path())),
+        None => settings.tls_files.clone(),
     };
     let is_renewed = settings.rotate_certificates && node.is_renewed_here();
     Ok(Some(Identity {
         kubeconfig: node.kubeconfig.clone(),
         renewal: is_renewed.then_some(node),
-        serving,
+        serving: serving.map(|(certificate, key)| CertificateFiles { certificate, key }),
+        requested,
         client_ca: settings.client_ca_file.clone(),
     }))
 }
@@ -101,6 +100,7 @@ pub(crate) async fn run(
     host: Arc<Host>,
     shutdown: CancellationToken,
 ) -> Result<()> {
+    check::demands(&settings.kubelet)?;
     let node_ips = node_ips(&settings)?;
     let session = Session::open(&identity.kubeconfig).await?;
     let client = session.client();
@@ -117,7 +117,9 @@ pub(crate) async fn run(
     let control = control::serve(settings.places.run_dir.clone(), host.clone(), shutdown.clone());
     tasks.spawn(async move { control.await.context("serving the local socket") });
 
-    keep_certificates(&config, identity.renewal, (session, &client), (&mut tasks, &shutdown));
+    config.server.certificate_is_requested = identity.requested.is_some();
+    let kept = (identity.renewal, identity.requested);
+    keep_certificates(&config, kept, (session, &client), (&mut tasks, &shutdown));
 
     let (nodes, mut known) = watch::channel(Nodes::default());
     let name = settings.node_name.clone();
@@ -154,7 +156,7 @@ pub(crate) async fn run(
 /// Renews the certificates that the cluster issues to this node.
 fn keep_certificates(
     config: &berth_kubelet::Config,
-    renewal: Option<credentials::Node>,
+    (renewal, requested): (Option<credentials::Node>, Option<Store>),
     (session, client): (Session, &kube::Client),
     (tasks, shutdown): (&mut JoinSet<Result<()>>, &CancellationToken),
 ) {
@@ -165,13 +167,13 @@ fn keep_certificates(
             Ok(())
         });
     }
-    if config.server.certificate_is_requested {
+    if let Some(store) = requested {
         let mut names = vec![config.hostname.clone(), config.node_name.clone()];
         names.dedup();
         let serving = Serving {
             node: config.node_name.clone(),
             purpose: Purpose::Serving { names, addresses: config.node_ips.clone() },
-            store: Store::serving(config.root_dir.join("pki")),
+            store,
             clock: Arc::clone(&config.clock),
         };
         let keeping = credentials::keep_serving(serving, client.clone(), shutdown.clone());
@@ -315,30 +317,30 @@ fn kubelet_config(
     config.cluster_dns = settings.cluster_dns.clone();
     config.cluster_domain = settings.cluster_domain.clone();
     config.resolv_conf = settings.resolv_conf.clone();
-    let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     let address = settings.bind_address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-    let requested = Store::serving(Files::of(places).pki).current_path();
     config.server = Server {
         address: Some(SocketAddr::new(address, settings.port)),
-        healthz: match settings.healthz_port {
-            0 => None,
-            port => Some(SocketAddr::new(loopback, port)),
-        },
-        certificate_is_requested: serving
-            .as_ref()
-            .is_some_and(|files| files.certificate == requested),
+        healthz: settings.kubelet.healthz,
+        certificate_is_requested: false,
         certificate: serving,
         client_ca,
         streaming_idle_timeout: settings.streaming_idle_timeout,
+        tls: settings.kubelet.tls.clone(),
+        configuration: settings.in_force.clone(),
     };
     config.labels = settings.node_labels.iter().cloned().collect();
     config.taints = settings.taints.iter().map(taint).collect();
     config.not_enforced = check::limits(&places.run_dir)?;
+    config.not_enforced.extend(settings.kubelet.told.iter().cloned());
     config.cgroups.pod_pids_limit = settings.pod_pids_limit;
     let (max_bytes, max_files) = (settings.log_max_bytes, settings.log_max_files);
     config.log_limits = LogLimits { max_bytes, max_files };
     config.seccomp_root = places.state_dir.join("seccomp");
-    config.seccomp_default = true;
+    config.seccomp_default = settings.kubelet.seccomp_default;
+    config.heartbeat = settings.kubelet.heartbeat;
+    config.allowed_unsafe_sysctls.clone_from(&settings.kubelet.allowed_unsafe_sysctls);
+    config.reserved = settings.kubelet.reserved;
+    config.provider_id.clone_from(&settings.kubelet.provider_id);
     Ok(config)
 }
 

@@ -68,6 +68,7 @@ fn identity(credentials: &Credentials) -> Identity {
         }),
         client_ca: Some(credentials.ca_file.clone()),
         renewal: None,
+        requested: None,
     }
 }
 

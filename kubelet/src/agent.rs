@@ -119,6 +119,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
             shutdown: shutdown.clone(),
         },
         node: server::Measured::new(config.node_name.clone(), config.root_dir.clone()),
+        configuration: Arc::new(config.server.configuration.clone()),
     };
     let reviewer = Arc::new(auth::ApiServer(parts.client.clone()));
     let guard = Guard::new(config.node_name.clone(), reviewer);

@@ -71,6 +71,10 @@ pub struct Config {
     pub heartbeat: Heartbeat,
     /// Memory kept back from pods, as upstream's default hard eviction threshold keeps it.
     pub memory_reserved_bytes: u64,
+    /// What else is kept back from pods.
+    pub reserved: Reserved,
+    /// The node's identity at its cloud.
+    pub provider_id: Option<String>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
 }
@@ -90,6 +94,30 @@ pub struct Server {
     pub client_ca: Option<PathBuf>,
     /// How long exec, attach and port-forward may carry nothing; zero is without end.
     pub streaming_idle_timeout: Duration,
+    /// How strict TLS is.
+    pub tls: Tls,
+    /// The configuration in force, for whoever asks for `/configz`.
+    pub configuration: serde_json::Value,
+}
+
+/// What of TLS is offered. The least is TLS 1.2 with forward secrecy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Whether TLS 1.2 is not.
+    pub only_13: bool,
+    /// The suites of TLS 1.2; all where empty.
+    pub suites: Vec<rustls::CipherSuite>,
+}
+
+/// What is kept back from pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// Thousandths of processors.
+    pub cpu_millis: u64,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Disk.
+    pub storage_bytes: u64,
 }
 
 /// A certificate with its key.
@@ -145,6 +173,8 @@ impl Config {
                 certificate_is_requested: false,
                 client_ca: None,
                 streaming_idle_timeout: Duration::from_secs(4 * 3600),
+                tls: Tls::default(),
+                configuration: serde_json::Value::Null,
             },
             labels: BTreeMap::new(),
             taints: Vec::new(),
@@ -159,6 +189,8 @@ impl Config {
             pacing: Pacing::default(),
             heartbeat: Heartbeat::default(),
             memory_reserved_bytes: 100 << 20,
+            reserved: Reserved::default(),
+            provider_id: None,
             clock: Arc::new(SystemClock),
         }
     }

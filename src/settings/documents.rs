@@ -1,60 +1,30 @@
-//! The configuration documents as they are written: KubeletConfiguration and KubeProxyConfiguration
-//! (the fields berth honours) and NodeConfiguration (berth's own), in one YAML stream.
+//! The configuration documents as they are written: KubeletConfiguration ([`kubelet`]),
+//! KubeProxyConfiguration and NodeConfiguration (berth's own), in one YAML stream. Further files can go
+//! over a KubeletConfiguration: maps are merged, all else is replaced, as by upstream's `--config-dir`.
 //!
 //! A field that upstream knows and berth does not honour is refused, like one that nobody knows: each
 //! error names the file, the line and the field. What the fields mean together is
 //! [`super::Settings`]'s job.
 
-use std::net::IpAddr;
+pub(crate) mod gates;
+mod kubelet;
+
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde_json::{Map, Value};
+
+pub(crate) use kubelet::KubeletConfiguration;
 
 /// Every document of a stream, each at most once.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Documents {
     pub(crate) kubelet: KubeletConfiguration,
+    /// The same as it was written, with what went over it.
+    pub(crate) written: Map<String, Value>,
     pub(crate) proxy: KubeProxyConfiguration,
     pub(crate) node: NodeConfiguration,
-}
-
-/// `kubelet.config.k8s.io/v1beta1`, kind `KubeletConfiguration`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(crate) struct KubeletConfiguration {
-    pub(crate) api_version: String,
-    pub(crate) kind: String,
-    /// Where the node's API listens; all addresses when absent.
-    pub(crate) address: Option<IpAddr>,
-    /// The node's API port, 10250 when absent.
-    pub(crate) port: Option<u16>,
-    /// The loopback health port, 10248 when absent, 0 is off.
-    pub(crate) healthz_port: Option<u16>,
-    pub(crate) authentication: KubeletAuthentication,
-    pub(crate) authorization: KubeletAuthorization,
-    pub(crate) tls_cert_file: Option<PathBuf>,
-    pub(crate) tls_private_key_file: Option<PathBuf>,
-    /// Whether the client certificate is renewed; it is when absent.
-    pub(crate) rotate_certificates: Option<bool>,
-    /// Whether the serving certificate is asked of the cluster.
-    #[serde(rename = "serverTLSBootstrap")]
-    pub(crate) server_tls_bootstrap: Option<bool>,
-    pub(crate) streaming_connection_idle_timeout: Option<String>,
-    #[serde(rename = "clusterDNS")]
-    pub(crate) cluster_dns: Vec<IpAddr>,
-    pub(crate) cluster_domain: Option<String>,
-    pub(crate) resolv_conf: Option<PathBuf>,
-    pub(crate) max_pods: Option<u32>,
-    pub(crate) pod_pids_limit: Option<i64>,
-    #[serde(rename = "podCIDR")]
-    pub(crate) pod_cidr: Option<IpNet>,
-    /// Where the files of static pods are.
-    pub(crate) static_pod_path: Option<PathBuf>,
-    pub(crate) crash_loop_back_off: CrashLoopBackOff,
-    pub(crate) container_log_max_size: Option<String>,
-    pub(crate) container_log_max_files: Option<u32>,
-    pub(crate) register_with_taints: Vec<Taint>,
 }
 
 /// `authentication` of KubeletConfiguration.
@@ -172,6 +142,46 @@ pub(crate) enum DocumentError {
     UnknownKind { line: usize, api_version: String, kind: String },
     #[error("line {line}: a second {kind}")]
     Repeated { line: usize, kind: &'static str },
+    #[error("only a KubeletConfiguration can go over another")]
+    NotKubelet,
+    #[error("what is merged is no KubeletConfiguration: {0}")]
+    Merged(String),
+}
+
+impl Documents {
+    /// Puts the fields of one more file over the KubeletConfiguration.
+    pub(crate) fn put_over(&mut self, text: &str) -> Result<(), Vec<DocumentError>> {
+        let other = parse(text)?;
+        let only_kubelet = other.proxy == KubeProxyConfiguration::default()
+            && other.node == NodeConfiguration::default();
+        match only_kubelet && !other.written.is_empty() {
+            true => self.put_fields_over(&other.written).map_err(|error| vec![error]),
+            false => Err(vec![DocumentError::NotKubelet]),
+        }
+    }
+
+    /// Puts fields over the KubeletConfiguration.
+    pub(crate) fn put_fields_over(
+        &mut self,
+        fields: &Map<String, Value>,
+    ) -> Result<(), DocumentError> {
+        merge(&mut self.written, fields);
+        let merged = serde_json::from_value(Value::Object(self.written.clone()));
+        self.kubelet = merged.map_err(|error| DocumentError::Merged(error.to_string()))?;
+        Ok(())
+    }
+}
+
+/// Maps are merged, everything else is replaced.
+fn merge(base: &mut Map<String, Value>, over: &Map<String, Value>) {
+    for (name, value) in over {
+        match (base.get_mut(name), value) {
+            (Some(Value::Object(base)), Value::Object(over)) => merge(base, over),
+            _ => {
+                base.insert(name.clone(), value.clone());
+            }
+        }
+    }
 }
 
 /// Says which document this is.
@@ -200,6 +210,7 @@ fn read_one(documents: &mut Documents, line: usize, text: &str) -> Result<(), Do
         ("kubelet.config.k8s.io/v1beta1", "KubeletConfiguration") => {
             first(line, "KubeletConfiguration", &documents.kubelet.kind)?;
             documents.kubelet = typed(line, text)?;
+            documents.written = typed(line, text)?;
         }
         ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration") => {
             first(line, "KubeProxyConfiguration", &documents.proxy.kind)?;
@@ -289,6 +300,27 @@ brigde: pods1
         let text = errors[0].to_string();
         assert!(text.starts_with("line 5:"), "{text}");
         assert!(text.contains("brigde"), "{text}");
+    }
+
+    #[test]
+    fn a_file_goes_over_another_map_by_map() {
+        let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let reserved =
+            "maxPods: 20\nclusterDNS: [10.0.0.1]\nkubeReserved: {cpu: '1', memory: 1Gi}\n";
+        let mut documents = parse(&format!("{head}{reserved}")).unwrap();
+        let over = "clusterDNS: [10.0.0.2]\nkubeReserved: {cpu: '2'}\n";
+        documents.put_over(&format!("{head}{over}")).unwrap();
+        assert_eq!(documents.kubelet.max_pods, Some(20));
+        assert_eq!(
+            documents.kubelet.cluster_dns,
+            ["10.0.0.2".parse::<std::net::IpAddr>().unwrap()]
+        );
+        assert_eq!(documents.kubelet.kube_reserved["cpu"], "2");
+        assert_eq!(documents.kubelet.kube_reserved["memory"], "1Gi");
+        let errors = documents.put_over(&format!("{head}maxPodz: 1\n")).unwrap_err();
+        assert!(errors[0].to_string().starts_with("line 3"), "{errors:?}");
+        let other = "apiVersion: berth/v1alpha1\nkind: NodeConfiguration\nmtu: 1400\n";
+        assert!(documents.put_over(other).is_err());
     }
 
     #[test]

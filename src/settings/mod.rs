@@ -3,17 +3,19 @@
 //! The crates receive finished values from here and never read the environment or a flag.
 
 pub(crate) mod documents;
+mod kubelet;
 
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::cli::{HostFlags, NodeFlags};
 use documents::{Documents, Taint};
+pub(crate) use kubelet::Kubelet;
 
 /// Where a node keeps its things.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +41,6 @@ pub(crate) struct Settings {
     pub(crate) taints: Vec<Taint>,
     pub(crate) bind_address: Option<IpAddr>,
     pub(crate) port: u16,
-    pub(crate) healthz_port: u16,
     pub(crate) client_ca_file: Option<PathBuf>,
     pub(crate) tls_files: Option<(PathBuf, PathBuf)>,
     /// Whether the client certificate is renewed.
@@ -62,12 +63,15 @@ pub(crate) struct Settings {
     pub(crate) cluster_cidrs: Vec<IpNet>,
     pub(crate) service_cidr: IpNet,
     pub(crate) node_port_addresses: Vec<IpNet>,
+    pub(crate) kubelet: Kubelet,
+    /// The configuration in force, as `/configz` tells it.
+    pub(crate) in_force: serde_json::Value,
 }
 
 impl Places {
     /// Resolves the directories alone: all that the commands need which look at a node from outside.
     pub(crate) fn resolve(flags: &HostFlags) -> Result<Self> {
-        Ok(Self::from_documents(flags, &read(flags.config.as_deref())?))
+        Ok(Self::from_documents(flags, &read(flags)?))
     }
 
     fn from_documents(flags: &HostFlags, documents: &Documents) -> Self {
@@ -98,7 +102,7 @@ impl Settings {
 
     /// Resolves everything. Every fault found is in the error.
     pub(crate) fn resolve(flags: &NodeFlags) -> Result<Self> {
-        let documents = read(flags.host.config.as_deref())?;
+        let documents = read(&flags.host)?;
         let host_name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         resolve(flags, &documents, host_name.trim()).map_err(|faults| {
             let source = flags.host.config.as_deref().unwrap_or(Path::new("the command line"));
@@ -107,16 +111,44 @@ impl Settings {
     }
 }
 
-fn read(file: Option<&Path>) -> Result<Documents> {
-    let Some(file) = file else { return Ok(Documents::default()) };
-    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    match documents::parse(&text) {
-        Ok(documents) => Ok(documents),
-        Err(errors) => {
-            let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
-            bail!("{}: {}", file.display(), all.join("; "))
+/// The documents in the files, and the flags that are fields of them, in the order of their weight.
+fn read(flags: &HostFlags) -> Result<Documents> {
+    let mut documents = match &flags.config {
+        None => Documents::default(),
+        Some(file) => {
+            let text = text(file)?;
+            documents::parse(&text).map_err(|errors| all(file, &errors))?
         }
+    };
+    let files = flags.config_dir.as_deref().map(drop_ins).transpose()?.unwrap_or_default();
+    for file in files {
+        documents.put_over(&text(&file)?).map_err(|errors| all(&file, &errors))?;
     }
+    if !flags.overlay.is_empty() {
+        let fields = documents.put_fields_over(&flags.overlay);
+        fields.map_err(|error| all(Path::new("the command line"), &[error]))?;
+    }
+    Ok(documents)
+}
+
+fn text(file: &Path) -> Result<String> {
+    fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))
+}
+
+/// The files of a drop-in directory, by their names' order.
+fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>> {
+    let name = || format!("reading {}", directory.display());
+    let entries = fs::read_dir(directory).with_context(name)?;
+    let entries = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>();
+    let mut files = entries.with_context(name)?;
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "conf") && file.is_file());
+    files.sort();
+    Ok(files)
+}
+
+fn all(file: &Path, errors: &[documents::DocumentError]) -> anyhow::Error {
+    let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("{}: {}", file.display(), all.join("; "))
 }
 
 fn resolve(
@@ -124,8 +156,9 @@ fn resolve(
     documents: &Documents,
     host_name: &str,
 ) -> Result<Settings, Vec<String>> {
-    let Documents { kubelet, proxy, node } = documents;
+    let Documents { kubelet, written, proxy, node } = documents;
     let mut faults = Vec::new();
+    let of_node = Kubelet::resolve(kubelet).map_err(|found| faults.extend(found)).ok();
     if let Some(mode) = proxy.mode.as_deref().filter(|mode| !matches!(*mode, "" | "nftables")) {
         faults
             .push(format!("mode: {mode:?} is not supported: services are programmed as nftables"));
@@ -136,7 +169,9 @@ fn resolve(
         &mut faults,
         match kubelet.streaming_connection_idle_timeout.as_deref() {
             None => Ok(Duration::from_secs(4 * 3600)),
+            // Zero stands for the usual, as for upstream.
             Some(text) => duration(text)
+                .map(|given| if given.is_zero() { Duration::from_secs(4 * 3600) } else { given })
                 .ok_or_else(|| format!("streamingConnectionIdleTimeout: {text:?} is no duration")),
         },
     );
@@ -178,6 +213,9 @@ fn resolve(
             _ => Err("tlsCertFile and tlsPrivateKeyFile go together".to_owned()),
         },
     );
+    if kubelet.server_tls_bootstrap == Some(true) && kubelet.tls_cert_file.is_some() {
+        faults.push("serverTLSBootstrap: tlsCertFile says which certificate is shown".to_owned());
+    }
     faults.extend(access_faults(kubelet));
     if kubelet.container_log_max_files.is_some_and(|files| files < 2) {
         faults.push("containerLogMaxFiles: must be at least 2".to_owned());
@@ -187,8 +225,10 @@ fn resolve(
     else {
         return Err(faults);
     };
-    let Some(longest_restart_delay) = longest_restart_delay else { return Err(faults) };
-    Ok(Settings {
+    let (Some(longest_restart_delay), Some(of_node)) = (longest_restart_delay, of_node) else {
+        return Err(faults);
+    };
+    let mut settings = Settings {
         places: Places::from_documents(&flags.host, documents),
         node_name,
         node_ips: flags.node_ip.clone(),
@@ -196,7 +236,6 @@ fn resolve(
         taints: kubelet.register_with_taints.clone(),
         bind_address: kubelet.address,
         port: kubelet.port.unwrap_or(10250),
-        healthz_port: kubelet.healthz_port.unwrap_or(10248),
         client_ca_file: kubelet.authentication.x509.client_ca_file.clone(),
         tls_files,
         rotate_certificates: kubelet.rotate_certificates.unwrap_or(true),
@@ -205,7 +244,7 @@ fn resolve(
         cluster_dns: kubelet.cluster_dns.clone(),
         cluster_domain: kubelet.cluster_domain.clone().unwrap_or("cluster.local".to_owned()),
         resolv_conf: kubelet.resolv_conf.clone().unwrap_or("/etc/resolv.conf".into()),
-        max_pods: kubelet.max_pods.unwrap_or(110),
+        max_pods: max_pods(kubelet),
         pod_pids_limit: match kubelet.pod_pids_limit {
             None => Some(4096),
             Some(limit) => u64::try_from(limit).ok(),
@@ -224,7 +263,22 @@ fn resolve(
         },
         service_cidr: node.service_cidr.unwrap_or(DEFAULT_SERVICE_CIDR),
         node_port_addresses,
-    })
+        kubelet: of_node,
+        in_force: serde_json::Value::Null,
+    };
+    settings.in_force = kubelet::in_force(&settings, written);
+    Ok(settings)
+}
+
+/// How many pods the node takes: 110 where nothing else is said, and at most so many a processor.
+fn max_pods(kubelet: &documents::KubeletConfiguration) -> u32 {
+    let most = kubelet.max_pods.filter(|count| *count > 0).unwrap_or(110);
+    let cores = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let cores = u32::try_from(cores).unwrap_or(u32::MAX);
+    match kubelet.pods_per_core.filter(|count| *count > 0) {
+        Some(each) => most.min(each.saturating_mul(cores)),
+        None => most,
+    }
 }
 
 /// What is said of authentication and authorization that is not so. There is one way: certificates and
@@ -371,7 +425,14 @@ mod tests {
 
     fn flags() -> NodeFlags {
         NodeFlags {
-            host: HostFlags { config: None, state_dir: None, run_dir: None, log_dir: None },
+            host: HostFlags {
+                config: None,
+                config_dir: None,
+                state_dir: None,
+                run_dir: None,
+                log_dir: None,
+                overlay: serde_json::Map::new(),
+            },
             node_name: None,
             node_ip: Vec::new(),
             node_label: Vec::new(),
@@ -382,10 +443,34 @@ mod tests {
     fn defaults_are_upstreams() {
         let settings = resolve(&flags(), &Documents::default(), "Host-1").unwrap();
         assert_eq!(settings.node_name, "host-1");
-        assert_eq!((settings.port, settings.healthz_port, settings.max_pods), (10250, 10248, 110));
+        assert_eq!((settings.port, settings.max_pods), (10250, 110));
         assert_eq!((settings.log_max_bytes, settings.log_max_files), (10 << 20, 5));
         assert_eq!(settings.service_cidr.to_string(), "10.96.0.0/12");
         assert_eq!(settings.places.log_links_dir, Path::new("/var/log/containers"));
+    }
+
+    #[test]
+    fn flags_go_over_drop_ins_and_drop_ins_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let file = |name: &str, fields: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("{head}{fields}")).unwrap();
+            path
+        };
+        let mut flags = flags().host;
+        flags.config = Some(file("config.yaml", "maxPods: 1\nport: 1\nclusterDomain: one\n"));
+        file("20-last.conf", "maxPods: 3\n");
+        file("10-first.conf", "maxPods: 2\nport: 2\n");
+        file("README", "no document");
+        flags.config_dir = Some(dir.path().to_owned());
+        flags.overlay.insert("clusterDomain".to_owned(), "flag".into());
+        let kubelet = read(&flags).unwrap().kubelet;
+        assert_eq!((kubelet.max_pods, kubelet.port), (Some(3), Some(2)));
+        assert_eq!(kubelet.cluster_domain.as_deref(), Some("flag"));
+        file("30-bad.conf", "maxPodz: 3\n");
+        let error = read(&flags).unwrap_err().to_string();
+        assert!(error.contains("30-bad.conf: line 3"), "{error}");
     }
 
     #[test]

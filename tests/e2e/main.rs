@@ -12,6 +12,7 @@ mod identity;
 mod image;
 mod images;
 mod joining;
+mod kubelet;
 mod lifecycle;
 mod limits;
 mod node;

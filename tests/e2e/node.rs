@@ -196,7 +196,8 @@ impl Node {
         self.spawn(command);
     }
 
-    fn spawn(&mut self, mut command: Command) {
+    /// Starts an agent.
+    pub(crate) fn spawn(&mut self, mut command: Command) {
         assert!(self.agent.is_none(), "the agent runs already");
         if self.before.is_none() {
             self.before = Some(self.census());

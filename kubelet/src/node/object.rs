@@ -42,6 +42,7 @@ pub fn node(config: &Config, facts: &Facts, pressure: Pressure, now: Timestamp) 
         },
         spec: Some(NodeSpec {
             taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
+            provider_id: config.provider_id.clone(),
             ..NodeSpec::default()
         }),
         status: Some(status(config, facts, pressure, (now, None))),
@@ -135,11 +136,17 @@ fn huge(bytes: u64) -> Quantity {
 fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
     let mut allocatable = capacity(config, facts);
     let huge: u64 = facts.hugepages.values().sum();
-    let memory =
-        facts.memory_bytes.saturating_sub(config.memory_reserved_bytes).saturating_sub(huge);
+    let reserved = config.reserved;
+    let kept = config.memory_reserved_bytes.saturating_add(reserved.memory_bytes);
+    let memory = facts.memory_bytes.saturating_sub(kept).saturating_sub(huge);
+    if reserved.cpu_millis > 0 {
+        let millis = u64::from(facts.cpus) * 1000;
+        let left = millis.saturating_sub(reserved.cpu_millis);
+        allocatable.insert("cpu".to_owned(), quantity(format!("{left}m")));
+    }
     allocatable.insert("memory".to_owned(), kibibytes(memory));
-    let reserved = facts.storage_bytes / 100 * STORAGE_RESERVED_PERCENT;
-    let storage = facts.storage_bytes - reserved;
+    let kept = facts.storage_bytes / 100 * STORAGE_RESERVED_PERCENT;
+    let storage = facts.storage_bytes.saturating_sub(kept).saturating_sub(reserved.storage_bytes);
     allocatable.insert("ephemeral-storage".to_owned(), quantity(storage.to_string()));
     allocatable
 }
@@ -274,6 +281,7 @@ pub fn says_the_same(a: &NodeStatus, b: &NodeStatus) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Reserved;
 
     fn facts() -> Facts {
         Facts {
@@ -298,6 +306,18 @@ mod tests {
         assert_eq!(capacity["hugepages-2Mi"].0, "4096Ki");
         assert_eq!(capacity["hugepages-1Gi"].0, "0");
         assert_eq!(capacity["pods"].0, "110");
+    }
+
+    #[test]
+    fn what_is_reserved_is_in_the_capacity_and_not_allocatable() {
+        let mut config = Config::new("n", vec!["10.0.0.1".parse().unwrap()]);
+        config.reserved =
+            Reserved { cpu_millis: 1500, memory_bytes: 1 << 20, storage_bytes: u64::MAX };
+        let status = status(&config, &facts(), Pressure::default(), (Timestamp::UNIX_EPOCH, None));
+        let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
+        assert_eq!((&*capacity["cpu"].0, &*allocatable["cpu"].0), ("4", "2500m"));
+        assert_eq!(allocatable["memory"].0, "941056Ki");
+        assert_eq!(allocatable["ephemeral-storage"].0, "0");
     }
 
     #[test]

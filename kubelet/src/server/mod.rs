@@ -82,6 +82,8 @@ pub struct State {
     pub streaming: Streaming,
     /// What is measured.
     pub node: Measured,
+    /// The configuration in force.
+    pub configuration: Arc<serde_json::Value>,
 }
 
 /// What bounds live streams: exec, attach, port-forward.
@@ -104,6 +106,7 @@ pub fn routes(state: State) -> Router {
         .route("/healthz/ping", get(|| async { "ok" }))
         .route("/healthz/log", get(|| async { "ok" }))
         .route("/healthz/syncloop", get(|| async { "ok" }))
+        .route("/configz", get(configuration))
         .route("/pods", get(pods::all))
         .route("/pods/", get(pods::all))
         .route("/runningpods", get(pods::running))
@@ -113,6 +116,13 @@ pub fn routes(state: State) -> Router {
         .merge(numbers::routes())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .with_state(state)
+}
+
+/// The configuration in force, under upstream's name for it.
+async fn configuration(
+    axum::extract::State(state): axum::extract::State<State>,
+) -> axum::Json<serde_json::Value> {
+    axum::Json(serde_json::json!({"kubeletconfig": *state.configuration}))
 }
 
 /// The routes behind the guard: without an identity 401, without the right 403.

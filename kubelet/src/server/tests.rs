@@ -113,7 +113,8 @@ fn state(root: &Path) -> State {
     let shutdown = CancellationToken::new();
     let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown };
     let node = Measured::new("node".to_owned(), root.to_owned());
-    State { shelf, runtime, log_root: root.to_owned(), clock, streaming, node }
+    let configuration = Arc::new(json!({"maxPods": 7}));
+    State { shelf, runtime, log_root: root.to_owned(), clock, streaming, node, configuration }
 }
 
 /// The same with the pod's container running.

@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{CipherSuite, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -151,9 +151,20 @@ pub fn acceptor(config: &Config) -> Result<TlsAcceptor, Error> {
         source,
     })?;
     let unusable = |source| Error::Unusable { path: files.certificate.clone(), source };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+    let offered = &config.server.tls;
+    let versions: &[&SupportedProtocolVersion] = match offered.only_13 {
+        true => &[&rustls::version::TLS13],
+        false => rustls::DEFAULT_VERSIONS,
+    };
+    let mut provider = rustls::crypto::ring::default_provider();
+    if !offered.suites.is_empty() {
+        // Those of TLS 1.3 are all safe, and upstream's list does not touch them either.
+        provider
+            .cipher_suites
+            .retain(|suite| suite.tls13().is_some() || offered.suites.contains(&suite.suite()));
+    }
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
         .map_err(unusable)?;
     let builder = match client_verifier(config.server.client_ca.as_deref())? {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
@@ -169,6 +180,17 @@ pub fn acceptor(config: &Config) -> Result<TlsAcceptor, Error> {
 fn shown(config: &Config) -> Option<&CertificateFiles> {
     let files = config.server.certificate.as_ref()?;
     (!config.server.certificate_is_requested || files.certificate.exists()).then_some(files)
+}
+
+/// The suite of TLS 1.2 that upstream calls so; `None` for one that is not offered.
+pub fn suite(name: &str) -> Option<CipherSuite> {
+    let full = match name.ends_with("_CHACHA20_POLY1305") {
+        true => format!("{name}_SHA256"),
+        false => name.to_owned(),
+    };
+    let provider = rustls::crypto::ring::default_provider();
+    let mut known = provider.cipher_suites.iter().map(|suite| suite.suite());
+    known.find(|suite| suite.as_str() == Some(&*full))
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

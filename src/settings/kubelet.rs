@@ -1,0 +1,263 @@
+//! What a KubeletConfiguration says of the node as such: how it is heard, how it tells that it lives, what
+//! is kept back from pods. Pure; every fault found is reported.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use berth_kubelet::config::{Heartbeat, Reserved, Tls};
+use berth_kubelet::quantity::Quantity;
+use berth_kubelet::server::tls;
+use serde_json::{Map, Value, json};
+
+use super::documents::{KubeletConfiguration, gates};
+use super::duration;
+
+/// The health port, where none is said.
+const HEALTH_PORT: u16 = 10248;
+
+/// What is said of the node as such.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Kubelet {
+    /// Where health is told; `None` leaves it out.
+    pub(crate) healthz: Option<SocketAddr>,
+    pub(crate) tls: Tls,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) allowed_unsafe_sysctls: Vec<String>,
+    pub(crate) seccomp_default: bool,
+    pub(crate) provider_id: Option<String>,
+    pub(crate) reserved: Reserved,
+    /// Whether a host with swap is refused.
+    pub(crate) fail_swap_on: bool,
+    /// Whether a kernel with other settings than the kubelet's is refused.
+    pub(crate) protect_kernel_defaults: bool,
+    /// Fields whose job is done in another way, and how.
+    pub(crate) told: Vec<String>,
+}
+
+impl Kubelet {
+    /// Resolves a configuration.
+    pub(super) fn resolve(given: &KubeletConfiguration) -> Result<Self, Vec<String>> {
+        let mut faults = given.refused();
+        faults.extend(gates::faults(&given.feature_gates));
+        let mut told = given.told();
+        let mut keep = |result: Result<Duration, String>| {
+            result.map_err(|fault| faults.push(fault)).unwrap_or_default()
+        };
+        let usual = Heartbeat::default();
+        let check = given.node_status_update_frequency.as_deref();
+        let status_check = keep(period("nodeStatusUpdateFrequency", check, usual.status_check));
+        // As upstream: who says how often to look says with it how often to report.
+        let report = match status_check == usual.status_check {
+            true => usual.status_report,
+            false => status_check,
+        };
+        let said = given.node_status_report_frequency.as_deref();
+        let status_report = keep(period("nodeStatusReportFrequency", said, report));
+        let lease = given.node_lease_duration_seconds.filter(|seconds| *seconds > 0);
+        let lease_duration =
+            lease.map_or(usual.lease_duration, |seconds| Duration::from_secs(seconds.into()));
+        let tls = tls_of(given, &mut told).map_err(|fault| faults.push(fault)).unwrap_or_default();
+        if let Some(driver) = given.cgroup_driver.as_deref()
+            && !matches!(driver, "" | "cgroupfs" | "systemd")
+        {
+            faults.push(format!("cgroupDriver: {driver:?} is neither cgroupfs nor systemd"));
+        }
+        let mut reserved = Reserved::default();
+        for (field, all) in
+            [("kubeReserved", &given.kube_reserved), ("systemReserved", &given.system_reserved)]
+        {
+            reserve(&mut reserved, (field, all), (&mut faults, &mut told));
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let address = given.healthz_bind_address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let port = given.healthz_port.unwrap_or(HEALTH_PORT);
+        Ok(Self {
+            healthz: (port != 0).then_some(SocketAddr::new(address, port)),
+            tls,
+            heartbeat: Heartbeat { lease_duration, status_check, status_report },
+            allowed_unsafe_sysctls: given.allowed_unsafe_sysctls.clone(),
+            seccomp_default: given.seccomp_default.unwrap_or(true),
+            provider_id: given.provider_id.clone().filter(|id| !id.is_empty()),
+            reserved,
+            fail_swap_on: given.fail_swap_on.unwrap_or(false),
+            protect_kernel_defaults: given.protect_kernel_defaults,
+            told,
+        })
+    }
+}
+
+/// A duration of which zero stands for the usual.
+fn period(field: &str, text: Option<&str>, usual: Duration) -> Result<Duration, String> {
+    match text.map(duration) {
+        None => Ok(usual),
+        Some(Some(given)) if given.is_zero() => Ok(usual),
+        Some(Some(given)) => Ok(given),
+        Some(None) => Err(format!("{field}: {:?} is no duration", text.unwrap_or_default())),
+    }
+}
+
+fn tls_of(given: &KubeletConfiguration, told: &mut Vec<String>) -> Result<Tls, String> {
+    let only_13 = match given.tls_min_version.as_deref() {
+        None | Some("" | "VersionTLS12") => false,
+        Some("VersionTLS13") => true,
+        Some(other) => {
+            return Err(format!("tlsMinVersion: {other:?} is not VersionTLS12 or VersionTLS13"));
+        }
+    };
+    let mut suites = Vec::new();
+    for name in &given.tls_cipher_suites {
+        match tls::suite(name) {
+            Some(suite) => suites.push(suite),
+            None => told.push(format!("tlsCipherSuites: {name} is never offered")),
+        }
+    }
+    match suites.is_empty() && !given.tls_cipher_suites.is_empty() {
+        true => Err("tlsCipherSuites: none of these is safe and known".to_owned()),
+        false => Ok(Tls { only_13, suites }),
+    }
+}
+
+/// Adds what is kept back.
+fn reserve(
+    reserved: &mut Reserved,
+    (field, all): (&str, &BTreeMap<String, String>),
+    (faults, told): (&mut Vec<String>, &mut Vec<String>),
+) {
+    for (name, text) in all {
+        let Ok(quantity) = text.parse::<Quantity>() else {
+            faults.push(format!("{field}: {name}: {text:?} is no quantity"));
+            continue;
+        };
+        match name.as_str() {
+            "cpu" => {
+                let millis = u64::try_from(quantity.milli_value()).unwrap_or(0);
+                reserved.cpu_millis = reserved.cpu_millis.saturating_add(millis);
+            }
+            "memory" => {
+                let bytes = quantity.unsigned_value();
+                reserved.memory_bytes = reserved.memory_bytes.saturating_add(bytes);
+            }
+            "ephemeral-storage" => {
+                let bytes = quantity.unsigned_value();
+                reserved.storage_bytes = reserved.storage_bytes.saturating_add(bytes);
+            }
+            "pid" => told.push(format!("{field}: pid: processes are not kept back")),
+            other => faults.push(format!("{field}: {other} cannot be kept back")),
+        }
+    }
+}
+
+/// The configuration in force, for `/configz`: what was written, with the values of what was not.
+pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>) -> Value {
+    let node = &settings.kubelet;
+    let text = |duration: Duration| format!("{}s", duration.as_secs_f64());
+    let usual = json!({
+        "kind": "KubeletConfiguration",
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "address": settings.bind_address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        "port": settings.port,
+        "readOnlyPort": 0,
+        "healthzPort": node.healthz.map_or(0, |address| address.port()),
+        "healthzBindAddress": node.healthz.map(|address| address.ip()),
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true, "cacheTTL": "2m0s"},
+            "x509": {"clientCAFile": settings.client_ca_file},
+        },
+        "authorization": {
+            "mode": "Webhook",
+            "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"},
+        },
+        "rotateCertificates": settings.rotate_certificates,
+        "serverTLSBootstrap": settings.server_tls_bootstrap,
+        "streamingConnectionIdleTimeout": text(settings.streaming_idle_timeout),
+        "clusterDNS": settings.cluster_dns,
+        "clusterDomain": settings.cluster_domain,
+        "resolvConf": settings.resolv_conf,
+        "maxPods": settings.max_pods,
+        "podPidsLimit": settings.pod_pids_limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(-1)),
+        "staticPodPath": settings.static_pod_path,
+        "crashLoopBackOff": {"maxContainerRestartPeriod": text(settings.longest_restart_delay)},
+        "containerLogMaxSize": settings.log_max_bytes.to_string(),
+        "containerLogMaxFiles": settings.log_max_files,
+        "nodeStatusUpdateFrequency": text(node.heartbeat.status_check),
+        "nodeStatusReportFrequency": text(node.heartbeat.status_report),
+        "nodeLeaseDurationSeconds": node.heartbeat.lease_duration.as_secs(),
+        "seccompDefault": node.seccomp_default,
+        "failSwapOn": node.fail_swap_on,
+        "protectKernelDefaults": node.protect_kernel_defaults,
+        "configMapAndSecretChangeDetectionStrategy": "Watch",
+        "cgroupDriver": "cgroupfs",
+        "cgroupsPerQOS": true,
+        "cpuCFSQuota": true,
+        "enableServer": true,
+        "registerNode": true,
+        "serializeImagePulls": false,
+        "singleProcessOOMKill": false,
+    });
+    let mut shown = written.clone();
+    // What is in force goes over what was written: a zero there meant the usual.
+    if let Value::Object(usual) = usual {
+        shown.extend(usual.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    Value::Object(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::documents;
+
+    fn resolve(fields: &str) -> Result<Kubelet, Vec<String>> {
+        let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        Kubelet::resolve(&documents::parse(&format!("{head}{fields}")).unwrap().kubelet)
+    }
+
+    #[test]
+    fn zero_periods_are_the_usual_ones() {
+        let usual = resolve("").unwrap();
+        let zeroes = "nodeStatusUpdateFrequency: 0s\nnodeStatusReportFrequency: 0s\n";
+        assert_eq!(resolve(zeroes).unwrap(), usual);
+        assert_eq!(usual.heartbeat, Heartbeat::default());
+        assert_eq!(usual.healthz, Some("127.0.0.1:10248".parse().unwrap()));
+        let often = resolve("nodeStatusUpdateFrequency: 4s\n").unwrap().heartbeat;
+        assert_eq!(often.status_report, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn what_is_kept_back_adds_up() {
+        let fields = "kubeReserved: {cpu: 100m, memory: 1Gi}\n\
+                      systemReserved: {cpu: '1', ephemeral-storage: 1Gi, pid: '100'}\n";
+        let kubelet = resolve(fields).unwrap();
+        let expected = Reserved { cpu_millis: 1100, memory_bytes: 1 << 30, storage_bytes: 1 << 30 };
+        assert_eq!(kubelet.reserved, expected);
+        assert_eq!(kubelet.told.len(), 1, "{:?}", kubelet.told);
+        let faults = resolve("kubeReserved: {cpu: much, gpu: '1'}\n").unwrap_err();
+        assert_eq!(faults.len(), 2, "{faults:?}");
+    }
+
+    #[test]
+    fn tls_is_as_strict_as_was_said_and_never_laxer() {
+        assert!(resolve("tlsMinVersion: VersionTLS13\n").unwrap().tls.only_13);
+        assert!(resolve("tlsMinVersion: VersionTLS10\n").is_err());
+        let suites = "tlsCipherSuites: [TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305, \
+                      TLS_RSA_WITH_AES_256_GCM_SHA384]\n";
+        let kubelet = resolve(suites).unwrap();
+        assert_eq!(kubelet.tls.suites.len(), 1);
+        assert!(kubelet.told[0].contains("TLS_RSA_WITH_AES_256_GCM_SHA384"));
+        assert!(resolve("tlsCipherSuites: [TLS_RSA_WITH_AES_256_GCM_SHA384]\n").is_err());
+    }
+
+    #[test]
+    fn faults_of_every_sort_are_named_together() {
+        let faults = resolve(
+            "runOnce: true\nfeatureGates: {NoSuch: true}\ncgroupDriver: other\n\
+             nodeStatusUpdateFrequency: often\n",
+        )
+        .unwrap_err();
+        assert_eq!(faults.len(), 4, "{faults:?}");
+    }
+}
