@@ -17,6 +17,7 @@ mod lifecycle;
 mod limits;
 mod node;
 mod nodes;
+mod notify;
 mod pods;
 mod readme;
 mod refusals;
