@@ -1,8 +1,8 @@
 //! End-to-end tests: the built `berth` on a real kernel, driven by an unmodified kubectl.
 //!
 //! Every test has a node of its own, in a network namespace of its own, and ends with an empty leak
-//! census. The same executable runs on the host and in the VM; what `limits` asserts, only the VM can
-//! show.
+//! census. The same executable runs on the host and in the VM; what `limits` and `service` assert, only
+//! the VM can show.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -22,6 +22,7 @@ mod pods;
 mod readme;
 mod refusals;
 mod restart;
+mod service;
 mod services;
 mod streams;
 mod users;

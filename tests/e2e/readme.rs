@@ -20,8 +20,8 @@ const RUN_BY: [(&str, &str); 18] = [
     ("make demo-vm", "make e2e-vm"),
     ("berth check", "cli::check_says_what_is_not_enforced_and_how_to_mend_it"),
     (
-        "berth join 192.0.2.1:6443 --token $TOKEN --discovery-token-ca-cert-hash $HASH",
-        "joining::a_node_joins_by_a_token_and_its_certificate_is_renewed_while_it_runs",
+        "berth join 192.0.2.1:6443 --token $TOKEN --discovery-token-ca-cert-hash $HASH --systemd",
+        "service::a_joined_node_is_a_service_whose_pods_outlive_it",
     ),
     (
         "berth agent --kubeconfig /etc/berth/kubeconfig",
