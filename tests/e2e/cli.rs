@@ -153,7 +153,9 @@ fn the_written_runtime_shows_containers_an_executable_that_nothing_writes_to() {
     let spec = std::fs::read_to_string(path("config.json")).unwrap();
     std::fs::write(path("config.json"), spec.replace("\"terminal\": true", "\"terminal\": false"))
         .unwrap();
-    std::fs::create_dir(path("rootfs")).unwrap();
+    // What is to be executed must be there before the container is created.
+    std::fs::create_dir_all(path("rootfs/bin")).unwrap();
+    std::fs::copy("/bin/true", path("rootfs/bin/sh")).unwrap();
     let id = format!("berth-e2e-{}", std::process::id());
     let pid = path("pid");
     // Its streams are the container's, which nobody may wait for.
