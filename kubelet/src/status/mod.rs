@@ -6,6 +6,7 @@
 
 pub mod conditions;
 pub mod containers;
+pub mod dispute;
 mod missing;
 pub mod writer;
 

@@ -45,7 +45,7 @@ use crate::events::{Recorder, Severity};
 use crate::probe;
 use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::{PodKey, Writer};
-use crate::status::{self, Stage};
+use crate::status::{self, Stage, dispute};
 pub(crate) use apply::chain;
 use apply::{Finished, Outcome};
 use materials::Materials;
@@ -92,6 +92,12 @@ pub struct Wish {
 /// The shortest grace period; the kubelet never kills without one.
 pub const MIN_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a status that was written may take to come back on the watch.
+const ECHO: Duration = Duration::from_secs(1);
+
+/// How often a status is written again that the server does not show.
+const INSISTENCE: Duration = Duration::from_secs(10);
+
 /// A worker and what it knows.
 pub(crate) struct Worker {
     context: Arc<Context>,
@@ -101,6 +107,8 @@ pub(crate) struct Worker {
     shutdown: CancellationToken,
     memory: Memory,
     published: PodStatus,
+    /// When the status is written again, since the server shows another.
+    disputed: Option<Instant>,
     operations: JoinSet<(Operation, Outcome)>,
     tasks: HashMap<tokio::task::Id, (Operation, tokio::task::AbortHandle)>,
     announced: BTreeSet<String>,
@@ -133,6 +141,7 @@ impl Worker {
             key: PodKey::of(&pod),
             memory: Memory::new(context.pacing, std::iter::empty()),
             published: status,
+            disputed: None,
             wishes,
             wake,
             shutdown,
@@ -183,7 +192,7 @@ impl Worker {
             for action in plan.actions {
                 self.begin(&wish.pod, &sandboxes, action);
             }
-            let wake = [plan.wake, deadline].into_iter().flatten().min();
+            let wake = [plan.wake, deadline, self.disputed].into_iter().flatten().min();
             if self.wait(wake).await == Waited::Shutdown {
                 return End::Shutdown;
             }
@@ -312,17 +321,36 @@ impl Worker {
             _ if is_final => self.published.clone(),
             _ => status::compute(&input),
         };
+        self.context.shelf.put(&wish.pod, &status);
         if status == self.published {
-            self.context.shelf.put(&wish.pod, &status);
+            self.insist(&wish.pod, now);
             return;
         }
-        self.context.shelf.put(&wish.pod, &status);
+        self.disputed = None;
         match static_pods::is_static(&wish.pod) {
             true => self.context.mirrors.publish(&wish.pod, status.clone()),
             false => self.context.statuses.update(&self.key, status.clone(), &self.published),
         }
         self.context.cache.save_status(&self.key.uid, &status).await;
         self.published = status;
+    }
+
+    /// Writes the status again where the server goes on to show another: what it was told is not what
+    /// it has, or somebody else has changed it since.
+    fn insist(&mut self, pod: &Pod, now: Instant) {
+        let shown = pod.status.as_ref().filter(|_| !static_pods::is_static(pod));
+        if !shown.is_some_and(|shown| dispute::disagree(shown, &self.published)) {
+            self.disputed = None;
+            return;
+        }
+        match self.disputed {
+            None => self.disputed = Some(now + ECHO),
+            Some(at) if at > now => {}
+            Some(_) => {
+                self.context.statuses.update(&self.key, self.published.clone(), &self.published);
+                self.disputed = Some(now + INSISTENCE);
+            }
+        }
     }
 
     async fn wait(&mut self, wake: Option<Instant>) -> Waited {

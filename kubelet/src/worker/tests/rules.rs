@@ -205,3 +205,36 @@ async fn a_failed_probe_says_what_follows() {
         assert_eq!(scene.phase(), expected);
     }
 }
+
+/// The controller that watches nodes takes the pods of a silent one for not ready; nobody but the node
+/// takes that back.
+#[tokio::test(start_paused = true)]
+async fn a_status_that_another_has_overwritten_is_written_again() {
+    let mut scene = Scene::new("Always", vec![], plain(&["c"])).start().await;
+    let written = |scene: &Scene| scene.node.api.statuses("p").len();
+    let own = scene.status();
+    scene.pod["status"] = own.clone();
+    scene.node.apply(scene.pod.clone()).await;
+    let before = written(&scene);
+    scene.pass(60.0).await;
+    assert_eq!(written(&scene), before, "its own echo is no news");
+    for condition in scene.pod["status"]["conditions"].as_array_mut().unwrap() {
+        if condition["type"] == "Ready" {
+            condition["status"] = json!("False");
+        }
+    }
+    scene.node.apply(scene.pod.clone()).await;
+    scene.pass(0.5).await;
+    assert_eq!(written(&scene), before, "it may be an echo that is late");
+    scene.pass(1.0).await;
+    assert_eq!(written(&scene), before + 1);
+    let last = scene.node.api.statuses("p").pop().unwrap();
+    let mut conditions = last["conditions"].as_array().unwrap().iter();
+    assert_eq!(conditions.find(|c| c["type"] == "Ready").unwrap()["status"], "True");
+    scene.pass(10.0).await;
+    assert_eq!(written(&scene), before + 2, "the server goes on to show the other");
+    scene.pod["status"] = own;
+    scene.node.apply(scene.pod.clone()).await;
+    scene.pass(60.0).await;
+    assert_eq!(written(&scene), before + 2);
+}
