@@ -3,7 +3,8 @@
 //! A port is matched only for packets to one of the node's own addresses, never for traffic that
 //! merely passes (CVE-2025-67499), and after Services, so a host port cannot shadow a NodePort.
 //! Loopback is left out: reaching a pod from it would need `route_localnet`, which exposes the
-//! node's loopback to its neighbours (CVE-2020-8558). Pure.
+//! node's loopback to its neighbours (CVE-2020-8558). What asks for a port on loopback alone has a
+//! listener ([`crate::loopback`]). Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,10 +12,11 @@ use std::net::IpAddr;
 use berth_nft::{Element, Field};
 
 use crate::Error;
-use crate::attachment::HostPort;
+use crate::attachment::{HostPort, Protocol};
 use crate::config::Layout;
 use crate::ipam::Record;
 use crate::ipam::ledger::overlap;
+use crate::loopback::is_loopback;
 
 /// Refuses host ports that could never work.
 pub(crate) fn check(ports: &[HostPort], layout: &Layout) -> Result<(), Error> {
@@ -27,6 +29,7 @@ pub(crate) fn check(ports: &[HostPort], layout: &Layout) -> Result<(), Error> {
             return Err(Error::Request(format!("{name} is asked for twice")));
         }
         match port.host_ip {
+            Some(ip) if ip.is_loopback() && port.protocol == Protocol::Tcp => {}
             Some(ip) if ip.is_loopback() || ip.is_multicast() => {
                 return Err(Error::Request(format!("{name}: address {ip} cannot lead to a pod")));
             }
@@ -62,7 +65,7 @@ pub(crate) fn elements<'r>(records: impl Iterator<Item = &'r Record>, v6: bool) 
         let Some(pod) = record.addresses.iter().copied().find(|ip| ip.is_ipv6() == v6) else {
             continue;
         };
-        for port in &record.host_ports {
+        for port in record.host_ports.iter().filter(|port| !is_loopback(port)) {
             let to = [Field::from(pod), Field::Port(port.pod_port)];
             let protocol = Field::Proto(port.protocol.number());
             let from = Field::Port(port.host_port);
@@ -93,7 +96,7 @@ fn data<const N: usize>(key: [Field; N], to: [Field; 2]) -> Element {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachment::{AttachmentId, Protocol};
+    use crate::attachment::AttachmentId;
     use crate::config::Config;
 
     fn port(host_ip: Option<&str>, host_port: u16) -> HostPort {
@@ -126,7 +129,9 @@ mod tests {
             refusal(&[port(None, 80), port(Some("192.0.2.1"), 80)]),
             "host port 80/tcp is asked for twice"
         );
-        assert!(refusal(&[port(Some("127.0.0.1"), 80)]).contains("cannot lead to a pod"));
+        let udp = HostPort { protocol: Protocol::Udp, ..port(Some("127.0.0.1"), 80) };
+        assert!(refusal(&[udp]).contains("cannot lead to a pod"));
+        check(&[port(Some("127.0.0.1"), 80), port(Some("::1"), 80)], &layout()).unwrap();
         assert!(refusal(&[port(Some("2001:db8::1"), 80)]).contains("family"));
         check(&[port(Some("192.0.2.1"), 80), port(Some("192.0.2.2"), 80)], &layout()).unwrap();
     }
@@ -138,6 +143,14 @@ mod tests {
         assert_eq!((v4.any.len(), v4.on.len(), v4.hairpin.len()), (1, 0, 1));
         let v6 = elements(records.iter(), true);
         assert_eq!((v6.any.len(), v6.on.len(), v6.hairpin.len()), (0, 1, 1));
+    }
+
+    #[test]
+    fn a_port_on_loopback_is_no_element() {
+        let records = [record("a", vec![port(Some("127.0.0.1"), 80), port(Some("::1"), 80)])];
+        for v6 in [false, true] {
+            assert_eq!(elements(records.iter(), v6), Elements::default());
+        }
     }
 
     #[test]

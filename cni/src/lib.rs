@@ -13,6 +13,7 @@
 //! | `route` | routes to peers' pods |
 //! | `hostport`, `masquerade`, `guard` | the nftables rules, as values |
 //! | `firewall` | puts them into the kernel |
+//! | `loopback` | host ports on the node's loopback, which the rules leave out |
 //! | `network` | the order of things |
 //! | `netns`, `sysctl` | entering namespaces, kernel settings |
 //!
@@ -30,6 +31,7 @@ mod guard;
 mod hostport;
 mod ipam;
 mod link;
+mod loopback;
 mod masquerade;
 mod netns;
 mod network;

@@ -27,6 +27,7 @@ use crate::link::bridge::{self, Bridge};
 use crate::link::pod::Pod;
 use crate::link::reaper::Reaper;
 use crate::link::{self, veth};
+use crate::loopback::Loopback;
 use crate::netns::NetNs;
 use crate::route::{self, Peer, Routes};
 use crate::{Error, hostport, sysctl};
@@ -52,6 +53,7 @@ struct Inner {
     syncing: Arc<AtomicBool>,
     locks: Mutex<HashMap<AttachmentId, Arc<tokio::sync::Mutex<()>>>>,
     routes: tokio::sync::Mutex<Routes>,
+    loopback: Loopback,
     /// Where pods keep their address: the configured ranges and the peers'.
     cluster: Arc<Mutex<Vec<IpNet>>>,
 }
@@ -81,6 +83,7 @@ impl Network {
         firewall.rebuild().await?;
         let reaper = Reaper::start(handle.clone(), bridge.clone(), firewall.clone());
         tracing::info!(bridge = bridge.name, mtu = bridge.mtu, "pod network is up");
+        let loopback = listen(&node, &store).await;
         let inner = Inner {
             layout,
             node,
@@ -92,6 +95,7 @@ impl Network {
             syncing: Arc::default(),
             locks: Mutex::default(),
             routes: tokio::sync::Mutex::new(routes),
+            loopback,
             cluster,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -273,6 +277,7 @@ impl Inner {
         guarded?;
         let pod = pod?;
         pod.configure(&self.layout, &record.addresses).await?;
+        self.loopback.open(record).await?;
         self.firewall.forget_earlier_clients(record).await?;
         veth::settled(&self.handle, &self.bridge, &name).await
     }
@@ -288,6 +293,7 @@ impl Inner {
 
     /// Cuts off, frees, and leaves the rest to the reaper. Every step can be repeated.
     async fn free(&self, record: &Record) -> Result<(), Error> {
+        self.loopback.close(&record.attachment);
         self.firewall.remove(record).await?;
         veth::forget(&self.handle, &self.bridge, record).await?;
         let name = veth::name(&self.bridge.name, &record.attachment);
@@ -372,6 +378,18 @@ async fn open_store(layout: &Layout) -> Result<Arc<Store>, Error> {
     let dir = layout.state_dir.clone();
     let ranges = layout.families.iter().map(|family| family.range).collect();
     blocking(move || Ok(Arc::new(Store::open(&dir, ranges)?))).await
+}
+
+/// Takes the ports on loopback again that attached pods have.
+async fn listen(node: &NetNs, store: &Store) -> Loopback {
+    let loopback = Loopback::new(node.clone());
+    for record in store.records() {
+        if let Err(error) = loopback.open(&record).await {
+            let attachment = &record.attachment;
+            tracing::error!(%attachment, error = &error as &dyn std::error::Error, "port not open");
+        }
+    }
+    loopback
 }
 
 async fn apply_settings(node: &NetNs, layout: &Layout) -> Result<(), Error> {

@@ -4,7 +4,7 @@
 
 mod lab;
 
-use berth_cni::{HostPort, Peer, Protocol};
+use berth_cni::{Attach, HostPort, Peer, Protocol};
 use lab::*;
 
 const DUAL: &[&str] = &["10.88.0.0/24", "fd88::/64"];
@@ -164,6 +164,46 @@ async fn a_host_port_leads_to_its_pod(value: u8) {
     reach(&outside, "192.0.2.1:8080").unwrap_err();
     let rules = node.ns.run("nft list ruleset");
     assert!(!rules.contains("8080") && !rules.contains("10.88.0.2"), "{rules}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_on_loopback_leads_to_its_pod_from_the_node_alone() {
+    let node = Node::new("node", DUAL);
+    let outside = Ns::new("outside");
+    join((&node.ns, "wire", UPLINK), (&outside, "wire", BEYOND));
+    let network = node.open().await;
+    let on = |address: &str, host_port: u16| HostPort {
+        host_ip: Some(ip(address)),
+        ..host_port_of(host_port)
+    };
+    let ports = vec![on("127.0.0.1", 8080), on("::1", 8080), on("192.0.2.1", 8080)];
+    let server = pod(&network, "server", ports).await;
+    let client = pod(&network, "client", vec![]).await;
+    let reach = |from: &Ns, to: &str| tcp(from, at(to), &server.ns, at("0.0.0.0:80"));
+
+    for to in ["127.0.0.1:8080", "[::1]:8080"] {
+        let seen = tokio::task::block_in_place(|| reach(&node.ns, to)).unwrap();
+        assert_eq!(seen, ip("10.88.0.1"), "{to}");
+        tokio::task::block_in_place(|| reach(&client.ns, to)).unwrap_err();
+    }
+    tokio::task::block_in_place(|| reach(&outside, "192.0.2.1:8080")).unwrap();
+    let localnet = node.ns.run("sysctl -n net.ipv4.conf.all.route_localnet");
+    assert_eq!(localnet.trim(), "0");
+
+    // Another process has it again as soon as it opens the network; nobody gets it twice.
+    drop(network);
+    let network = node.open().await;
+    tokio::task::block_in_place(|| reach(&node.ns, "127.0.0.1:8080")).unwrap();
+    let other = Ns::new("other");
+    let wish =
+        Attach { id: id("other"), netns: other.path(), host_ports: vec![on("127.0.0.1", 8080)] };
+    network.attach(wish).await.unwrap_err();
+    network.detach(&server.id).await.unwrap();
+    tokio::task::block_in_place(|| reach(&node.ns, "127.0.0.1:8080")).unwrap_err();
+}
+
+fn host_port_of(port: u16) -> HostPort {
+    host_port(port, 80, Protocol::Tcp)
 }
 
 #[tokio::test]
