@@ -1,6 +1,6 @@
 //! A container's environment: `envFrom`, `env`, and the variables that announce Services.
 //!
-//! Pure: the objects were fetched before ([`crate::objects`]). Order is kept: `envFrom` in order of
+//! Pure: objects were fetched and files read before ([`crate::objects`]). Order is kept: `envFrom` in order of
 //! declaration and key, then `env`, then what Services add. A later definition of a name replaces the
 //! value and keeps the place.
 //!
@@ -9,12 +9,13 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource, FileKeySelector};
 
 use crate::downward::{self, DownwardError, Facts, Place};
 use crate::expansion;
-use crate::objects::{Fetched, Kind, ObjectError, allow_missing};
+use crate::objects::{EnvFile, Fetched, Kind, ObjectError, allow_missing};
 
+mod env_file;
 mod service_links;
 
 pub use service_links::{Service, ServicePort, service_variables};
@@ -40,6 +41,22 @@ pub enum EnvironmentError {
     /// A field or resource cannot be read.
     #[error(transparent)]
     Downward(#[from] DownwardError),
+    /// A file of variables is in a volume that is not there, or not the pod's own.
+    #[error("cannot find the volume {0:?} referenced by FileKeyRef")]
+    NoVolume(String),
+    /// A file of variables cannot be read, or is none.
+    #[error("couldn't parse env file")]
+    BadFile,
+    /// A file of variables has no such key, or is missing.
+    #[error("environment variable key {key:?} not found in file {path:?} of volume {volume:?}")]
+    MissingFileKey {
+        /// The volume.
+        volume: String,
+        /// The path in it.
+        path: String,
+        /// The key.
+        key: String,
+    },
     /// A value source that is not supported.
     #[error("environment variable {0:?} has a source that is not supported")]
     UnsupportedSource(String),
@@ -207,7 +224,36 @@ fn from_source(
             None => Err(missing_key(Kind::Secret, &selector.name, &selector.key)),
         };
     }
+    if let Some(selector) = &source.file_key_ref {
+        return from_file(selector, fetched);
+    }
     Err(EnvironmentError::UnsupportedSource(variable.name.to_owned()))
+}
+
+/// Differs: as the API says, an optional file may be missing, and an empty value is one; the kubelet
+/// fails the first and takes the second for missing.
+fn from_file(
+    selector: &FileKeySelector,
+    fetched: &Fetched,
+) -> Result<Option<String>, EnvironmentError> {
+    let FileKeySelector { key, optional, path, volume_name } = selector;
+    let found = match fetched.file(volume_name, path) {
+        EnvFile::Text(text) => env_file::find(text, key).map_err(|error| {
+            tracing::warn!(volume = volume_name, path, %error, "not a file of variables");
+            EnvironmentError::BadFile
+        })?,
+        EnvFile::Missing => None,
+        EnvFile::NoVolume => return Err(EnvironmentError::NoVolume(volume_name.clone())),
+        EnvFile::Unreadable => return Err(EnvironmentError::BadFile),
+    };
+    match found {
+        None if *optional != Some(true) => Err(EnvironmentError::MissingFileKey {
+            volume: volume_name.clone(),
+            path: path.clone(),
+            key: key.clone(),
+        }),
+        found => Ok(found),
+    }
 }
 
 fn text(name: &str, bytes: &[u8]) -> Result<String, EnvironmentError> {

@@ -109,10 +109,25 @@ pub enum ObjectError {
     },
 }
 
-/// The objects of one pod's namespace, as far as they were fetched.
+/// What looking for a file of variables gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EnvFile {
+    /// What it holds.
+    Text(String),
+    /// The volume has no such file.
+    Missing,
+    /// The pod has no such volume of its own.
+    NoVolume,
+    /// It is no file that can be read; the log says why.
+    Unreadable,
+}
+
+/// The objects of one pod's namespace, as far as they were fetched, and files of its volumes.
 #[derive(Debug, Clone, Default)]
 pub struct Fetched {
     lookups: BTreeMap<ObjectRef, Lookup>,
+    /// Files of variables, by volume and path.
+    files: BTreeMap<(String, String), EnvFile>,
     /// The volumes that claims are bound to, by their names, or why they cannot be had.
     bound: BTreeMap<String, Result<Arc<PersistentVolume>, String>>,
 }
@@ -140,6 +155,17 @@ impl Fetched {
     /// A PersistentVolume.
     pub fn bound(&self, name: &str) -> Option<&Result<Arc<PersistentVolume>, String>> {
         self.bound.get(name)
+    }
+
+    /// Records what looking for files of variables gave.
+    pub fn insert_files(&mut self, files: Vec<((String, String), EnvFile)>) {
+        self.files.extend(files);
+    }
+
+    /// A file of variables.
+    pub fn file(&self, volume: &str, path: &str) -> &EnvFile {
+        let found = self.files.get(&(volume.to_owned(), path.to_owned()));
+        found.unwrap_or(&EnvFile::NoVolume)
     }
 
     /// A PersistentVolumeClaim.
@@ -172,7 +198,7 @@ impl Fetched {
 
 impl FromIterator<(ObjectRef, Lookup)> for Fetched {
     fn from_iter<I: IntoIterator<Item = (ObjectRef, Lookup)>>(iter: I) -> Self {
-        Self { lookups: iter.into_iter().collect(), bound: BTreeMap::new() }
+        Self { lookups: iter.into_iter().collect(), ..Self::default() }
     }
 }
 

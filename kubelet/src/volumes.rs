@@ -26,6 +26,7 @@ mod claim;
 mod desired;
 mod directory;
 mod empty_dir;
+mod env_file;
 mod host_path;
 mod layout;
 mod ownership;
@@ -37,6 +38,7 @@ mod tokens;
 
 pub use desired::{Desired, Medium, desired};
 pub use empty_dir::usage_bytes;
+pub use env_file::read_env_files;
 pub use host_path::HostPathType;
 pub use layout::{PodDirectory, VolumePlugin};
 pub use ownership::{ChangePolicy, FsGroup};

@@ -37,7 +37,7 @@ spec:
     - {name: facts, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
   initContainers:
     - {name: first, image: "berth.local/busybox:1", command: [sh, -c, "echo one >> /scratch/order"], volumeMounts: [{name: work, mountPath: /scratch}]}
-    - {name: second, image: "berth.local/busybox:1", command: [sh, -c, "echo two >> /scratch/order"], volumeMounts: [{name: work, mountPath: /scratch}]}
+    - {name: second, image: "berth.local/busybox:1", command: [sh, -c, "echo two >> /scratch/order; echo \"LEFT='by init'\" > /scratch/env"], volumeMounts: [{name: work, mountPath: /scratch}]}
   containers:
     - name: main
       image: berth.local/busybox:1
@@ -50,6 +50,7 @@ spec:
           echo "name $POD_NAME node $NODE_NAME ip $POD_IP cpu $CPU"
           echo "colour $colour prefixed $CM_colour"
           echo "password $PASSWORD"
+          echo "left $LEFT"
           echo "order $(tr '\n' ' ' < /scratch/order)"
           echo "file $(cat /settings/etc/app.conf) $(stat -L -c %a /settings/etc/app.conf)"
           echo "secret $(cat /keys/password)"
@@ -67,6 +68,7 @@ spec:
         - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
         - {name: CPU, valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: 1m}}}
         - {name: PASSWORD, valueFrom: {secretKeyRef: {name: keys, key: password}}}
+        - {name: LEFT, valueFrom: {fileKeyRef: {volumeName: work, path: env, key: LEFT}}}
       envFrom:
         - {configMapRef: {name: settings}}
         - {prefix: CM_, configMapRef: {name: settings}}
@@ -98,6 +100,7 @@ fn a_pod_is_given_everything_it_asks_for() {
         &format!("name everything node node-1 ip {ip} cpu 10"),
         "colour green prefixed green",
         "password hunter2",
+        "left by init",
         "order one two ",
         "file a=1 400",
         "secret hunter2",

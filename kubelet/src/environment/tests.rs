@@ -16,14 +16,21 @@ fn fetched() -> Fetched {
     let secret =
         serde_json::from_value(json!({"data": {"pw": "czNjcmV0", "bin": "/w=="}})).unwrap();
     let nul = serde_json::from_value(json!({"data": {"x": "AA=="}})).unwrap();
-    Fetched::from_iter([
+    let mut fetched = Fetched::from_iter([
         (ObjectRef::config_map("cm"), Lookup::ConfigMap(Arc::new(config_map))),
         (ObjectRef::secret("s"), Lookup::Secret(Arc::new(secret))),
         (ObjectRef::secret("nul"), Lookup::Secret(Arc::new(nul))),
         (ObjectRef::config_map("gone"), Lookup::NotFound),
         (ObjectRef::secret("gone"), Lookup::NotFound),
         (ObjectRef::config_map("bad"), Lookup::Failed("forbidden".into())),
-    ])
+    ]);
+    let file = |path: &str, file| (("own".to_owned(), path.to_owned()), file);
+    fetched.insert_files(vec![
+        file("p", EnvFile::Text("k='v'\n".into())),
+        file("bad", EnvFile::Text("k=v".into())),
+        file("gone", EnvFile::Missing),
+    ]);
+    fetched
 }
 
 fn resolve_in(spec: serde_json::Value, services: &[Service]) -> Result<Environment, String> {
@@ -86,10 +93,13 @@ fn key_references_resolve_and_optional_ones_may_be_missing() {
         {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
         {"name": "N", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "no", "optional": true}}},
         {"name": "M", "valueFrom": {"secretKeyRef": {"name": "gone", "key": "no", "optional": true}}},
+        {"name": "E", "valueFrom": {"fileKeyRef": {"volumeName": "own", "path": "p", "key": "k"}}},
+        {"name": "K", "valueFrom": {"fileKeyRef": {"volumeName": "own", "path": "p", "key": "x", "optional": true}}},
+        {"name": "L", "valueFrom": {"fileKeyRef": {"volumeName": "own", "path": "gone", "key": "k", "optional": true}}},
         {"name": "F", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "R", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu"}}},
     ]);
-    let expected = pairs(&[("A", "1"), ("S", "s3cret"), ("F", "p"), ("R", "0")]);
+    let expected = pairs(&[("A", "1"), ("S", "s3cret"), ("E", "v"), ("F", "p"), ("R", "0")]);
     assert_eq!(resolve_env(env, json!([])), Ok(expected));
 }
 
@@ -127,8 +137,21 @@ fn failures_carry_the_texts_users_search_for() {
         ),
         (
             key(json!({"fileKeyRef": {"key": "k", "path": "p", "volumeName": "v"}})),
-            "environment variable \"A\" has a source that is not supported",
+            "cannot find the volume \"v\" referenced by FileKeyRef",
         ),
+        (
+            key(json!({"fileKeyRef": {"key": "no", "path": "p", "volumeName": "own"}})),
+            "environment variable key \"no\" not found in file \"p\" of volume \"own\"",
+        ),
+        (
+            key(json!({"fileKeyRef": {"key": "no", "path": "gone", "volumeName": "own"}})),
+            "environment variable key \"no\" not found in file \"gone\" of volume \"own\"",
+        ),
+        (
+            key(json!({"fileKeyRef": {"key": "k", "path": "bad", "volumeName": "own"}})),
+            "couldn't parse env file",
+        ),
+        (key(json!({})), "environment variable \"A\" has a source that is not supported"),
     ] {
         assert_eq!(resolve_env(env, env_from), Err(expected.to_owned()));
     }

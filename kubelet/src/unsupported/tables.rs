@@ -173,7 +173,7 @@ pub static ENV_VAR_SOURCE: Table = Table {
     fields: &[
         ("configMapKeyRef", Honoured),
         ("fieldRef", Honoured),
-        ("fileKeyRef", Refuse("variables from files are not supported")),
+        ("fileKeyRef", Honoured),
         ("resourceFieldRef", Honoured),
         ("secretKeyRef", Honoured),
     ],

@@ -33,7 +33,7 @@ use crate::events::{Recorder, Severity};
 use crate::gate;
 use crate::image_policy::Keyring;
 use crate::node::Shared;
-use crate::objects::Fetched;
+use crate::objects::{EnvFile, Fetched};
 use crate::pod_files::{self, DnsSettings, LastWords, ResolvConf, TerminationPolicy};
 use crate::qos::{PodDemand, ResourceAmounts};
 use crate::static_pods;
@@ -295,6 +295,20 @@ impl Provision {
         }
     }
 
+    /// The files that the container's variables come from.
+    async fn env_files(
+        &self,
+        request: &ContainerRequest<'_>,
+    ) -> Result<Vec<((String, String), EnvFile)>, Failure> {
+        let mut variables = request.container.env.iter().flatten();
+        if !variables.any(|v| v.value_from.as_ref().is_some_and(|s| s.file_key_ref.is_some())) {
+            return Ok(Vec::new());
+        }
+        let directory = self.pod_directory(request.pod)?;
+        let (pod, container) = (request.pod.clone(), request.container.clone());
+        blocking(move || Ok(volumes::read_env_files(&pod, &container, &directory))).await
+    }
+
     fn pod_directory(&self, pod: &Pod) -> Result<PodDirectory, Failure> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         PodDirectory::new(&self.place.root, uid).map_err(config_error)
@@ -351,7 +365,8 @@ impl Materials for Provision {
     }
 
     async fn container(&self, request: ContainerRequest<'_>) -> Result<ContainerConfig, Failure> {
-        let ingredients = self.ingredients(request.pod, request.pod_ips.clone()).await?;
+        let mut ingredients = self.ingredients(request.pod, request.pod_ips.clone()).await?;
+        ingredients.fetched.insert_files(self.env_files(&request).await?);
         let services = self.services(request.pod).await;
         let environment = environment::resolve(
             request.container,

@@ -166,6 +166,13 @@ fn check_container(
         }
     }
     check_mounts(path, (container, volumes), causes);
+        for part in ["key", "volumeName", "path"] {
+            let file = variable.pointer("/valueFrom/fileKeyRef");
+            if file.is_some_and(|file| file.text(&format!("/{part}")).is_empty()) {
+                let field = format!("{field}.valueFrom.fileKeyRef.{part}");
+                causes.push(Cause::required(field, ""));
+            }
+        }
     check_resources(path, container, causes);
     check_restarts(path, container, causes);
 }
