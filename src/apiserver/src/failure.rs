@@ -80,7 +80,8 @@ impl Cause {
         }
     }
 
-    fn line(&self) -> String {
+    /// The cause as one line of a message.
+    pub(crate) fn line(&self) -> String {
         format!("{}: {}", self.field, self.body)
     }
 }

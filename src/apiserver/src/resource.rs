@@ -75,6 +75,7 @@ pub(crate) enum Subresource {
     Log,
     Eviction,
     EphemeralContainers,
+    Resize,
     Token,
     Exec,
     Attach,
@@ -92,6 +93,7 @@ impl Subresource {
             Self::Log => "log",
             Self::Eviction => "eviction",
             Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
             Self::Token => "token",
             Self::Exec => "exec",
             Self::Attach => "attach",
@@ -103,7 +105,7 @@ impl Subresource {
     /// The verbs it has.
     pub(crate) fn verbs(self) -> &'static [&'static str] {
         match self {
-            Self::Status | Self::EphemeralContainers | Self::Approval => {
+            Self::Status | Self::EphemeralContainers | Self::Resize | Self::Approval => {
                 &["get", "patch", "update"]
             }
             Self::Finalize => &["update"],
@@ -121,7 +123,11 @@ impl Subresource {
     /// Group, version and kind of what is read or written there, if not the resource's own.
     pub(crate) fn object(self) -> Option<(&'static str, &'static str, &'static str)> {
         match self {
-            Self::Status | Self::Finalize | Self::EphemeralContainers | Self::Approval => None,
+            Self::Status
+            | Self::Finalize
+            | Self::EphemeralContainers
+            | Self::Resize
+            | Self::Approval => None,
             Self::Binding => Some(("", "v1", "Binding")),
             Self::Eviction => Some(("policy", "v1", "Eviction")),
             Self::Log => Some(("", "v1", "Pod")),
@@ -403,6 +409,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
             Subresource::Exec,
             Subresource::Log,
             Subresource::PortForward,
+            Subresource::Resize,
             Subresource::Status,
         ],
         canonical: canonical!(core::v1::Pod),

@@ -11,6 +11,7 @@ mod pod_rules;
 mod pod_token;
 mod priority;
 pub(crate) mod quantity;
+mod resize;
 mod roles;
 pub(crate) mod service;
 pub(crate) mod signing;
@@ -27,6 +28,7 @@ pub(crate) use mirror::{check_mirror, is_mirror};
 pub(crate) use pod_rules::qos_class;
 pub(crate) use pod_token::mount_token;
 pub(crate) use priority::check_priority;
+pub(crate) use resize::beyond as beyond_node;
 
 /// What of an object an update is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub(crate) enum Change {
     EphemeralContainers,
     /// Whether a certificate may be signed.
     Approval,
+    /// What a pod's containers may use.
+    Resize,
 }
 
 /// Sets what a new object starts with and removes what only the server may set.
@@ -120,6 +124,7 @@ pub(crate) fn prepare_update(
         }
         Change::EphemeralContainers => ephemeral::prepare(current, wanted),
         Change::Approval => {}
+        Change::Resize => resize::prepare(current, wanted),
     }
     match (resource.kind, change) {
         (Kind::Namespace, Change::Main) => keep(wanted, "spec"),
@@ -189,6 +194,9 @@ pub(crate) fn check_update(
     }
     if resource.kind == Kind::CertificateSigningRequest {
         signing::check_update(current, wanted, &mut causes);
+    }
+    if change == Change::Resize {
+        resize::check(current, wanted, &mut causes);
     }
     if change != Change::Main {
         return causes;

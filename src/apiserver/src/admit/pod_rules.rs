@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{names, objects, quantity};
+use super::{names, objects, quantity, resize};
 use crate::failure::Cause;
 use crate::object::ObjectExt;
 
@@ -18,11 +18,16 @@ const UPDATE_RULE: &str = "pod updates may not change fields other than \
 /// The QoS class of a pod, from requests and limits of cpu and memory.
 pub(crate) fn qos_class(pod: &Value) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
+    let of_pod = pod.get("spec").filter(|spec| {
+        ["requests", "limits"].iter().any(|of| spec.has(&format!("/resources/{of}")))
+    });
     let all = pod.list("/spec/containers").iter().chain(pod.list("/spec/initContainers"));
-    for container in all {
+    // What the pod has as a whole decides alone.
+    let all = all.filter(|_| of_pod.is_none()).chain(of_pod);
+    for holder in all {
         for resource in ["cpu", "memory"] {
             let amount = |of: &str| {
-                let text = container.text(&format!("/resources/{of}/{resource}"));
+                let text = holder.text(&format!("/resources/{of}/{resource}"));
                 quantity::millis(text).filter(|amount| *amount > 0)
             };
             let limit = amount("limits");
@@ -80,6 +85,7 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
     check_host_ports(pod, causes);
     check_sysctls(pod, causes);
     check_host_users(pod, causes);
+    resize::check_policies(pod, causes);
 }
 
 /// Sysctls have a name each, of words between dots or slashes, once.
@@ -160,12 +166,6 @@ fn check_container(
                           characters other than '='";
             causes.push(Cause::invalid(format!("{field}.name"), &json!(name), detail));
         }
-        if !variable.text("/value").is_empty() && variable.has("/valueFrom") {
-            let detail = "may not be specified when `value` is not empty";
-            causes.push(Cause::invalid(format!("{field}.valueFrom"), &json!(""), detail));
-        }
-    }
-    check_mounts(path, (container, volumes), causes);
         for part in ["key", "volumeName", "path"] {
             let file = variable.pointer("/valueFrom/fileKeyRef");
             if file.is_some_and(|file| file.text(&format!("/{part}")).is_empty()) {
@@ -173,6 +173,12 @@ fn check_container(
                 causes.push(Cause::required(field, ""));
             }
         }
+        if !variable.text("/value").is_empty() && variable.has("/valueFrom") {
+            let detail = "may not be specified when `value` is not empty";
+            causes.push(Cause::invalid(format!("{field}.valueFrom"), &json!(""), detail));
+        }
+    }
+    check_mounts(path, (container, volumes), causes);
     check_resources(path, container, causes);
     check_restarts(path, container, causes);
 }
@@ -273,7 +279,7 @@ pub(crate) fn check_protocol(field: String, protocol: &str, causes: &mut Vec<Cau
     }
 }
 
-fn check_resources(path: &str, container: &Value, causes: &mut Vec<Cause>) {
+pub(super) fn check_resources(path: &str, container: &Value, causes: &mut Vec<Cause>) {
     const FORMAT_RULE: &str = "quantities must match the regular expression \
          '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
     let mut amount = |of: &str, resource: &str, value: &Value| {
@@ -393,7 +399,8 @@ pub(crate) fn check_update(current: &Value, wanted: &Value, causes: &mut Vec<Cau
     }
 }
 
-fn restore(object: &mut Value, from: &Value, pointer: &str) {
+/// Gives `object` at a pointer what `from` has there.
+pub(super) fn restore(object: &mut Value, from: &Value, pointer: &str) {
     match from.pointer(pointer) {
         Some(value) => object.put(pointer, value.clone()),
         None => {

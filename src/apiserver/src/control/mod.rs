@@ -9,7 +9,7 @@ mod events;
 mod kubernetes;
 mod namespaces;
 mod nodes;
-mod scheduler;
+pub(crate) mod scheduler;
 
 use std::future::Future;
 use std::sync::Arc;

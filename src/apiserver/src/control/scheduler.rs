@@ -294,7 +294,7 @@ fn lacking(pod: &Value, node: &Value, neighbours: &[&Value]) -> Vec<String> {
 
 /// What a pod asks for, in thousandths: the sum of its containers, or an init container's part
 /// if that is more; sidecars count with the containers.
-fn requests(pod: &Value) -> BTreeMap<String, i128> {
+pub(crate) fn requests(pod: &Value) -> BTreeMap<String, i128> {
     let of = |container: &Value| -> Vec<(String, i128)> {
         container
             .map("/resources/requests")
@@ -314,6 +314,9 @@ fn requests(pod: &Value) -> BTreeMap<String, i128> {
     for (name, amount) in pod.list("/spec/initContainers").iter().flat_map(of) {
         let entry = total.entry(name).or_default();
         *entry = (*entry).max(amount);
+    }
+    for (name, amount) in pod.pointer("/spec").into_iter().flat_map(of) {
+        total.insert(name, amount);
     }
     for (name, value) in pod.map("/spec/overhead").into_iter().flatten() {
         let amount = value.as_str().and_then(quantity::millis).unwrap_or(0);

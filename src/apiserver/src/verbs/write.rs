@@ -330,6 +330,7 @@ impl Update {
             Some(Subresource::Finalize) => Change::Finalize,
             Some(Subresource::EphemeralContainers) => Change::EphemeralContainers,
             Some(Subresource::Approval) => Change::Approval,
+            Some(Subresource::Resize) => Change::Resize,
             _ => Change::Main,
         };
         keep_metadata(current, &mut wanted);
@@ -342,6 +343,9 @@ impl Update {
         let causes = admit::check_update((resource, change), current, &wanted);
         if !causes.is_empty() {
             return Err(Failure::invalid(resource, &self.target.name, &causes));
+        }
+        if change == Change::Resize {
+            check_room(tx, (resource, current), &wanted)?;
         }
         check_grant(tx, &self.identity, (resource, &wanted))?;
         if resource.kind == Kind::CertificateSigningRequest {
@@ -395,6 +399,23 @@ impl Update {
         }
         Ok(())
     }
+}
+
+/// A pod that has a node cannot become larger than it.
+fn check_room(
+    tx: &Tx<'_>,
+    (resource, current): (&'static Resource, &Value),
+    wanted: &Value,
+) -> Result<(), Failure> {
+    let name = wanted.text("/spec/nodeName");
+    if name.is_empty() || wanted.get("spec") == current.get("spec") {
+        return Ok(());
+    }
+    let why = match tx.get(&key(Kind::Node, "", name)) {
+        Some(node) => admit::beyond_node(wanted, &node),
+        None => Some(format!("node {name:?} not found")),
+    };
+    why.map_or(Ok(()), |why| Err(Failure::forbidden(resource, wanted.name(), &why)))
 }
 
 /// Metadata that only the server writes stays what it is.
