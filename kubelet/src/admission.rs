@@ -168,6 +168,23 @@ fn check_operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
     Ok(())
 }
 
+/// Why the node could never give what a pod requests of processor time and memory, in the words of
+/// kubelets before 1.36; later ones leave it to the API server, and would wait for ever.
+pub fn beyond_node(demand: &PodDemand, allocatable: &ResourceAmounts) -> Option<String> {
+    let requests = demand.requests();
+    ["cpu", "memory"].into_iter().find_map(|resource| {
+        let requested = requests.get(resource).copied()?;
+        let capacity = allocatable.get(resource).copied().unwrap_or_default();
+        (requested > capacity).then(|| {
+            let (requested, capacity) = (counted(resource, requested), counted(resource, capacity));
+            format!(
+                "Node didn't have enough capacity: {resource}, requested: {requested}, capacity: \
+                 {capacity}"
+            )
+        })
+    })
+}
+
 /// What of the pod's requests is not free.
 fn shortages(demand: &PodDemand, inputs: &AdmissionInputs<'_>) -> Vec<Shortage> {
     let used: Vec<_> = inputs.others.iter().map(|other| other.demand.requests()).collect();

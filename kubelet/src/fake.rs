@@ -6,6 +6,7 @@
 mod api;
 mod images;
 mod session;
+mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_runtime::interface::{
     ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, Exec, ExecOutput,
-    LogLimits, NamespaceMode, PidMode, PodIdentity, Resources, Runtime, RuntimeError, RuntimeEvent,
+    LogLimits, NamespaceMode, PidMode, PodIdentity, Resize, Runtime, RuntimeError, RuntimeEvent,
     SandboxConfig, SandboxId, SandboxState, SandboxStatus, Security, Session, StopSignal, Streams,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -28,7 +29,8 @@ pub(crate) use api::FakeApi;
 pub(crate) use images::{FakeImages, image};
 
 use crate::clock::Clock;
-use crate::worker::materials::{ContainerRequest, Materials};
+use crate::qos::{CgroupPolicy, PodDemand};
+use crate::worker::materials::{ContainerRequest, Materials, Sizes};
 use crate::worker::memory::Failure;
 
 /// The time of day, moving with tokio's clock from a fixed start.
@@ -73,6 +75,8 @@ pub(crate) struct RuntimeState {
     pub(crate) history: Vec<String>,
     /// Every call, in order.
     pub(crate) calls: Vec<String>,
+    /// What containers of these names use of memory, in bytes.
+    pub(crate) memory_in_use: BTreeMap<String, u64>,
     /// The most live sandboxes there ever were of one namespace and name.
     pub(crate) most_live: usize,
     serial: u64,
@@ -422,6 +426,13 @@ impl Runtime for FakeRuntime {
         Ok(session::echo(streams, tty))
     }
 
+    async fn resize(&self, sandbox: &SandboxId, sizes: Vec<Resize>) -> Result<(), RuntimeError> {
+        self.enter("resize", sandbox.as_str())?;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut state = self.state();
+        state.resize(sandbox, sizes)
+    }
+
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
         Ok(self.state().sandboxes.clone())
     }
@@ -493,7 +504,7 @@ impl Materials for FakeMaterials {
             hostname: "h".to_owned(),
             log_directory: PathBuf::from("/logs"),
             cgroup_path: PathBuf::from("kubepods"),
-            resources: Resources::default(),
+            resources: self.sizes(pod)?.pod,
             network: NamespaceMode::Pod,
             ipc: NamespaceMode::Pod,
             pid: PidMode::Container,
@@ -508,6 +519,7 @@ impl Materials for FakeMaterials {
             return Err(Failure::new("CreateContainerConfigError", message));
         }
         let name = request.container.name.clone();
+        let resources = self.sizes(request.pod)?.containers.remove(&name).unwrap_or_default();
         Ok(ContainerConfig {
             log_path: PathBuf::from(&name).join(format!("{}.log", request.attempt)),
             name,
@@ -520,7 +532,7 @@ impl Materials for FakeMaterials {
             working_dir: None,
             mounts: Vec::new(),
             log_limits: LogLimits::default(),
-            resources: Resources::default(),
+            resources,
             oom_score_adj: 0,
             security: Security::default(),
             tty: false,
@@ -529,6 +541,11 @@ impl Materials for FakeMaterials {
             pid_target: None,
             labels: BTreeMap::new(),
         })
+    }
+
+    fn sizes(&self, pod: &Pod) -> Result<Sizes, Failure> {
+        let demand = PodDemand::parse(pod).map_err(|e| Failure::new("Invalid", e.to_string()))?;
+        Ok(Sizes::of(pod, &demand, &CgroupPolicy::default()))
     }
 
     async fn credentials(&self, _: &Pod, _: &str) -> Result<Vec<Credentials>, Failure> {

@@ -10,9 +10,10 @@ use crate::events::{Recorder, Severity};
 use crate::node::Shared;
 use crate::qos::{PodDemand, ResourceAmounts};
 use crate::quantity::Quantity;
+use crate::resize::Why;
 use crate::unsupported;
 use crate::worker::memory::Failure;
-use crate::worker::roster::{Gatekeeper, Judgement};
+use crate::worker::roster::{Allocation, Gatekeeper, Judgement};
 
 /// The gate of a node.
 pub struct Gate {
@@ -49,19 +50,7 @@ impl Gatekeeper for Gate {
             Ok(demand) => demand,
             Err(error) => return refuse(&admission::reject_invalid_resource(&error)),
         };
-        let demands: Vec<(&Pod, PodDemand)> = others
-            .iter()
-            .filter_map(|other| Some((&**other, PodDemand::parse(other).ok()?)))
-            .collect();
-        let allocatable = allocatable(&self.node);
-        let node = self.node.read().unwrap_or_else(PoisonError::into_inner);
-        let inputs = AdmissionInputs {
-            node: &node,
-            allocatable: &allocatable,
-            others: demands.iter().map(|(pod, demand)| Admitted { pod, demand }).collect(),
-            sysctls: &self.sysctls,
-        };
-        match admission::admit(pod, &demand, &inputs) {
+        match self.judge((pod, &demand), others) {
             admission::Judgement::Admit => {
                 for finding in &findings {
                     let message = finding.to_string();
@@ -70,11 +59,58 @@ impl Gatekeeper for Gate {
                 Judgement::Admit
             }
             admission::Judgement::Reject(rejection) => refuse(&rejection),
+            admission::Judgement::Preempt(places) => Judgement::Preempt(uids(others, &places)),
+        }
+    }
+
+    fn resize(&self, pod: &Pod, others: &[Arc<Pod>]) -> Allocation {
+        let demand = match PodDemand::parse(pod) {
+            Ok(demand) => demand,
+            Err(error) => {
+                let message = admission::reject_invalid_resource(&error).message;
+                return Allocation::Waits(Why::Infeasible, message);
+            }
+        };
+        if let Some(message) = admission::beyond_node(&demand, &allocatable(&self.node)) {
+            return Allocation::Waits(Why::Infeasible, message);
+        }
+        match self.judge((pod, &demand), others) {
+            admission::Judgement::Admit => Allocation::Granted,
+            admission::Judgement::Reject(rejection) => {
+                Allocation::Waits(Why::Deferred, rejection.message)
+            }
             admission::Judgement::Preempt(places) => {
-                let victims = places.into_iter().filter_map(|place| demands.get(place));
-                let uids = victims.filter_map(|(pod, _)| pod.metadata.uid.clone());
-                Judgement::Preempt(uids.collect())
+                let message = "other pods are preempted in order to resize a critical pod";
+                Allocation::Preempt(uids(others, &places), message.to_owned())
             }
         }
+    }
+}
+
+fn uids(pods: &[Arc<Pod>], places: &[usize]) -> Vec<String> {
+    let pods = places.iter().filter_map(|place| pods.get(*place));
+    pods.filter_map(|pod| pod.metadata.uid.clone()).collect()
+}
+
+impl Gate {
+    /// Holds a pod against what the node has beside others; of those whose requests cannot be read
+    /// only the number counts.
+    fn judge(
+        &self,
+        (pod, demand): (&Pod, &PodDemand),
+        others: &[Arc<Pod>],
+    ) -> admission::Judgement {
+        let demands: Vec<PodDemand> =
+            others.iter().map(|other| PodDemand::parse(other).unwrap_or_default()).collect();
+        let allocatable = allocatable(&self.node);
+        let node = self.node.read().unwrap_or_else(PoisonError::into_inner);
+        let others = others.iter().zip(&demands);
+        let inputs = AdmissionInputs {
+            node: &node,
+            allocatable: &allocatable,
+            others: others.map(|(pod, demand)| Admitted { pod, demand }).collect(),
+            sysctls: &self.sysctls,
+        };
+        admission::admit(pod, demand, &inputs)
     }
 }

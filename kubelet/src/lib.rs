@@ -36,6 +36,7 @@ pub mod pod_files;
 pub mod probe;
 pub mod qos;
 pub mod quantity;
+pub mod resize;
 pub mod server;
 pub mod shelf;
 pub mod source;

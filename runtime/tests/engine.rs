@@ -426,3 +426,36 @@ async fn an_abandoned_request_is_carried_to_its_end() {
     }
     node.finish().await;
 }
+
+#[tokio::test]
+async fn other_limits_are_kept_with_what_runs_and_outlive_the_engine() {
+    let node = Node::new().await;
+    let sandbox = node.run_sandbox("u1").await;
+    let runs = node.run(&sandbox, "runs", "echo up; sleep 1000").await;
+    let ended = node.run(&sandbox, "ended", "exit 0").await;
+    node.wait_for_log(&runs, "up").await;
+    node.exit(&ended).await;
+    let resize = |of, bytes| Resize {
+        of,
+        resources: Resources { memory_limit_bytes: Some(bytes), ..Resources::default() },
+        labels: [("size".to_owned(), bytes.to_string())].into(),
+    };
+    let sizes = vec![
+        resize(Resized::Pod, 3 << 30),
+        resize(Resized::Container(runs.clone()), 2 << 30),
+        resize(Resized::Container(ended.clone()), 1 << 30),
+    ];
+    node.engine.resize(&sandbox, sizes).await.unwrap();
+    let node = node.restart().await;
+    let status = node.engine.pod("u1").await.unwrap().remove(0);
+    let size = |labels: &std::collections::BTreeMap<String, String>| labels.get("size").cloned();
+    assert_eq!(status.config.resources.memory_limit_bytes, Some(3 << 30));
+    assert_eq!(size(&status.config.labels), Some((3u64 << 30).to_string()));
+    let held = |id: &ContainerId| {
+        let found = status.containers.iter().find(|container| container.id == *id).unwrap();
+        (found.config.resources.memory_limit_bytes, size(&found.config.labels))
+    };
+    assert_eq!(held(&runs), (Some(2 << 30), Some((2u64 << 30).to_string())));
+    assert_eq!(held(&ended), (None, None), "what has ended stays as it was");
+    node.finish().await;
+}

@@ -10,18 +10,21 @@ use serde_json::Value;
 
 use super::{Input, containers};
 use crate::clock;
+use crate::resize;
 use crate::worker::members::{self, Role};
 use crate::worker::memory::Phase;
 use crate::worker::{plan, runs};
 
 /// The conditions that this agent decides.
-pub const OWN: [&str; 6] = [
+pub const OWN: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
     "AllContainersRestarting",
+    resize::PENDING,
+    resize::IN_PROGRESS,
 ];
 
 /// The reason of a pod that was ended for a critical one.
@@ -76,6 +79,9 @@ pub fn compute(
     if members::may_restart_all(input.pod) {
         conditions.push(condition(input, "AllContainersRestarting", restarting(input, phase)));
     }
+    if !phase.is_terminal() {
+        conditions.extend(resizes(input));
+    }
     let disruption = disruption(input);
     let is_ours =
         |type_: &str| OWN.contains(&type_) || (disruption.is_some() && type_ == "DisruptionTarget");
@@ -94,6 +100,17 @@ pub(super) fn disruption(input: &Input<'_>) -> Option<PodCondition> {
         let reason = Some(BY_KUBELET);
         let holds = Verdict { holds: true, reason, message: Some(message) };
         condition(input, "DisruptionTarget", holds)
+    })
+}
+
+/// What is going on with the pod's size, with the time since which it has that reason.
+fn resizes(input: &Input<'_>) -> impl Iterator<Item = PodCondition> {
+    input.memory.resize.conditions().into_iter().map(|condition| {
+        let known = find(Some(input.previous), &condition.type_);
+        let known = known.filter(|known| known.reason == condition.reason);
+        let since = known.and_then(|known| known.last_transition_time.clone());
+        let since = since.unwrap_or_else(|| second(input.wall));
+        PodCondition { last_transition_time: Some(since), ..condition }
     })
 }
 

@@ -1,6 +1,7 @@
 //! The state of one container in a pod's status: waiting, running or terminated, with upstream's
 //! reasons.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use berth_runtime::interface::ContainerState as RuntimeState;
@@ -10,11 +11,13 @@ use k8s_openapi::api::core::v1::{
     ContainerStateWaiting, ContainerStatus, ContainerUser, LinuxContainerUser, Pod,
     VolumeMountStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Input, Stage};
 use crate::clock;
 use crate::probe;
+use crate::resize::{self, Size};
 use crate::worker::members::{self, Role, Ruling};
 use crate::worker::memory::{self, Failed, Failure, ImageState};
 use crate::worker::runs::{self, Ended, Run};
@@ -77,6 +80,8 @@ pub fn status(input: &Input<'_>, (role, container): (Role, &Container)) -> Conta
             status.image.clone_from(&ended.image);
             status.image_id = ended.image_id.clone();
             status.container_id = ended.id.as_deref().map(with_scheme);
+            status.resources = resize::shown(container, None);
+            status.allocated_resources = allocated(container);
             let waits = will_restart(input, (role, container), &ended)
                 .then(|| between_runs(input, container, &ended))
                 .flatten();
@@ -142,8 +147,8 @@ fn running(
         ..ContainerState::default()
     });
     status.last_state = Some(before.as_ref().map(terminated).unwrap_or_default());
-    status.resources = container.resources.clone();
-    status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
+    status.resources = resize::shown(container, Size::in_force(record).as_ref());
+    status.allocated_resources = allocated(container);
     status.user = record.user.as_ref().map(|user| ContainerUser {
         linux: Some(LinuxContainerUser {
             uid: i64::from(user.uid),
@@ -153,6 +158,10 @@ fn running(
             ),
         }),
     });
+}
+
+fn allocated(container: &Container) -> Option<BTreeMap<String, Quantity>> {
+    container.resources.as_ref().and_then(|resources| resources.requests.clone())
 }
 
 fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {

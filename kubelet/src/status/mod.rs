@@ -13,16 +13,20 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use berth_runtime::interface::{ContainerState, SandboxStatus};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodIP, PodStatus};
+use k8s_openapi::api::core::v1::{
+    ContainerStatus, HostIP, Pod, PodIP, PodStatus, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::qos;
+use crate::qos::{self, PodDemand, ResourceAmounts};
 use crate::worker::members::{self, Role};
 use crate::worker::memory::{Memory, Operation, Phase};
 use crate::worker::runs;
@@ -93,6 +97,7 @@ pub fn compute(input: &Input<'_>) -> PodStatus {
         status.message.clone_from(&verdict.message);
     }
     addresses(input, &mut status);
+    pod_level(input, &mut status);
     status.conditions = Some(conditions::compute(input, &status, phase, initialized));
     status
 }
@@ -197,6 +202,25 @@ fn addresses(input: &Input<'_>, status: &mut PodStatus) {
     status.host_ips = list(&host).map(|ips| ips.into_iter().map(|ip| HostIP { ip }).collect());
     status.pod_ip = pod.first().cloned();
     status.pod_ips = list(&pod).map(|ips| ips.into_iter().map(|ip| PodIP { ip }).collect());
+}
+
+/// What the pod as a whole is allocated, and what is in force of it.
+fn pod_level(input: &Input<'_>, status: &mut PodStatus) {
+    let Ok(demand) = PodDemand::parse(input.pod) else {
+        return;
+    };
+    let amounts = |amounts: ResourceAmounts| -> Option<BTreeMap<String, Quantity>> {
+        let amounts = amounts.into_iter().map(|(name, amount)| (name, amount.into()));
+        Some(amounts.collect()).filter(|amounts: &BTreeMap<_, _>| !amounts.is_empty())
+    };
+    let (requests, limits) = (amounts(demand.requests()), amounts(demand.limits()));
+    status.allocated_resources.clone_from(&requests);
+    let resources = ResourceRequirements { requests, limits, ..ResourceRequirements::default() };
+    let before = input.previous.resources.clone();
+    status.resources = match input.memory.resize.under_way {
+        Some(_) if before.is_some() => before,
+        _ => Some(resources),
+    };
 }
 
 /// The status of a pod that is refused: it never ran and never will.

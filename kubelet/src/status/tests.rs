@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::fake::image;
-use crate::status::writer::{self, PodKey};
+use crate::status::writer::{self, Dropped, PodKey};
 use crate::worker::memory::{Failed, Failure, ImageState, Pacing};
 
 const SECOND: i64 = 1_000_000_000;
@@ -315,7 +315,13 @@ fn a_patch_names_the_pod_and_drops_what_is_gone() {
         pod_ips: Some(vec![PodIP { ip: "10.0.0.6".into() }]),
         ..PodStatus::default()
     };
-    let patch = writer::patch(&key, &status, &["10.0.0.5".to_owned(), "10.0.0.6".to_owned()]);
+    let dropped = Dropped {
+        ips: vec!["10.0.0.5".to_owned(), "10.0.0.6".to_owned()],
+        conditions: vec!["PodResizePending".to_owned()],
+    };
+    let patch = writer::patch(&key, &status, &dropped);
+    let gone = json!([{"$patch": "delete", "type": "PodResizePending"}]);
+    assert_eq!(patch["status"]["conditions"], gone);
     assert_eq!(patch["metadata"]["uid"], "u");
     let ips = json!([{"ip": "10.0.0.6"}, {"$patch": "delete", "ip": "10.0.0.5"}]);
     assert_eq!(patch["status"]["podIPs"], ips);
@@ -332,7 +338,7 @@ fn a_patch_leaves_the_conditions_of_others_alone() {
     ]}));
     let key = PodKey::of(&pod());
     let conditions = |status: &PodStatus| -> Vec<String> {
-        let body = writer::patch(&key, status, &[]);
+        let body = writer::patch(&key, status, &Dropped::default());
         let all = body["status"]["conditions"].as_array().unwrap();
         all.iter().map(|c| c["type"].as_str().unwrap().to_owned()).collect()
     };
@@ -350,7 +356,7 @@ fn a_patch_takes_back_the_reasons_of_conditions() {
     let done = record("i", 0, exited(0, false));
     let scene = Scene::new(vec![done, record("c", 0, running()), record("d", 0, running())]);
     let key = PodKey::of(&scene.pod);
-    let patch = writer::patch(&key, &compute(&scene.input(&[])), &[]);
+    let patch = writer::patch(&key, &compute(&scene.input(&[])), &Dropped::default());
     let ready = condition(&patch["status"], "Ready").as_object().unwrap();
     assert_eq!(ready["status"], "True");
     assert_eq!(ready.get("reason"), Some(&Value::Null));

@@ -5,17 +5,17 @@
 //! delete goes through the same task, so it follows the last status. Patches are strategic merge
 //! patches that name the UID, so a status never lands on a successor of the same name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::conditions;
+use super::conditions::{self, OWN};
 use crate::api_retry::{self, Retry};
 
 /// How long one request may take.
@@ -46,8 +46,8 @@ impl PodKey {
 #[derive(Debug, Default)]
 struct Pending {
     status: Option<PodStatus>,
-    /// Addresses that the server may still have and has to drop.
-    dropped_ips: Vec<String>,
+    /// What the server may still have and has to drop.
+    dropped: Dropped,
     delete: bool,
 }
 
@@ -72,10 +72,10 @@ impl Writer {
 
     /// Writes `status`, in place of any that has not been written yet.
     pub fn update(&self, key: &PodKey, status: PodStatus, previous: &PodStatus) {
-        let gone = dropped_ips(previous, &status);
+        let gone = Dropped::between(previous, &status);
         self.submit(key, |pending| {
             pending.status = Some(status);
-            pending.dropped_ips.extend(gone);
+            pending.dropped.extend(gone);
         });
     }
 
@@ -118,7 +118,7 @@ impl Inner {
         if pending.status.is_none() {
             pending.status = failed.status;
         }
-        pending.dropped_ips.extend(failed.dropped_ips);
+        pending.dropped.extend(failed.dropped);
         pending.delete |= failed.delete;
     }
 }
@@ -166,7 +166,7 @@ async fn write(
 ) -> Result<Outcome, kube::Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
     if let Some(status) = &pending.status {
-        let body = patch(key, status, &pending.dropped_ips);
+        let body = patch(key, status, &pending.dropped);
         let patched =
             api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(body)).await;
         if let Some(outcome) = gone(patched.map(|_| ()))? {
@@ -197,17 +197,56 @@ fn gone(result: Result<(), kube::Error>) -> Result<Option<Outcome>, kube::Error>
     }
 }
 
-fn dropped_ips(previous: &PodStatus, status: &PodStatus) -> Vec<String> {
-    let list = |s: &PodStatus| -> Vec<String> {
-        let ips = s.pod_ips.iter().flatten();
-        ips.map(|ip| ip.ip.clone()).collect()
+/// What a status has no more that a merge would keep.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Addresses.
+    pub ips: Vec<String>,
+    /// Types of conditions that are decided here.
+    pub conditions: Vec<String>,
+}
+
+impl Dropped {
+    fn between(previous: &PodStatus, status: &PodStatus) -> Self {
+        let ips = |s: &PodStatus| -> Vec<String> {
+            s.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect()
+        };
+        let conditions = |s: &PodStatus| -> Vec<String> {
+            let own = s.conditions.iter().flatten().map(|c| c.type_.clone());
+            own.filter(|type_| OWN.contains(&type_.as_str())).collect()
+        };
+        let gone = |list: &dyn Fn(&PodStatus) -> Vec<String>| {
+            let kept = list(status);
+            list(previous).into_iter().filter(|one| !kept.contains(one)).collect()
+        };
+        Self { ips: gone(&ips), conditions: gone(&conditions) }
+    }
+
+    fn extend(&mut self, more: Self) {
+        self.ips.extend(more.ips);
+        self.conditions.extend(more.conditions);
+    }
+}
+
+/// Has a merge take entries out of a list, but for those that are in it again.
+fn drop_from(fields: &mut Map<String, Value>, (list, key): (&str, &str), gone: &[String]) {
+    if gone.is_empty() {
+        return;
+    }
+    let Value::Array(kept) = fields.entry(list).or_insert_with(|| json!([])) else {
+        return;
     };
-    let kept = list(status);
-    list(previous).into_iter().filter(|ip| !kept.contains(ip)).collect()
+    let present: BTreeSet<String> =
+        kept.iter().filter_map(|one| one[key].as_str().map(str::to_owned)).collect();
+    for one in gone.iter().collect::<BTreeSet<_>>() {
+        if !present.contains(one) {
+            kept.push(json!({"$patch": "delete", key: one}));
+        }
+    }
 }
 
 /// The patch that makes the server's status this one.
-pub fn patch(key: &PodKey, status: &PodStatus, dropped_ips: &[String]) -> Value {
+pub fn patch(key: &PodKey, status: &PodStatus, dropped: &Dropped) -> Value {
     let mut body = serde_json::to_value(status).unwrap_or_default();
     if let Value::Object(fields) = &mut body {
         // What a merge would keep has to be named to go.
@@ -225,16 +264,9 @@ pub fn patch(key: &PodKey, status: &PodStatus, dropped_ips: &[String]) -> Value 
                 condition.entry(field).or_insert(Value::Null);
             }
         }
-        if !dropped_ips.is_empty() {
-            let kept = fields.entry("podIPs").or_insert_with(|| json!([]));
-            if let Value::Array(kept) = kept {
-                let present: Vec<Value> = kept.iter().map(|ip| ip["ip"].clone()).collect();
-                for ip in dropped_ips {
-                    if !present.contains(&Value::String(ip.clone())) {
-                        kept.push(json!({"$patch": "delete", "ip": ip}));
-                    }
-                }
-            }
+        drop_from(fields, ("conditions", "type"), &dropped.conditions);
+        if !dropped.ips.is_empty() {
+            drop_from(fields, ("podIPs", "ip"), &dropped.ips);
             fields.entry("podIP").or_insert(Value::Null);
         }
     }

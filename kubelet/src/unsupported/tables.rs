@@ -74,7 +74,7 @@ pub static CONTAINER: Table = Table {
         ("name", Honoured),
         ("ports", Honoured),
         ("readinessProbe", Object(&PROBE)),
-        ("resizePolicy", Depends(resize_policy)),
+        ("resizePolicy", Honoured),
         ("resources", Object(&RESOURCES)),
         ("restartPolicy", Honoured),
         ("restartPolicyRules", Honoured),
@@ -106,7 +106,7 @@ pub static INIT_CONTAINER: Table = Table {
         ("name", Honoured),
         ("ports", Honoured),
         ("readinessProbe", Object(&PROBE)),
-        ("resizePolicy", Depends(resize_policy)),
+        ("resizePolicy", Honoured),
         ("resources", Object(&RESOURCES)),
         ("restartPolicy", Honoured),
         ("restartPolicyRules", Honoured),
@@ -327,14 +327,6 @@ fn app_armor(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
         Some("RuntimeDefault") => Some((Severity::Report, "no AppArmor profile is applied")),
         _ => Some((Severity::Refuse, "AppArmor profiles are not supported")),
     }
-}
-
-/// `NotRequired` is what the API server writes by itself.
-fn resize_policy(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
-    let restarts =
-        |entry: &Value| entry.get("restartPolicy").and_then(Value::as_str) != Some("NotRequired");
-    let any = value.as_array().is_some_and(|entries| entries.iter().any(restarts));
-    any.then_some((Severity::Report, "containers are not resized in place"))
 }
 
 fn medium(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {

@@ -15,9 +15,9 @@ use super::members;
 use super::memory::{Ending, Failed, Failure, Hook, ImageState, Operation, VolumeState};
 use super::plan::{Action, Afterwards, Removal};
 use super::{Context, Worker, image, runs, sight, stop_signal};
-use crate::backoff::with_jitter;
 use crate::events::Severity;
 use crate::hooks;
+use crate::resize::{self, SIZE_LABEL, Size};
 
 /// What an operation gave.
 pub(super) enum Outcome {
@@ -91,6 +91,7 @@ impl Worker {
             Action::StopContainer { id, container, grace } => {
                 self.stop(context, &pod, (id, &container), grace);
             }
+            resize @ Action::Resize { .. } => self.resize(context, pod, sandboxes, resize),
             remove @ Action::RemoveContainer { .. } => {
                 self.remove_container(context, pod, sandboxes, remove);
             }
@@ -103,7 +104,7 @@ impl Worker {
         }
     }
 
-    fn spawn(
+    pub(super) fn spawn(
         &mut self,
         operation: Operation,
         kills_at: Option<Instant>,
@@ -322,6 +323,7 @@ impl Worker {
             }
             Operation::Directories => self.memory.directories_removed = true,
             Operation::Sandbox
+            | Operation::Resize
             | Operation::Image(_)
             | Operation::Stop(_)
             | Operation::RemoveContainer(_) => {}
@@ -331,65 +333,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// When the volumes are looked at again; never where none of them can change.
-    fn next_refresh(&self) -> Option<Instant> {
-        let pod = &self.wishes.borrow().pod;
-        let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
-        let changes = volumes.into_iter().flatten().any(|v| {
-            v.config_map.is_some()
-                || v.secret.is_some()
-                || v.projected.is_some()
-                || v.downward_api.is_some()
-        });
-        changes.then(|| Instant::now() + with_jitter(self.memory.pacing.refresh))
-    }
-
-    /// What of a changed pod its volumes may show is shown at once.
-    pub(super) fn note_changes(&mut self, before: &Pod, after: &Pod) {
-        let (x, y) = (&before.metadata, &after.metadata);
-        let same = x.labels == y.labels && x.annotations == y.annotations;
-        if !same || before.spec != after.spec {
-            self.refresh_volumes();
-        }
-        for (_, container) in members::lasting(after) {
-            let known = members::find(before, &container.name);
-            if known.is_some_and(|(_, known)| known.image != container.image) {
-                self.forget_image(&container.name);
-            }
-        }
-    }
-
-    /// What the volumes are filled from has changed: nothing waits that failed for want of it.
-    pub(super) fn note_sources(&mut self) {
-        self.refresh_volumes();
-        self.memory.retries.remove(&Operation::Volumes);
-        let now = Instant::now();
-        for container in self.memory.containers.values_mut() {
-            if let Some(failed) = &mut container.start_failure
-                && failed.failure.reason == "CreateContainerConfigError"
-            {
-                failed.retry_at = now;
-            }
-        }
-    }
-
-    /// Has the volumes filled anew now, or right after the run that is under way.
-    fn refresh_volumes(&mut self) {
-        if self.next_refresh().is_some() {
-            self.memory.refresh_at = Some(Instant::now());
-        }
-    }
-
-    /// What was learnt of a container's image says nothing of another one.
-    fn forget_image(&mut self, name: &str) {
-        self.abandon(|o| matches!(o, Operation::Image(other) if other == name));
-        let memory = self.memory.container(name);
-        memory.image = ImageState::Unknown;
-        memory.pull_backoff.reset();
-        memory.start_failure = None;
-        memory.start_backoff.reset();
     }
 
     fn note_failure(&mut self, operation: Operation, failure: Failure, now: Instant) {
@@ -427,6 +370,10 @@ impl Worker {
             Operation::Volumes => {
                 // Those that are mounted are looked at again as soon as the wait is over.
                 self.memory.refresh_at = self.memory.refresh_at.or(Some(now));
+                self.memory.note_failure(&operation, now);
+            }
+            Operation::Resize => {
+                self.note_resize_failure(failure);
                 self.memory.note_failure(&operation, now);
             }
             _ => self.memory.note_failure(&operation, now),
@@ -474,7 +421,8 @@ async fn prepare_volumes(context: Arc<Context>, pod: Arc<Pod>) -> Outcome {
 
 async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> Outcome {
     let created = async {
-        let config = context.materials.sandbox(&pod, attempt).await?;
+        let mut config = context.materials.sandbox(&pod, attempt).await?;
+        config.labels.insert(SIZE_LABEL.to_owned(), resize::pod_size(&pod));
         context
             .runtime
             .run_sandbox(config)
@@ -551,6 +499,7 @@ async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Fa
     let mut config = context.materials.container(request).await?;
     let shown = image::shown_id(&start.image);
     config.labels.insert(runs::IMAGE_ID_LABEL.to_owned(), shown);
+    config.labels.insert(SIZE_LABEL.to_owned(), Size::of(pod, spec).label());
     config.pid_target = target;
     let created = context.runtime.create_container(&start.sandbox, config).await;
     let id = created.map_err(|error| Failure::new("CreateContainerError", chain(&error)))?;

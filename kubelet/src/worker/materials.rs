@@ -4,17 +4,19 @@
 //! A trait, since tests start pods without a disk or an API server ([`crate::fake`]); the real one is
 //! [`super::provision`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerStatus, Credentials, Image, SandboxConfig,
+    ContainerConfig, ContainerStatus, Credentials, Image, Resources, SandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::watch;
 
+use super::members;
 use super::memory::Failure;
+use crate::qos::{self, CgroupPolicy, PodDemand};
 
 /// What a container's configuration is made from.
 #[derive(Debug, Clone)]
@@ -29,6 +31,26 @@ pub struct ContainerRequest<'a> {
     pub image: &'a Image,
     /// The pod's addresses, primary first; the host's with `hostNetwork`.
     pub pod_ips: Vec<IpAddr>,
+}
+
+/// What the cgroups of a pod are held to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// The pod's own.
+    pub pod: Resources,
+    /// Those of its containers, by name.
+    pub containers: BTreeMap<String, Resources>,
+}
+
+impl Sizes {
+    /// By the pod's requests and limits, and the node's rules.
+    pub fn of(pod: &Pod, demand: &PodDemand, policy: &CgroupPolicy) -> Self {
+        let containers = members::lasting(pod).filter_map(|(_, container)| {
+            let own = demand.container(&container.name)?;
+            Some((container.name.clone(), qos::container_resources(demand, own, policy)))
+        });
+        Self { pod: qos::pod_resources(demand, policy), containers: containers.collect() }
+    }
 }
 
 /// Makes what pods are started from.
@@ -49,6 +71,9 @@ pub trait Materials: Send + Sync + 'static {
 
     /// What a container is made from, after what it needs on disk was made.
     async fn container(&self, request: ContainerRequest<'_>) -> Result<ContainerConfig, Failure>;
+
+    /// What the cgroups of a pod that runs are to be held to.
+    fn sizes(&self, pod: &Pod) -> Result<Sizes, Failure>;
 
     /// The credentials that a pod may pull `image` with.
     async fn credentials(&self, pod: &Pod, image: &str) -> Result<Vec<Credentials>, Failure>;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::runs::Remembered;
 use crate::backoff::{Backoff, Limits};
+use crate::resize::Progress;
 
 /// Something a worker does that takes time. At most one of each runs at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,8 @@ pub enum Operation {
     TearDown,
     /// Make a sandbox.
     Sandbox,
+    /// Hold the pod or its containers to other limits.
+    Resize,
     /// Stop a sandbox.
     StopSandbox(SandboxId),
     /// Remove a sandbox and its containers.
@@ -252,6 +255,8 @@ pub struct Memory {
     pub verdict: Option<Verdict>,
     /// Whether the pod's directories are gone.
     pub directories_removed: bool,
+    /// What is going on with the pod's size.
+    pub resize: Progress,
 }
 
 impl Memory {
@@ -272,6 +277,7 @@ impl Memory {
             termination_messages: BTreeMap::new(),
             verdict: None,
             directories_removed: false,
+            resize: Progress::default(),
         }
     }
 

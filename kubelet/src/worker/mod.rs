@@ -13,6 +13,7 @@
 //! worker can be dropped at any moment, with the agent: [`recovery`] takes up from what is there.
 
 mod apply;
+mod changes;
 mod image;
 pub mod materials;
 pub mod members;
@@ -20,6 +21,7 @@ pub mod memory;
 pub mod plan;
 pub mod provision;
 pub mod recovery;
+mod resizing;
 pub mod roster;
 pub mod runs;
 mod sight;
@@ -87,6 +89,18 @@ pub struct Wish {
     pub gone: Option<Duration>,
     /// Set once the pod was refused: it must not run.
     pub refused: Option<memory::Failure>,
+    /// Set while there is no room for the resources it is specified with; `pod` has those that it is
+    /// allocated.
+    pub waiting: Option<Waiting>,
+}
+
+/// A resize that has to wait.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// For what.
+    pub pending: crate::resize::Pending,
+    /// The pod as it is specified.
+    pub pod: Arc<Pod>,
 }
 
 /// The shortest grace period; the kubelet never kills without one.
@@ -171,6 +185,9 @@ impl Worker {
             let now = Instant::now();
             let deadline = self.judge(&wish, &sandboxes, now);
             let goal = self.goal(&wish);
+            if goal == Goal::Run {
+                self.note_resize(&wish, &sandboxes);
+            }
             if goal != Goal::Run {
                 self.probes.calm_down();
             }

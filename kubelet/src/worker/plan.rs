@@ -18,6 +18,7 @@
 
 mod ending;
 pub mod reset;
+pub mod resizing;
 mod starting;
 
 use std::time::Duration;
@@ -135,6 +136,13 @@ pub enum Action {
         container: String,
         /// What is remembered of it.
         because: Removal,
+    },
+    /// Hold the pod, or running containers of it, to what they are allocated.
+    Resize {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// How far to go.
+        step: resizing::Step,
     },
     /// Give up what is being pulled.
     AbandonPulls,

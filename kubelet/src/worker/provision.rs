@@ -21,7 +21,7 @@ use berth_runtime::interface::{
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use tokio::sync::watch;
 
-use super::materials::{ContainerRequest, Materials};
+use super::materials::{ContainerRequest, Materials, Sizes};
 use super::memory::Failure;
 use crate::cache::Cache;
 use crate::container_config::{
@@ -379,6 +379,12 @@ impl Materials for Provision {
         let (container, image) = (request.container.clone(), request.image.clone());
         let attempt = request.attempt;
         blocking(move || ingredients.container(&container, &image, (&environment, attempt))).await
+    }
+
+    fn sizes(&self, pod: &Pod) -> Result<Sizes, Failure> {
+        let demand = PodDemand::parse(pod)
+            .map_err(|error| Failure::new("InvalidResources", error.to_string()))?;
+        Ok(Sizes::of(pod, &demand, &self.place.facts.cgroups))
     }
 
     async fn credentials(&self, pod: &Pod, image: &str) -> Result<Vec<Credentials>, Failure> {

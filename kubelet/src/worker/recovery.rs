@@ -13,6 +13,7 @@ use super::memory::{Memory, Pacing, Phase, ProbeResults, Verdict};
 use super::runs::{self, Remembered};
 use crate::backoff::{self, Backoff};
 use crate::clock;
+use crate::resize::Progress;
 
 /// The two clocks at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +46,7 @@ pub fn recover(
     let is_resetting = is_resetting(status);
     let mut memory = Memory::new(pacing, names.clone());
     memory.verdict = verdict(status);
+    memory.resize = Progress::recovered(status);
     memory.sandbox_attempts =
         sandboxes.iter().map(|s| s.config.attempt.saturating_add(1)).max().unwrap_or(0);
     for name in names {

@@ -12,6 +12,7 @@
 //! Pods known from the disk get their workers before the API server answers; sandboxes that belong
 //! to no pod are removed only once it has.
 
+mod allocation;
 mod room;
 
 use std::cmp::Reverse;
@@ -25,6 +26,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::Failure;
@@ -34,6 +36,8 @@ use crate::source::Event;
 use crate::static_pods::{self, mirror};
 use crate::status::conditions::PREEMPTING;
 use crate::status::writer::PodKey;
+pub use allocation::Allocation;
+use allocation::RETRY;
 use room::Room;
 
 /// What becomes of a pod.
@@ -51,10 +55,16 @@ pub enum Judgement {
 pub trait Gatekeeper: Send + Sync + 'static {
     /// Judges `pod` beside `others`.
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement;
+
+    /// Judges whether `pod`, which runs, may have the resources it is specified with now.
+    fn resize(&self, pod: &Pod, others: &[Arc<Pod>]) -> Allocation;
 }
 
 struct Entry {
+    /// The pod with the resources it is allocated.
     pod: Arc<Pod>,
+    /// The pod as it is specified.
+    wanted: Arc<Pod>,
     wish: watch::Sender<Wish>,
     wake: Arc<Notify>,
     refused: bool,
@@ -136,6 +146,7 @@ impl Roster {
         let mut files = self.files.take();
         let has_files = files.is_some();
         let mut ends = self.context.shelf.ends();
+        let mut retry_at = Instant::now() + RETRY;
         loop {
             tokio::select! {
                 biased;
@@ -150,7 +161,14 @@ impl Roster {
                 Some(ended) = self.workers.join_next(), if !self.workers.is_empty() => {
                     self.note_end(ended).await;
                 }
-                Ok(()) = ends.changed(), if !self.room.is_empty() => self.fill_room().await,
+                Ok(()) = ends.changed(), if !self.room.is_empty() || self.anyone_waits() => {
+                    self.fill_room().await;
+                    self.allocate_waiting();
+                }
+                () = tokio::time::sleep_until(retry_at), if self.anyone_waits() => {
+                    retry_at = Instant::now() + RETRY;
+                    self.allocate_waiting();
+                }
                 Some(Event::Synced(pods)) = next_file(&mut files), if has_files => {
                     self.take_files(pods).await;
                 }
@@ -318,14 +336,6 @@ impl Roster {
         self.waiting.insert(key.uid, pod);
     }
 
-    /// Takes in the newest state of a pod that has a worker.
-    fn update(&mut self, uid: &str, pod: Arc<Pod>) {
-        if let Some(entry) = self.entries.get_mut(uid) {
-            entry.pod = Arc::clone(&pod);
-            entry.wish.send_modify(|wish| wish.pod = pod);
-        }
-    }
-
     fn of_the_same_name(&self, key: &PodKey) -> Vec<String> {
         let same = |pod: &Pod| {
             let other = PodKey::of(pod);
@@ -438,7 +448,8 @@ impl Roster {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let wake = Arc::new(Notify::new());
         let entry_refused = refused.is_some();
-        let (wish, wishes) = watch::channel(Wish { pod: Arc::clone(&pod), gone: None, refused });
+        let wish = Wish { pod: Arc::clone(&pod), gone: None, refused, waiting: None };
+        let (wish, wishes) = watch::channel(wish);
         let worker = Worker::new(
             Arc::clone(&self.context),
             wishes,
@@ -450,7 +461,8 @@ impl Roster {
             tokio::time::sleep(pause).await;
             (owner, worker.run().await)
         });
-        let entry = Entry { pod, wish, wake, refused: entry_refused };
+        let wanted = Arc::clone(&pod);
+        let entry = Entry { pod, wanted, wish, wake, refused: entry_refused };
         self.entries.insert(uid, entry);
     }
 
@@ -491,6 +503,7 @@ impl Roster {
             return;
         };
         self.context.shelf.remove(&uid);
+        self.allocate_waiting();
         if entry.wish.borrow().gone.is_none() {
             self.done.insert(uid.clone());
         }
@@ -524,6 +537,7 @@ impl Roster {
             if let Some(entry) = self.entries.remove(&uid) {
                 let wish = entry.wish.borrow().clone();
                 self.start_after(AFTER_FAILURE, wish.pod, wish.refused);
+                self.update(&uid, entry.wanted);
                 if let Some(grace) = wish.gone {
                     self.mark_gone(&uid, Some(grace));
                 }

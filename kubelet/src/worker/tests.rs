@@ -5,6 +5,7 @@ mod ending;
 mod lifecycle;
 mod preemption;
 mod probes;
+mod resize;
 mod rules;
 mod scene;
 mod schedule;

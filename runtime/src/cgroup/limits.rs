@@ -97,8 +97,34 @@ pub fn plan(resources: &Resources, available: &BTreeSet<Controller>) -> Vec<Limi
         .collect()
 }
 
+/// The files to write so that what is held by `old` is held by `new`.
+pub fn changes(old: &Resources, new: &Resources, available: &BTreeSet<Controller>) -> Vec<Limit> {
+    let (old, new) = (plan(old, available), plan(new, available));
+    let is_set = |file: &str| new.iter().any(|limit| limit.file == file);
+    let lifted = old.iter().filter(|limit| !is_set(&limit.file)).filter_map(|limit| {
+        let value = unlimited(&limit.file)?.to_owned();
+        Some(Limit { file: limit.file.clone(), value })
+    });
+    let changed = new.iter().filter(|limit| !old.contains(limit)).cloned();
+    lifted.chain(changed).collect()
+}
+
+/// What the kernel has in a file before anything is written.
+fn unlimited(file: &str) -> Option<&'static str> {
+    match file {
+        "cpu.weight" => Some("100"),
+        "cpu.max" => Some("max 100000"),
+        "memory.oom.group" => Some("0"),
+        _ => file.ends_with(".max").then_some("max"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn written(resources: &Resources) -> Vec<(String, String)> {
@@ -133,6 +159,46 @@ mod tests {
         let limits = plan(&resources, &BTreeSet::from([Controller::Pids]));
         assert_eq!(limits.len(), 1);
         assert_eq!(limits[0].file, "pids.max");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_held_by_the_old_limits_is_held_by_the_new_ones(
+            old in resources(),
+            new in resources(),
+        ) {
+            let all = Controller::ALL.into_iter().collect();
+            let fresh = |resources: &Resources| {
+                let limits = plan(resources, &all).into_iter().map(|l| (l.file, l.value));
+                limits.collect::<BTreeMap<_, _>>()
+            };
+            let mut files = fresh(&old);
+            for limit in changes(&old, &new, &all) {
+                files.insert(limit.file, limit.value);
+            }
+            let mut expected = fresh(&new);
+            for file in files.keys() {
+                let untouched = || unlimited(file).unwrap().to_owned();
+                expected.entry(file.clone()).or_insert_with(untouched);
+            }
+            prop_assert_eq!(files, expected);
+            prop_assert_eq!(changes(&new, &new, &all), []);
+        }
+    }
+
+    fn resources() -> impl Strategy<Value = Resources> {
+        let some = || proptest::option::of(1000..5000u64);
+        (some(), some(), some(), some(), any::<bool>(), some()).prop_map(
+            |(weight, quota, memory, swap, oom_group, pids)| Resources {
+                cpu_weight: weight,
+                cpu_quota_us: quota,
+                memory_limit_bytes: memory,
+                memory_swap_bytes: swap,
+                oom_group,
+                pids_limit: pids,
+                ..Resources::default()
+            },
+        )
     }
 
     #[test]

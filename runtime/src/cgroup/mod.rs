@@ -194,6 +194,32 @@ impl Hierarchy {
         Ok(())
     }
 
+    /// Holds a cgroup that is held by `old` to `new`: writes what differs. A cgroup that is gone needs
+    /// none of it. Idempotent. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::File`]
+    pub fn change(
+        &self,
+        path: &GroupPath,
+        (old, new): (&Resources, &Resources),
+    ) -> Result<(), Error> {
+        let dir = self.directory(path);
+        for limit in limits::changes(old, new, &self.available) {
+            match write(&dir.join(&limit.file), &limit.value) {
+                Err(Error::File { source, .. }) if is_gone(&source) => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What a cgroup has of memory now, in bytes; `None` where nobody counts it. Blocking.
+    pub fn memory_in_use(&self, path: &GroupPath) -> Option<u64> {
+        let file = self.directory(path).join("memory.current");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
     /// Sets `cpu.weight` of a cgroup, where it is there and has the controller.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! A container's life: Created → Running → Exited, as the shim tells it; and its files.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::disk;
 use crate::images::Hold;
 use crate::interface::{
     ContainerConfig, ContainerId, ContainerState, ContainerStatus, ExecOutput, ResolvedUser,
-    RuntimeError, SandboxId, StopSignal,
+    Resources, RuntimeError, SandboxId, StopSignal,
 };
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -188,6 +189,21 @@ impl Container {
 impl Container {
     pub(super) fn record_copy(&self) -> record::Container {
         lock(&self.record).clone()
+    }
+
+    /// Notes what it is held to from now on.
+    pub(super) async fn resized(
+        &self,
+        resources: Resources,
+        labels: BTreeMap<String, String>,
+    ) -> io::Result<()> {
+        let record = {
+            let mut record = lock(&self.record);
+            record.config.resources = resources;
+            record.config.labels.extend(labels);
+            record.clone()
+        };
+        self.write(record).await
     }
 
     /// Takes what the shim made of it.

@@ -14,6 +14,7 @@ mod dial;
 mod host;
 mod record;
 mod recover;
+mod resize;
 mod sandbox;
 mod session;
 mod shim;
@@ -43,8 +44,9 @@ use crate::disk;
 use crate::executable::Executable;
 use crate::images::Store;
 use crate::interface::{
-    ContainerConfig, ContainerId, Exec, ExecOutput, PodNetwork, PodUsage, Runtime, RuntimeError,
-    RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal, Streams,
+    ContainerConfig, ContainerId, Exec, ExecOutput, PodNetwork, PodUsage, Resize, Runtime,
+    RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal,
+    Streams,
 };
 
 pub use self::host::Enforcement;
@@ -233,6 +235,12 @@ impl Runtime for Engine {
         };
         let group = GroupPath::try_from(cgroup).map_err(failed)?;
         self.shared.hierarchy.weigh(&group, cpu_weight).map_err(failed)
+    }
+
+    async fn resize(&self, sandbox: &SandboxId, sizes: Vec<Resize>) -> Result<(), RuntimeError> {
+        let missing = || RuntimeError::NotFound(format!("sandbox {sandbox}"));
+        let sandbox = self.shared.sandbox(sandbox).ok_or_else(missing)?;
+        to_the_end(resize::resize(self.shared.clone(), sandbox, sizes)).await
     }
 
     async fn create_container(

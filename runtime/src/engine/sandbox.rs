@@ -7,6 +7,7 @@
 //! remove: stop ─► record(Removing) ─► cgroups ─► writable layers ─► directory
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -24,8 +25,8 @@ use super::{Failures, Shared, chain, failed, lock, random_digits, volumes};
 use crate::cgroup::GroupPath;
 use crate::disk;
 use crate::interface::{
-    AttachRequest, ContainerId, NamespaceMode, PidMode, RuntimeError, RuntimeEvent, SandboxConfig,
-    SandboxId, SandboxState, SandboxStatus,
+    AttachRequest, ContainerId, NamespaceMode, PidMode, Resources, RuntimeError, RuntimeEvent,
+    SandboxConfig, SandboxId, SandboxState, SandboxStatus,
 };
 
 /// How long a shim may take to kill its containers and end.
@@ -36,6 +37,7 @@ pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// A sandbox in memory.
 pub(super) struct Sandbox {
     pub(super) id: SandboxId,
+    /// What it was made from; [`Self::config`] has what it is held to now.
     pub(super) config: SandboxConfig,
     pub(super) dir: SandboxDir,
     boot_id: String,
@@ -47,6 +49,9 @@ pub(super) struct Sandbox {
 }
 
 struct Inner {
+    /// What the pod is held to, which may be other than what it was made with.
+    resources: Resources,
+    labels: BTreeMap<String, String>,
     phase: Phase,
     ips: Vec<IpAddr>,
     containers: Vec<Arc<Container>>,
@@ -57,6 +62,7 @@ struct Inner {
 impl Sandbox {
     /// From its record.
     pub(super) fn of(record: record::Sandbox, dir: SandboxDir) -> Arc<Self> {
+        let (resources, labels) = (record.config.resources.clone(), record.config.labels.clone());
         Arc::new(Self {
             id: record.id,
             config: record.config,
@@ -66,6 +72,8 @@ impl Sandbox {
             user_ids: record.user_ids,
             gate: RwLock::default(),
             inner: Mutex::new(Inner {
+                resources,
+                labels,
                 phase: record.phase,
                 ips: record.ips,
                 containers: Vec::new(),
@@ -112,13 +120,14 @@ impl Sandbox {
     }
 
     pub(super) fn status(&self) -> SandboxStatus {
+        let config = self.config();
         let inner = lock(&self.inner);
         let whole = inner.containers.iter().filter(|c| c.is_made());
         let mut containers: Vec<_> = whole.map(|c| c.status(&self.id)).collect();
         containers.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         SandboxStatus {
             id: self.id.clone(),
-            config: self.config.clone(),
+            config,
             state: match (inner.phase, &inner.shim) {
                 (Phase::Ready, Some(_)) => SandboxState::Ready,
                 _ => SandboxState::NotReady,
@@ -129,19 +138,47 @@ impl Sandbox {
         }
     }
 
-    /// Changes the phase, on disk first.
-    pub(super) async fn enter(&self, phase: Phase) -> io::Result<()> {
+    /// What it was made from, with what it is held to now.
+    pub(super) fn config(&self) -> SandboxConfig {
+        let mut config = self.config.clone();
+        let inner = lock(&self.inner);
+        config.resources.clone_from(&inner.resources);
+        config.labels.clone_from(&inner.labels);
+        config
+    }
+
+    /// Notes what it is held to from now on.
+    pub(super) async fn resized(
+        &self,
+        resources: Resources,
+        labels: BTreeMap<String, String>,
+    ) -> io::Result<()> {
+        let phase = {
+            let mut inner = lock(&self.inner);
+            inner.resources = resources;
+            inner.labels.extend(labels);
+            inner.phase
+        };
+        self.write(phase).await
+    }
+
+    async fn write(&self, phase: Phase) -> io::Result<()> {
         let record = record::Sandbox {
             id: self.id.clone(),
             boot_id: self.boot_id.clone(),
-            config: self.config.clone(),
+            config: self.config(),
             phase,
             created_at: self.created_at,
             ips: lock(&self.inner).ips.clone(),
             user_ids: self.user_ids,
         };
         let path = self.dir.record();
-        let outcome = disk::blocking(move || disk::write_run_json(&path, &record)).await;
+        disk::blocking(move || disk::write_run_json(&path, &record)).await
+    }
+
+    /// Changes the phase, on disk first.
+    pub(super) async fn enter(&self, phase: Phase) -> io::Result<()> {
+        let outcome = self.write(phase).await;
         // A full disk must not keep a sandbox from being stopped or removed.
         if outcome.is_ok() || matches!(phase, Phase::Stopped | Phase::Removing) {
             lock(&self.inner).phase = phase;

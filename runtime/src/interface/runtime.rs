@@ -1,5 +1,6 @@
 //! What sandboxes and containers are, what can be done with them, and how that fails.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{
-    ContainerConfig, ContainerId, Exec, PodIdentity, PodUsage, SandboxConfig, SandboxId, Session,
-    Streams,
+    ContainerConfig, ContainerId, Exec, PodIdentity, PodUsage, Resources, SandboxConfig, SandboxId,
+    Session, Streams,
 };
 
 /// A sandbox as it is now.
@@ -158,6 +159,26 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
 }
 
+/// Other limits for something that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resize {
+    /// What is held to them.
+    pub of: Resized,
+    /// The limits.
+    pub resources: Resources,
+    /// Labels that are set with them.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What can be held to other limits while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resized {
+    /// The pod as a whole.
+    Pod,
+    /// One container of it.
+    Container(ContainerId),
+}
+
 /// Runs sandboxes and containers. All methods are idempotent where the CRI asks for it: stopping or
 /// removing what is gone succeeds.
 #[async_trait]
@@ -244,6 +265,14 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The sandboxes of one pod, oldest first.
     async fn pod(&self, uid: &str) -> Result<Vec<SandboxStatus>, RuntimeError>;
+
+    /// Holds a pod, or running containers of it, to other limits, one after the other, and keeps them
+    /// with their records; a container that has ended by then is left out. Nothing is done when a
+    /// memory limit would fall below what is in use: that is [`RuntimeError::Invalid`], in upstream's
+    /// words.
+    async fn resize(&self, sandbox: &SandboxId, _: Vec<Resize>) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Invalid(format!("sandbox {sandbox} cannot be resized here")))
+    }
 
     /// Sets `cpu.weight` of a QoS class's cgroup, a path relative to the cgroup v2 mount. A class
     /// without pods has no cgroup, and nothing is done. A runtime without cgroups keeps this.

@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::Container;
 use tokio::time::Instant;
 
 use super::ending::{self, Wish};
+use super::resizing::{self, Starts};
 use super::{Action, Afterwards, Input, Plan, Removal, begin, image, is_starting, newest, reset};
 use crate::worker::members::{
     self, Role, app_containers, as_container, ephemeral_containers, init_containers, role_of_init,
@@ -50,7 +51,8 @@ pub(super) fn run(input: &Input<'_>) -> Plan {
             reset::plan(input, sandbox, &mut plan);
         }
         Some(sandbox) => {
-            if input.memory.volumes == VolumeState::Mounted {
+            let starts = resizing::plan(input, sandbox, &mut plan);
+            if input.memory.volumes == VolumeState::Mounted && starts == Starts::Go {
                 containers(input, sandbox, &mut plan);
             } else {
                 images(input, Some(&sandbox.id), &mut plan);
@@ -88,7 +90,8 @@ fn disposition(
         return Disposition::Done;
     }
     // What is specified differently now gets its chance at once.
-    let is_changed = Some(&ended.image) != container.image.as_ref();
+    let is_changed = Some(&ended.image) != container.image.as_ref()
+        || super::is_replaced(input, container, id.as_ref());
     if in_this_sandbox
         && !is_changed
         && let (Some(memory), Some(id)) = (memory, id)

@@ -4,11 +4,17 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::qos::PodDemand;
+use crate::resize::Why;
 use crate::worker::memory::Failure;
-use crate::worker::roster::{Gatekeeper, Judgement};
+use crate::worker::roster::{Allocation, Gatekeeper, Judgement};
 
-/// Refuses pods with the label `refuse`, and more pods than the label `room` says.
+/// Refuses pods with the label `refuse`, and more pods than the label `room` says. Resizes have room while
+/// all requests for processors are at most [`PROCESSORS`] together.
 pub(super) struct Door;
+
+/// What there is for resizes, in thousandths.
+const PROCESSORS: i64 = 4000;
 
 impl Gatekeeper for Door {
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement {
@@ -31,6 +37,20 @@ impl Gatekeeper for Door {
                 uids.truncate(surplus);
                 Judgement::Preempt(uids)
             }
+        }
+    }
+
+    fn resize(&self, pod: &Pod, others: &[Arc<Pod>]) -> Allocation {
+        let millis = |pod: &Pod| {
+            let requests = PodDemand::parse(pod).unwrap().requests();
+            requests.get("cpu").copied().unwrap_or_default().milli_value()
+        };
+        let wanted = millis(pod);
+        let taken: i64 = others.iter().map(|other| millis(other)).sum();
+        match wanted {
+            _ if wanted > PROCESSORS => Allocation::Waits(Why::Infeasible, "never".to_owned()),
+            _ if wanted + taken > PROCESSORS => Allocation::Waits(Why::Deferred, "full".to_owned()),
+            _ => Allocation::Granted,
         }
     }
 }

@@ -5,24 +5,26 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use berth_runtime::interface::ContainerState;
+use berth_runtime::interface::{ContainerState, SandboxState};
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Node, pod};
+use crate::resize;
 use crate::source::Event;
 
 const NAMES: [&str; 2] = ["a", "b"];
 const POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
 const CONTAINERS: [&str; 4] = ["c", "i", "s", "e"];
-const OPERATIONS: [&str; 6] = [
+const OPERATIONS: [&str; 7] = [
     "run_sandbox",
     "stop_sandbox",
     "remove_sandbox",
     "create_container",
     "start_container",
     "stop_container",
+    "resize",
 ];
 
 #[derive(Debug, Clone)]
@@ -32,6 +34,7 @@ enum Step {
     ForceDelete { name: usize },
     Relist,
     SetImage { name: usize, image: u8 },
+    SetSize { name: usize, cpu: u8 },
     Debug { name: usize },
     Probes { code: i32 },
     Exit { name: usize, container: usize, code: i32 },
@@ -68,6 +71,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (name.clone(), 0..POLICIES.len(), shape())
             .prop_map(|(name, policy, shape)| Step::Create { name, policy, shape }),
         1 => (name.clone(), 1..4u8).prop_map(|(name, image)| Step::SetImage { name, image }),
+        2 => (name.clone(), 1..4u8).prop_map(|(name, cpu)| Step::SetSize { name, cpu }),
         1 => name.clone().prop_map(|name| Step::Debug { name }),
         1 => (0..2i32).prop_map(|code| Step::Probes { code }),
         2 => (name.clone(), 0..40i64).prop_map(|(name, grace)| Step::Delete { name, grace }),
@@ -103,6 +107,19 @@ impl Model {
             Step::SetImage { name, image } => {
                 let image = json!(format!("img:{image}"));
                 self.change(*name, |spec| spec["containers"][0]["image"] = image.clone()).await;
+            }
+            Step::SetSize { name, cpu } => {
+                let amounts = json!({"cpu": format!("{cpu}00m"), "memory": format!("{cpu}Mi")});
+                let resources = json!({"requests": amounts, "limits": amounts});
+                let policy = json!([{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]);
+                self.change(*name, |spec| {
+                    let restarts = spec["restartPolicy"] == "OnFailure";
+                    spec["containers"][0]["resources"] = resources.clone();
+                    if restarts {
+                        spec["containers"][0]["resizePolicy"] = policy.clone();
+                    }
+                })
+                .await;
             }
             Step::Debug { name } => {
                 let debug = json!([{"name": "e", "image": "img:1", "targetContainerName": "c"}]);
@@ -282,11 +299,26 @@ impl Model {
         }
     }
 
+    /// Whoever runs has what it is specified with.
+    fn check_sizes(&self) {
+        for known in self.pods.values().filter(|p| p["metadata"]["deletionTimestamp"].is_null()) {
+            let pod: Pod = serde_json::from_value(known.clone()).unwrap();
+            let uid = pod.metadata.uid.clone().unwrap();
+            let runtime = self.node.runtime.state();
+            let mut live = runtime.sandboxes.iter();
+            let live = live.find(|s| s.config.pod.uid == uid && s.state == SandboxState::Ready);
+            assert!(resize::is_settled(&pod, live), "{uid} has another size: {live:?}");
+        }
+    }
+
     /// Everything is deleted, time passes, and nothing is left.
     async fn rest(mut self) {
         self.node.runtime.state().failures.clear();
         self.node.runtime.state().commands.clear();
         self.node.api.state.lock().unwrap().failing = None;
+        self.node.pass(Duration::from_secs(60)).await;
+        self.settle().await;
+        self.check_sizes();
         for name in 0..NAMES.len() {
             self.act(&Step::Delete { name, grace: 1 }).await;
         }
