@@ -4,10 +4,10 @@
 //! no more is read than a file may hold.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 use super::directory;
 use super::{PodDirectory, VolumePlugin};
@@ -58,13 +58,13 @@ fn read(pod: &PodDirectory, volume: &str, path: &str) -> EnvFile {
 }
 
 fn read_inside(root: &OwnedFd, path: &str) -> io::Result<String> {
-    // A pipe that nobody writes to must not be waited for.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE)?;
-    let file = std::fs::File::from(opened);
-    if !file.metadata()?.is_file() {
+    // What is no file is not even opened: a container makes devices, which do things when they are.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE)?;
+    if !FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_file() {
         return Err(io::Error::other("not a file"));
     }
+    let file = std::fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
     let mut text = String::new();
     file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     match text.len() as u64 > MAX_BYTES {
@@ -75,6 +75,8 @@ fn read_inside(root: &OwnedFd, path: &str) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
     use super::*;
 
     #[test]
@@ -93,14 +95,10 @@ mod tests {
         link(root.path().join("secret").to_str().unwrap(), "absolute");
         link("../../../../secret", "climbing");
         let pipe = volume.join("pipe");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &pipe,
-            rustix::fs::FileType::Fifo,
-            Mode::from_raw_mode(0o600),
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .unwrap();
+        let opened = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&opened, &pipe, WatchFlags::OPEN).unwrap();
         std::fs::write(volume.join("long"), vec![b'x'; (1 << 20) + 1]).unwrap();
         let text = EnvFile::Text("A='1'\n".to_owned());
         assert_eq!(read(&pod, "v", "d/env"), text);
@@ -115,5 +113,7 @@ mod tests {
         ] {
             assert_eq!(read(&pod, "v", path), found, "{path}");
         }
+        let event = rustix::io::read(&opened, &mut [0; 64]);
+        assert_eq!(event.unwrap_err(), rustix::io::Errno::AGAIN, "the pipe was opened");
     }
 }
