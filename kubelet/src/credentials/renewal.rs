@@ -162,25 +162,7 @@ pub async fn join(node: &Node, shutdown: &CancellationToken) -> Result<(), Troub
 
 /// Renews the client certificate before it ends, until shutdown.
 pub async fn keep_client(node: Node, session: Session, shutdown: CancellationToken) {
-    let mut retry = Retry::default();
-    loop {
-        let due = node.store.current().map_or(Timestamp::MIN, |pair| due(&pair, rand::random()));
-        if !until(&*node.clock, due, &shutdown).await {
-            return;
-        }
-        let attempt = tokio::select! {
-            attempt = node.next(&session) => attempt,
-            () = shutdown.cancelled() => return,
-        };
-        match attempt {
-            Ok(()) => retry.reset(),
-            Err(error) => {
-                if !pause(&mut retry, &error, &shutdown).await {
-                    return;
-                }
-            }
-        }
-    }
+    keep((&node.store, &*node.clock), &shutdown, || node.next(&session)).await;
 }
 
 /// What the node's API is served as.
@@ -197,21 +179,33 @@ pub struct Serving {
 
 /// Asks the cluster for the serving certificate and renews it, until shutdown.
 pub async fn keep_serving(serving: Serving, client: kube::Client, shutdown: CancellationToken) {
+    let Serving { node, purpose, store, clock } = &serving;
+    let attempt = || obtain(store, &client, (node, purpose), clock.now());
+    keep((store, &**clock), &shutdown, attempt).await;
+}
+
+/// Gets a new certificate whenever the one in the store is due, until shutdown.
+async fn keep<F>(
+    (store, clock): (&Store, &dyn Clock),
+    shutdown: &CancellationToken,
+    attempt: impl Fn() -> F,
+) where
+    F: Future<Output = Result<(), Trouble>>,
+{
     let mut retry = Retry::default();
     loop {
-        let Serving { node, purpose, store, clock } = &serving;
         let due = store.current().map_or(Timestamp::MIN, |pair| due(&pair, rand::random()));
-        if !until(&**clock, due, &shutdown).await {
+        if !until(clock, due, shutdown).await {
             return;
         }
         let attempt = tokio::select! {
-            attempt = obtain(store, &client, (node, purpose), clock.now()) => attempt,
+            attempt = attempt() => attempt,
             () = shutdown.cancelled() => return,
         };
         match attempt {
             Ok(()) => retry.reset(),
             Err(error) => {
-                if !pause(&mut retry, &error, &shutdown).await {
+                if !pause(&mut retry, &error, shutdown).await {
                     return;
                 }
             }
