@@ -78,17 +78,23 @@ fn a_container_that_waits_for_its_start_is_closed_to_others_of_its_pod() {
     witness.assert_untouched();
 }
 
-#[test]
-fn a_command_line_that_enters_a_container_is_closed_to_it() {
-    let witness = Witness::new();
-    let bundle = Bundle::new("exec /bin/spy > /said");
-    add_spy(&bundle.image());
+/// Starts the bundle's container; returns its id.
+fn run_detached(bundle: &Bundle) -> String {
     bundle.write();
     let id = bundle.id();
     let path = bundle.path().to_str().unwrap();
     let run =
         bundle.command(&["run", "--detach", "--bundle", path, &id]).stdout(Stdio::null()).status();
     assert!(run.unwrap().success());
+    id
+}
+
+#[test]
+fn a_command_line_that_enters_a_container_is_closed_to_it() {
+    let witness = Witness::new();
+    let bundle = Bundle::new("exec /bin/spy > /said");
+    add_spy(&bundle.image());
+    let id = run_detached(&bundle);
     let said = || std::fs::read_to_string(bundle.image().join("said")).unwrap_or_default();
     let mut count = 0;
     while count < rounds(100).min(5_000) || !said().contains("round") {
@@ -183,12 +189,7 @@ fn no_descriptor_is_a_working_directory() {
         assert!(refusal.contains("chdir to cwd"), "{refusal}");
     }
     bundle.spec["process"]["cwd"] = json!("/");
-    bundle.write();
-    let id = bundle.id();
-    let path = bundle.path().to_str().unwrap();
-    let run =
-        bundle.command(&["run", "--detach", "--bundle", path, &id]).stdout(Stdio::null()).status();
-    assert!(run.unwrap().success());
+    let id = run_detached(&bundle);
     for number in 3..=64 {
         let cwd = format!("/proc/self/fd/{number}");
         let output = bundle.command(&["exec", "--cwd", &cwd, &id, "ls"]).output().unwrap();
