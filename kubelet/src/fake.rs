@@ -80,6 +80,24 @@ pub(crate) struct RuntimeState {
     /// The most live sandboxes there ever were of one namespace and name.
     pub(crate) most_live: usize,
     serial: u64,
+    /// The moment it was last looked at, and how often at that moment.
+    looks: Option<(Instant, u32)>,
+    /// Whether somebody looked without end while no time passed.
+    pub(crate) was_spun: bool,
+}
+
+/// Nobody has cause to look so often without any time passing.
+const MOST_LOOKS: u32 = 1000;
+
+impl RuntimeState {
+    /// Counts a look; whether there ever was one too many for a single moment.
+    fn looks_again(&mut self) -> bool {
+        let now = Instant::now();
+        let before = self.looks.filter(|(at, _)| *at == now).map_or(0, |(_, looks)| looks);
+        self.looks = Some((now, before + 1));
+        self.was_spun |= before >= MOST_LOOKS;
+        self.was_spun
+    }
 }
 
 /// A runtime in memory.
@@ -438,6 +456,9 @@ impl Runtime for FakeRuntime {
     }
 
     async fn pod(&self, uid: &str) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        if self.state().looks_again() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         let state = self.state();
         let of_pod = state.sandboxes.iter().filter(|s| s.config.pod.uid == uid);
         Ok(of_pod.cloned().collect())

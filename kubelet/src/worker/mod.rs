@@ -316,6 +316,8 @@ impl Worker {
             .as_deref()
             .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed"));
         if wish.gone.is_some() {
+            // Nobody is left to tell: a moment that is past would wake the worker without end.
+            self.disputed = None;
             return;
         }
         let input = status::Input {

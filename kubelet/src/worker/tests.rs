@@ -148,6 +148,7 @@ impl Node {
 
     pub(super) async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
+        assert!(!self.runtime.state().was_spun, "a worker spins");
     }
 
     pub(super) fn status(&self, name: &str) -> PodStatus {

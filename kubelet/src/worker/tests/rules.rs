@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::scene::{Scene, container, plain, sidecar};
+use crate::source::Event;
 
 fn rule(action: &str, codes: &[i32]) -> Value {
     json!({"restartPolicy": "Never", "restartPolicyRules": [
@@ -237,4 +238,19 @@ async fn a_status_that_another_has_overwritten_is_written_again() {
     scene.node.apply(scene.pod.clone()).await;
     scene.pass(60.0).await;
     assert_eq!(written(&scene), before + 2);
+}
+
+/// A status that is in dispute when its pod is taken away has nobody left to be written for.
+#[tokio::test(start_paused = true)]
+async fn a_dispute_ends_with_its_pod() {
+    let mut scene = Scene::new("Always", vec![], plain(&["c"])).start().await;
+    scene.pod["status"] = scene.status();
+    scene.pod["status"]["phase"] = json!("Pending");
+    scene.node.apply(scene.pod.clone()).await;
+    scene.pass(0.5).await;
+    scene.node.runtime.state().stubborn.insert("c".to_owned());
+    let last = serde_json::from_value(scene.pod.clone()).unwrap();
+    scene.node.tell(Event::Deleted(last)).await;
+    scene.pass(120.0).await;
+    assert!(scene.is_gone());
 }

@@ -358,6 +358,8 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: ProptestConfig::default().cases / 4,
         failure_persistence: None,
+        // What fails is told in time, if not in its shortest form.
+        max_shrink_time: 60_000,
         ..ProptestConfig::default()
     })]
     #[test]
