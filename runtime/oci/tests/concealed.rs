@@ -124,6 +124,68 @@ fn a_command_line_that_enters_a_container_is_closed_to_it() {
     witness.assert_untouched();
 }
 
+/// Lets a container trace, and its commands gain privileges, under a filter.
+fn tracing(spec: &mut Value) {
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SYS_PTRACE"));
+    }
+    spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["swapon"], "action": "SCMP_ACT_ERRNO"}],
+    });
+}
+
+/// How many processes of the runtime the spy has held still.
+fn held(text: &str) -> usize {
+    text.lines().filter(|line| line.starts_with("round")).count()
+}
+
+#[test]
+fn a_tracer_in_a_container_gets_of_a_process_that_enters_only_what_its_command_has() {
+    let witness = Witness::new();
+    for gaining in [true, false] {
+        let mut bundle = Bundle::new("exec /bin/spy held > /said");
+        tracing(&mut bundle.spec);
+        bundle.spec["process"]["noNewPrivileges"] = json!(!gaining);
+        add_spy(&bundle.image());
+        let id = run_detached(&bundle);
+        let said = || std::fs::read_to_string(bundle.image().join("said")).unwrap_or_default();
+        let mut count = 0;
+        while count < rounds(30).min(5_000) || held(&said()) < 3 {
+            let mut exec = bundle.command(&["exec", &id, "true"]);
+            assert!(exec.stdout(Stdio::null()).status().unwrap().success());
+            count += 1;
+            assert!(count < 10_000, "the spy holds no process of the runtime: {}", said());
+        }
+        assert_nothing_got(&said());
+        println!("held {} of {count}", held(&said()));
+        assert!(bundle.command(&["delete", "--force", &id]).status().unwrap().success());
+    }
+    witness.assert_untouched();
+}
+
+#[test]
+fn a_tracer_in_a_pod_gets_of_a_process_that_enters_only_what_its_command_has() {
+    let mut config = sandbox();
+    config.pid = PidNamespace::Sandbox;
+    let mut shim = Shim::start(&config);
+    add_spy(&shim.image());
+    let arguments = ["/bin/spy", "held"];
+    let mut spy = shim.container("spy", &arguments);
+    spy.spec = spec_with(&arguments, tracing);
+    shim.launch(spy).unwrap();
+    let mut count = 0;
+    while count < rounds(30).min(5_000) || held(&shim.log_text("spy")) < 3 {
+        let (code, _, error, _) = shim.exec("spy", &["true"]).unwrap();
+        assert_eq!(code, 0, "{error}");
+        count += 1;
+        assert!(count < 10_000, "the spy holds no process of the runtime");
+    }
+    assert_nothing_got(&shim.log_text("spy"));
+    println!("held {} of {count}", held(&shim.log_text("spy")));
+    shim.shut_down();
+}
+
 /// What the descriptors of a process refer to, by number.
 fn descriptors(pid: i64) -> Vec<(i32, String)> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();

@@ -135,6 +135,7 @@ pub(super) fn set_up(
         labels,
         listener,
         warnings: Vec::new(),
+        birth: None,
     };
     process::execute(execution)
 }

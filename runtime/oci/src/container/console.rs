@@ -4,7 +4,7 @@
 //! on `/dev/console` by descriptor (CVE-2025-52565, CVE-2026-88264).
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FileType, OFlags};
@@ -65,9 +65,13 @@ pub(super) fn bind(root: &RootFd, slave: &OwnedFd) -> Result<()> {
     move_onto(cover.as_fd(), place.as_fd()).doing(operation)
 }
 
-/// Makes the slave the standard streams and the controlling terminal of a new session.
+/// Makes a terminal the controlling one of this process' session, which it leads.
+pub(super) fn control(terminal: BorrowedFd<'_>) -> Result<()> {
+    rustix::process::ioctl_tiocsctty(terminal).doing(|| "take the terminal")
+}
+
+/// Makes the slave the standard streams.
 pub(super) fn take(slave: &OwnedFd) -> Result<()> {
-    rustix::process::ioctl_tiocsctty(slave).doing(|| "take the terminal")?;
     rustix::stdio::dup2_stdin(slave).doing(|| "set standard input")?;
     rustix::stdio::dup2_stdout(slave).doing(|| "set standard output")?;
     rustix::stdio::dup2_stderr(slave).doing(|| "set standard error")

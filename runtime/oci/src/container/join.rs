@@ -1,34 +1,50 @@
-//! A further process in a running container.
+//! A further process in a running container: a stage outside of its PID namespace becomes all that the
+//! command will be, and clones what executes it last (see [`super::birth`]). Where that cannot be, the
+//! process is born into the PID namespace at once.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
+use super::birth::{self, Birth, Terminal};
+use super::channel::Message;
 use super::hooks::Subject;
 use super::plan::ProcessPlan;
 use super::process::{self, Execution, Keeper};
 use super::rootfd::RootFd;
-use super::stdio::{self, Ends, Stdio, Streams};
-use super::{Doing, Result, channel, idmap, labels, notify, placement, rootfs, sysctl};
+use super::stdio::{self, Ends, Place, Stdio, Streams};
+use super::{
+    Doing, Error, Result, channel, idmap, labels, launch, notify, placement, rootfs, sysctl,
+};
 use crate::protocol::{ResolvedUser, UserSelector};
 use crate::seccomp::Program;
-use crate::sys::{self, CloneFlags, Cloned};
+use crate::sys::{self, CloneFlags, Cloned, Cradle};
 
 /// What a process joins.
 pub(crate) struct Target<'a> {
     /// The container's first process.
     pub(crate) init: BorrowedFd<'a>,
     pub(crate) cgroup: BorrowedFd<'a>,
-    /// The PID namespace to return to once the process is cloned; absent stays.
-    pub(crate) own_pid_namespace: Option<BorrowedFd<'a>>,
+    /// Absent where the keeper's children are born into its own PID namespace, and need not be any more.
+    pub(crate) birthplace: Option<Birthplace<'a>>,
     pub(crate) keeper: Keeper,
     pub(crate) stdio: Stdio,
     pub(crate) identity: Who<'a>,
     pub(crate) filter: Option<&'a Program>,
     /// What a listener is told of the container.
     pub(crate) subject: &'a Subject,
+}
+
+/// PID namespaces of a keeper.
+#[derive(Clone, Copy)]
+pub(crate) struct Birthplace<'a> {
+    /// That which it is in itself.
+    pub(crate) outside: BorrowedFd<'a>,
+    /// That which its children are born into.
+    pub(crate) children: BorrowedFd<'a>,
 }
 
 /// Who a joined process is.
@@ -45,53 +61,125 @@ pub(crate) struct Joined {
     pub(crate) pidfd: OwnedFd,
     pub(crate) channel: OwnedFd,
     pub(crate) streams: Streams,
+    /// Where the process is a stage: the number of its sibling, which is the command's.
+    pub(crate) cradle: Option<Cradle>,
 }
 
-/// Clones a process into a container.
+impl Joined {
+    /// Waits until the stage has ended and takes its sibling for it. Blocking.
+    pub(crate) fn await_birth(&mut self) -> Result<()> {
+        let Some(cradle) = self.cradle.take() else { return Ok(()) };
+        idmap::reap(self.pidfd.as_fd());
+        if let Some(pid) = cradle.child() {
+            self.pidfd = pidfd_of(pid)?;
+            self.pid = pid;
+            return Ok(());
+        }
+        let operation = || "listen to the process that enters the container";
+        while let Some(received) = channel::wait(self.channel.as_fd()).doing(operation)? {
+            if let Message::Failed(failure) = received.message {
+                return Err(Error::Told(failure));
+            }
+        }
+        Err(Errno::PIPE).doing(|| "the process ended while it entered the container")
+    }
+}
+
+/// The descriptor of a child that has not been waited for.
+pub(crate) fn pidfd_of(child: i32) -> Result<OwnedFd> {
+    let operation = || "open the process in the container";
+    let pid = Pid::from_raw(child).ok_or(Errno::SRCH).doing(operation)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).doing(operation)
+}
+
+/// Clones a process into a container, or the stage of one.
 pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
     let (channel, child_channel) = channel::pair()?;
     let (streams, child_streams) = stdio::make(target.stdio)?;
-    let flags = CloneFlags { namespaces: 0, cgroup: Some(target.cgroup) };
-    rustix::thread::move_into_thread_name_spaces(target.init, ThreadNameSpaceType::PROCESS_ID)
-        .doing(|| "enter the container's PID namespace")?;
+    let terminal = match target.stdio {
+        Stdio::Terminal(_) => Terminal::Controls,
+        Stdio::Output | Stdio::Pipes | Stdio::Wanted(_) | Stdio::Inherited => Terminal::None,
+    };
+    let is_let = target.filter.is_none_or(|filter| birth::is_let(filter, terminal));
+    let cradle = match is_let && !plan.placement.ends_at_clone() {
+        true => Some(Cradle::new().doing(|| "map memory to share with a child")?),
+        false => None,
+    };
     let elsewhere = placement::start_on(&plan.placement)?;
-    let cloned = sys::clone3(&flags);
-    if !matches!(cloned, Ok(Cloned::Child)) {
-        drop(elsewhere);
+    let operation = || "enter a PID namespace";
+    match (&cradle, target.birthplace) {
+        (Some(_), Some(place)) => enter_pid_namespace(place.outside),
+        (Some(_), None) => Ok(()),
+        (None, _) => enter_pid_namespace_of(target.init),
     }
+    .doing(operation)?;
+    let cloned = sys::clone3(&CloneFlags { namespaces: 0, cgroup: Some(target.cgroup) });
     if let Ok(Cloned::Child) = cloned {
         drop((channel, streams));
-        let Err(error) = enter(plan, target, &child_channel, &child_streams);
+        std::mem::forget(elsewhere);
+        let birth = cradle.as_ref().map(|cradle| Birth { cradle, terminal });
+        let Err(error) = enter(plan, target, (&child_channel, &child_streams), birth);
         process::fail(child_channel.as_fd(), error);
     }
-    if let Some(own) = target.own_pid_namespace {
-        rustix::thread::move_into_link_name_space(own, Some(LinkNameSpaceType::ProcessID))
-            .doing(|| "return to the own PID namespace")?;
-    }
+    drop(elsewhere);
+    target
+        .birthplace
+        .map_or(Ok(()), |place| enter_pid_namespace(place.children))
+        .doing(operation)?;
     match cloned.doing(|| "clone a process into the container's cgroup")? {
-        Cloned::Parent { pid, pidfd } => Ok(Joined { pid, pidfd, channel, streams }),
+        Cloned::Parent { pid, pidfd } => Ok(Joined { pid, pidfd, channel, streams, cradle }),
         Cloned::Child => sys::exit_now(1),
     }
+}
+
+/// Lets children be born into a PID namespace.
+fn enter_pid_namespace(namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID))
+}
+
+/// The same with that of a process.
+fn enter_pid_namespace_of(process: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
 }
 
 fn enter(
     plan: &ProcessPlan,
     target: &Target<'_>,
-    channel: &OwnedFd,
-    streams: &Ends,
+    (channel, streams): (&OwnedFd, &Ends),
+    birth: Option<Birth<'_>>,
 ) -> Result<std::convert::Infallible> {
     process::harden(target.keeper)?;
-    let listener = notify::connect(target.filter, (target.subject, "running"), host_pid)?;
+    if let Some(birth) = birth {
+        birth.cradle.withhold().doing(|| "keep memory to this process")?;
+        // Nor the keeper's variables, which are not the container's.
+        sys::forget_environment();
+        if let Some(score) = plan.oom_score_adj {
+            // Inherited by the sibling. The keeper tells of refusals.
+            let procfs = host_procfs()?;
+            let own = idmap::own_pid(procfs.as_fd())?;
+            let _ = launch::adjust_oom_score(procfs.as_fd(), own, score);
+        }
+        enter_pid_namespace_of(target.init).doing(|| "enter the container's PID namespace")?;
+    }
+    let listener = notify::connect(target.filter, (target.subject, "running"), || {
+        idmap::own_pid(host_procfs()?.as_fd())
+    })?;
     let labels = match plan.apparmor.is_some() || plan.selinux.is_some() {
-        // One of this process' PID namespace, which is the container's already.
+        // One of the PID namespace that this process is in.
         true => labels::open(sysctl::detached_procfs()?.as_fd(), plan)?,
         false => Vec::new(),
     };
     enter_namespaces(target.init)?;
     placement::settle(&plan.placement)?;
-    rustix::process::setsid().doing(|| "make a session")?;
+    let place = match birth {
+        Some(_) => Place::OfSibling,
+        None => {
+            rustix::process::setsid().doing(|| "make a session")?;
+            Place::Elsewhere
+        }
+    };
     let root = RootFd::from(rootfs::open_root()?);
-    streams.connect(&root, stdio::Place::Elsewhere, channel.as_fd())?;
+    streams.connect(&root, place, channel.as_fd())?;
     let found;
     let (user, home) = match target.identity {
         Who::Known { user, home } => (user, home),
@@ -112,17 +200,18 @@ fn enter(
         start_hooks: None,
         labels,
         warnings: Vec::new(),
+        birth,
     };
     process::execute(execution)
 }
 
-/// This process' number on the host, while it is in the host's mount namespace still.
-fn host_pid() -> Result<i32> {
+/// The host's procfs, while this process is in the host's mount namespace still.
+fn host_procfs() -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let operation = || "find the own process' number";
+    let operation = || "open the host's procfs";
     let procfs = rustix::fs::open("/proc", flags, Mode::empty()).doing(operation)?;
     match rustix::fs::fstatfs(&procfs).doing(operation)?.f_type {
-        rustix::fs::PROC_SUPER_MAGIC => idmap::own_pid(procfs.as_fd()),
+        rustix::fs::PROC_SUPER_MAGIC => Ok(procfs),
         _ => Err(Errno::NODEV).doing(operation),
     }
 }

@@ -15,6 +15,7 @@ use crate::sys::{self, SchedulingAttributes};
 
 /// Numbers of a list of processors or nodes reach up to here.
 const MAX_NUMBER: usize = CpuSet::MAX_CPU - 1;
+const RESET_ON_FORK: u64 = 0x01;
 const PER_LINUX: u64 = 0;
 const PER_LINUX32: u64 = 8;
 
@@ -32,6 +33,11 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
+    /// Whether a child of the process would be scheduled otherwise than itself.
+    pub(super) fn ends_at_clone(&self) -> bool {
+        self.scheduling.is_some_and(|scheduling| scheduling.flags & RESET_ON_FORK != 0)
+    }
+
     /// The processors that a further process starts on, as a hexadecimal mask.
     pub(crate) fn first_mask(&self) -> Option<String> {
         let first = self.first_processors.as_ref()?;
@@ -120,7 +126,7 @@ fn scheduling(scheduler: &Scheduler) -> Result<SchedulingAttributes> {
 fn scheduler_flag(flag: LinuxSchedulerFlag) -> u64 {
     use LinuxSchedulerFlag as F;
     match flag {
-        F::SchedResetOnFork => 0x01,
+        F::SchedResetOnFork => RESET_ON_FORK,
         F::SchedFlagReclaim => 0x02,
         F::SchedFlagDLOverrun => 0x04,
         F::SchedFlagKeepPolicy => 0x08,

@@ -11,6 +11,7 @@ use rustix::net::SocketFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::CapabilitySet;
 
+use super::birth::Birth;
 use super::channel::{self, Message};
 use super::command;
 use super::credentials;
@@ -45,6 +46,8 @@ pub(super) struct Execution<'a> {
     pub(super) listener: Option<Listener>,
     pub(super) start_hooks: Option<StartHooks<'a>>,
     pub(super) warnings: Vec<String>,
+    /// Absent where this process itself executes the command.
+    pub(super) birth: Option<Birth<'a>>,
 }
 
 /// Hooks that run when the command may.
@@ -259,7 +262,7 @@ pub(super) fn execute(mut execution: Execution<'_>) -> ! {
         Ok(starter) => starter.flatten(),
         Err(error) => fail(channel, error),
     };
-    let Err(error) = finish(&execution, prepared);
+    let Err(error) = finish(&mut execution, prepared);
     fail(starter.as_ref().map_or(channel, AsFd::as_fd), error)
 }
 
@@ -343,7 +346,10 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     Ok(Prepared { environment, command, signals, privileges })
 }
 
-fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::convert::Infallible> {
+fn finish(
+    execution: &mut Execution<'_>,
+    prepared: Prepared<'_>,
+) -> Result<std::convert::Infallible> {
     let plan = execution.plan;
     let path = match prepared.command {
         Some(found) => found?,
@@ -354,6 +360,7 @@ fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::conv
     sys::reset_signals();
     sys::release_signals().doing(|| "unblock signals")?;
     prepared.privileges.map_or(Ok(()), |privileges| confine(execution, privileges))?;
+    execution.birth.map_or(Ok(()), |birth| birth.go_on(execution.keeper))?;
     if let Some(start) = &execution.start_hooks {
         // Programs of the image: they may do what its command may, and nothing more.
         hooks::run_with(start.hooks, &start.state, &prepared.environment)?;
@@ -362,10 +369,10 @@ fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::conv
 }
 
 /// Takes the labels on, loads the filter and gives up the last privileges.
-fn confine(execution: &Execution<'_>, privileges: Privileges<'_>) -> Result<()> {
+fn confine(execution: &mut Execution<'_>, privileges: Privileges<'_>) -> Result<()> {
     let Privileges { remaining, early_filter } = privileges;
+    std::mem::take(&mut execution.labels).iter().try_for_each(Label::write)?;
     let listener = execution.listener.as_ref();
-    execution.labels.iter().try_for_each(Label::write)?;
     early_filter.map_or(Ok(()), |filter| load_filter(filter, listener))?;
     credentials::finish(remaining)?;
     match (early_filter, execution.filter) {

@@ -48,6 +48,8 @@ pub(super) enum Place {
     Console,
     /// It is only the process' own.
     Elsewhere,
+    /// It is that of a sibling which this process clones in the end, and which takes control of it.
+    OfSibling,
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
@@ -122,6 +124,9 @@ impl Ends {
                 if let Some(size) = size {
                     rustix::termios::tcsetwinsize(&console.master, *size)
                         .doing(|| "set process.consoleSize")?;
+                }
+                if place != Place::OfSibling {
+                    console::control(console.slave.as_fd())?;
                 }
                 console::take(&console.slave)?;
                 channel::send(channel, &Message::Console, Some(console.master.as_fd()))

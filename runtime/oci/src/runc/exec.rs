@@ -242,7 +242,8 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
         None => Cgroup::open_for(&record.cgroup, pid)?,
     };
     let at = At { init, cgroup, stdio, subject: record.subject() };
-    let joined = join_container(context, (&options, &spec, &process), &at)?;
+    let mut joined = join_container(context, (&options, &spec, &process), &at)?;
+    joined.await_birth()?;
     context.journal.trace(|| format!("cloned process {} into container {id}", joined.pid));
     let told = attend_start(context, &options, &process, &joined);
     let terminal = match told {
@@ -294,7 +295,7 @@ fn join_container(
     let target = Target {
         init: at.init.as_fd(),
         cgroup: below.as_ref().map_or(at.cgroup.as_fd(), AsFd::as_fd),
-        own_pid_namespace: None,
+        birthplace: None,
         keeper: Keeper::CommandLine(Manner {
             preserved,
             keyring: Keyring::New,

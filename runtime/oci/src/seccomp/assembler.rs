@@ -14,6 +14,34 @@ const JUMP_EQUAL: u16 = 0x15;
 const JUMP_GREATER: u16 = 0x25;
 const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
 
+/// What an instruction of ours does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    LoadWord,
+    And,
+    Return,
+    Jump,
+    JumpEqual,
+    JumpGreater,
+    JumpGreaterOrEqual,
+}
+
+impl Operation {
+    /// None for codes that are not written here.
+    pub(super) fn of(code: u16) -> Option<Self> {
+        Some(match code {
+            LOAD_WORD => Self::LoadWord,
+            AND => Self::And,
+            RETURN => Self::Return,
+            JUMP => Self::Jump,
+            JUMP_EQUAL => Self::JumpEqual,
+            JUMP_GREATER => Self::JumpGreater,
+            JUMP_GREATER_OR_EQUAL => Self::JumpGreaterOrEqual,
+            _ => return None,
+        })
+    }
+}
+
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCHITECTURE: u32 = 4;
 const OFFSET_ARGUMENTS: u32 = 16;

@@ -1,7 +1,7 @@
 //! Seccomp filters: the OCI profile compiled into a classic BPF program, and the default profile.
 //!
 //! [`rules`] turns a profile into numbered rules per ABI, [`compile`] turns those into instructions,
-//! [`platform`] knows kernels, [`table`] their system call numbers, [`profile`] holds the default. Loading
+//! [`platform`] knows kernels, [`table`] their system call numbers, [`profile`] holds the default, [`verdict`] asks a program. Loading
 //! the program is the container child's last act and lives with it. OCI runtime spec, `config-linux.md`,
 //! Seccomp; seccomp(2).
 
@@ -11,12 +11,14 @@ mod platform;
 mod profile;
 mod rules;
 mod table;
+mod verdict;
 
 use oci_spec::runtime::{Arch, LinuxSeccompAction};
 
 pub use compile::{Instruction, Listener, Moment, Program, compile, compile_for};
 pub use platform::{ALL as PLATFORMS, Abi, Platform};
 pub use profile::default_seccomp;
+pub(crate) use verdict::Call;
 
 /// Why a profile cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

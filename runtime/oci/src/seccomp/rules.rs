@@ -36,6 +36,11 @@ impl Verdict {
     /// The verdict for calls of an ABI that the profile does not name.
     pub(super) const FOREIGN_ABI: Self = Self(RET_KILL_THREAD);
 
+    /// Whether the kernel carries the call out, and nobody is asked.
+    pub(super) fn is_carried_out(self) -> bool {
+        matches!(self.0, RET_ALLOW | RET_LOG)
+    }
+
     fn new(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Self, Error> {
         use LinuxSeccompAction as A;
         let largest = match action {

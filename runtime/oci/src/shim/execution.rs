@@ -1,12 +1,14 @@
 //! A further process in a container: its output collected, or its streams given away.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::io::Errno;
 
+use crate::container::join;
 use crate::protocol::{Answer, Descriptor, Failure, FailureKind, MAX_FRAME_BYTES, Reply};
+use crate::sys::{self, Cradle};
 
 /// Both streams together must fit into one frame, encoded.
 const MAX_TOTAL_BYTES: usize = MAX_FRAME_BYTES / 4 * 3 - (64 << 10);
@@ -63,13 +65,74 @@ pub(super) enum Purpose {
     },
 }
 
+/// The process of an execution: its stage, until the sibling that executes the command is there. Both
+/// are children of the shim, so that their numbers are theirs until they are reaped.
+#[derive(Debug)]
+pub(super) struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+    cradle: Option<Cradle>,
+    killed: bool,
+}
+
+/// What the end of a child is to an execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The process of another.
+    Other,
+    /// The stage, whose sibling lives on.
+    Stage,
+    Command,
+}
+
+impl Process {
+    pub(super) fn new(pid: i32, pidfd: OwnedFd, cradle: Option<Cradle>) -> Self {
+        Self { pid, pidfd, cradle, killed: false }
+    }
+
+    /// Kills what there is of it, and what comes.
+    pub(super) fn kill(&mut self) {
+        self.killed = true;
+        // Unreaped children: the signals cannot reach anybody else.
+        let _ = sys::signal_process(self.pidfd.as_fd(), libc::SIGKILL);
+        self.kill_sibling();
+    }
+
+    fn kill_sibling(&self) {
+        if let Some(pid) = self.cradle.as_ref().and_then(Cradle::child)
+            && let Ok(pidfd) = join::pidfd_of(pid)
+        {
+            let _ = sys::signal_process(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+
+    /// A child has ended, and is reaped.
+    pub(super) fn ended(&mut self, pid: i32) -> Ended {
+        let sibling = self.cradle.as_ref().and_then(Cradle::child);
+        match sibling {
+            Some(sibling) if sibling == pid => Ended::Command,
+            Some(sibling) if self.pid == pid => {
+                if self.killed {
+                    self.kill_sibling();
+                }
+                if let Ok(pidfd) = join::pidfd_of(sibling) {
+                    self.pidfd = pidfd;
+                }
+                (self.pid, self.cradle) = (sibling, None);
+                Ended::Stage
+            }
+            None if self.pid == pid => Ended::Command,
+            Some(_) | None => Ended::Other,
+        }
+    }
+}
+
 /// A running execution.
 #[derive(Debug)]
 pub(super) struct Execution {
     /// Whom to answer, if it is still there.
     pub(super) waiting: u64,
-    pub(super) pid: i32,
-    pub(super) pidfd: OwnedFd,
+    pub(super) process: Process,
     pub(super) channel: Option<OwnedFd>,
     pub(super) purpose: Purpose,
     pub(super) deadline_ms: Option<u64>,

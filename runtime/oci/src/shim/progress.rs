@@ -7,7 +7,7 @@ use rustix::process::WaitOptions;
 
 use super::connection::{Connection, Mode};
 use super::container::{Container, Output, Stage};
-use super::execution::Execution;
+use super::execution::{Ended, Execution};
 use super::requests::failure;
 use super::server::{Leftover, Server};
 use super::store;
@@ -16,7 +16,6 @@ use crate::clock;
 use crate::container::channel::{self, Message};
 use crate::log::Stream;
 use crate::protocol::{Answer, ContainerPhase, Event, Failure, FailureKind, Reply};
-use crate::sys;
 
 const REMOVAL_LIMIT_MS: u64 = 10_000;
 /// How often the loss of log records is told.
@@ -27,11 +26,10 @@ const REOPEN_LIMIT_MS: u64 = 10_000;
 impl Server {
     /// A client is gone: what it was waiting for alone ends with it.
     pub(super) fn abandon(&mut self, key: u64) {
-        let waiting = |execution: &&Execution| execution.waiting == key;
-        for execution in self.executions.iter().filter(waiting) {
+        let waiting = |execution: &&mut Execution| execution.waiting == key;
+        for execution in self.executions.iter_mut().filter(waiting) {
             if execution.ends_with_client() {
-                // Our unreaped child: the signal cannot reach anybody else.
-                let _ = sys::signal_process(execution.pidfd.as_fd(), libc::SIGKILL);
+                execution.process.kill();
             }
         }
         for container in self.containers.values_mut() {
@@ -124,7 +122,12 @@ impl Server {
         if self.logs.reaped(pid) {
             return;
         }
-        if let Some(index) = self.executions.iter().position(|execution| execution.pid == pid) {
+        let mut ends = self.executions.iter_mut().map(|execution| execution.process.ended(pid));
+        let found = ends.by_ref().enumerate().find(|(_, ended)| *ended != Ended::Other);
+        if let Some((_, Ended::Stage)) = found {
+            return;
+        }
+        if let Some((index, _)) = found {
             // What it said last may still be in the channel: a terminal, a failure, the end.
             for _ in 0..4 {
                 self.hear_execution(index);
@@ -255,8 +258,7 @@ impl Server {
             if !execution.timed_out && execution.deadline_ms.is_some_and(|deadline| deadline <= now)
             {
                 execution.timed_out = true;
-                // Our unreaped child: the signal cannot reach anybody else.
-                let _ = sys::signal_process(execution.pidfd.as_fd(), libc::SIGKILL);
+                execution.process.kill();
             }
         }
         let keys: Vec<u64> = self.containers.keys().copied().collect();

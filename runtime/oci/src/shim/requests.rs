@@ -9,7 +9,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::attachment::Attachment;
 use super::container::{Container, Stage, Stdin};
-use super::execution::{Capture, Execution, Once, Purpose};
+use super::execution::{Capture, Execution, Once, Process, Purpose};
 use super::server::Server;
 use super::store;
 use crate::cgroup::Cgroup;
@@ -314,8 +314,7 @@ impl Server {
         let limit = usize::try_from(request.output_limit_bytes).unwrap_or(usize::MAX);
         self.executions.push(Execution {
             waiting: connection,
-            pid: joined.pid,
-            pidfd: joined.pidfd,
+            process: Process::new(joined.pid, joined.pidfd, joined.cradle),
             channel: Some(joined.channel),
             purpose: Purpose::Collect { captures, limit, once },
             deadline_ms: request.timeout_ms.map(|ms| clock::monotonic_ms().saturating_add(ms)),
@@ -382,8 +381,7 @@ impl Server {
         }
         self.executions.push(Execution {
             waiting: connection,
-            pid: joined.pid,
-            pidfd: joined.pidfd,
+            process: Process::new(joined.pid, joined.pidfd, joined.cradle),
             channel: Some(joined.channel),
             purpose: Purpose::Session { descriptors, of_terminal, opened: false },
             deadline_ms: None,
@@ -451,7 +449,7 @@ impl Server {
             subject: &subject,
             init: init.as_fd(),
             cgroup: cgroup.as_fd(),
-            own_pid_namespace: Some(self.sandbox().pid_namespace()),
+            birthplace: Some(self.sandbox().pid_namespaces()),
             keeper: Keeper::Shim,
             stdio,
             identity: Who::Known { user: &user, home: home.as_deref() },

@@ -12,6 +12,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
 
 use crate::container::holder::{self, Afterwards, Held, Wanted};
+use crate::container::join;
 use crate::container::sysctl;
 use crate::container::{Doing, Error, Result, empty_root};
 use crate::log::Birthplace;
@@ -26,6 +27,8 @@ pub(crate) struct Sandbox {
     namespaces: Vec<OwnedFd>,
     /// Attached nowhere: no container can cover it (CVE-2025-52881).
     procfs: OwnedFd,
+    /// The PID namespace of the shim itself.
+    host_pid_namespace: OwnedFd,
     /// The PID namespace that children are born into.
     pid_namespace: OwnedFd,
     reaper: Option<OwnedFd>,
@@ -77,8 +80,9 @@ impl Sandbox {
                 .doing(|| "enter the sandbox's PID namespace")?;
         }
         let pid_namespace = open_namespace(&procfs, "pid_for_children")?;
+        let host_pid_namespace = open_namespace(&procfs, "pid")?;
         let directory = directory.to_owned();
-        Ok(Self { directory, namespaces, procfs, pid_namespace, reaper })
+        Ok(Self { directory, namespaces, procfs, host_pid_namespace, pid_namespace, reaper })
     }
 
     /// The namespaces every container enters.
@@ -91,9 +95,10 @@ impl Sandbox {
         self.procfs.as_fd()
     }
 
-    /// The PID namespace that children are born into.
-    pub(super) fn pid_namespace(&self) -> BorrowedFd<'_> {
-        self.pid_namespace.as_fd()
+    /// The shim's PID namespace and that which its children are born into.
+    pub(super) fn pid_namespaces(&self) -> join::Birthplace<'_> {
+        let (outside, children) = (self.host_pid_namespace.as_fd(), self.pid_namespace.as_fd());
+        join::Birthplace { outside, children }
     }
 
     /// Lets further children be born into the sandbox's PID namespace again.
@@ -109,8 +114,9 @@ impl Sandbox {
         if self.reaper.is_none() {
             return Ok(None);
         }
-        let host = open_namespace(&self.procfs, "pid")?;
-        let own = self.pid_namespace.try_clone().doing(|| "keep the sandbox's PID namespace")?;
+        let operation = || "keep the sandbox's PID namespaces";
+        let host = self.host_pid_namespace.try_clone().doing(operation)?;
+        let own = self.pid_namespace.try_clone().doing(operation)?;
         Ok(Some(Birthplace { host, own }))
     }
 

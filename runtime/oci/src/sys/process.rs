@@ -99,6 +99,23 @@ pub(crate) fn execute(path: &CStr, arguments: &[CString], environment: &[CString
     io::Error::last_os_error()
 }
 
+/// Overwrites the environment that this process began with.
+pub(crate) fn forget_environment() {
+    unsafe extern "C" {
+        static mut environ: *mut *mut libc::c_char;
+    }
+    // SAFETY: nobody else in this single-threaded process uses it meanwhile.
+    let mut entry = unsafe { environ };
+    // SAFETY: null, or a list that ends in null, not yet reached.
+    while let Some(text) = unsafe { entry.as_ref() }.filter(|text| !text.is_null()) {
+        // SAFETY: a string that ends in NUL.
+        let length = unsafe { libc::strlen(*text) };
+        // SAFETY: within the string, which belongs to this process and is writable.
+        unsafe { std::ptr::write_bytes(*text, 0, length) };
+        entry = entry.wrapping_add(1);
+    }
+}
+
 /// Takes ownership of an inherited descriptor, if it is open.
 pub(crate) fn adopt_descriptor(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer.
