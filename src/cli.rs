@@ -34,6 +34,10 @@ pub(crate) enum Command {
     Agent(AgentFlags),
     /// Join a cluster: know it by a token, get a certificate, and say how to run the agent
     Join(JoinFlags),
+    /// Install this executable as the kubelet of kubeadm, with the CRI socket, as systemd services
+    InstallKubelet,
+    /// Serve the CRI socket (berth.sock in the run directory), whether an agent runs or not
+    Cri(HostFlags),
     /// Say what this host lacks, what will then not be enforced, and how to mend it
     Check(HostFlags),
     /// Stop every pod and remove everything that berth made on this host

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use berth_runtime::interface::{
-    Credentials, Image, Images, PodUsage, ProgressSink, Runtime, SandboxStatus, Session, Streams,
+    Credentials, Image, Images, PodUsage, ProgressSink, Runtime, SandboxId, SandboxStatus, Session,
+    Streams,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{
@@ -37,6 +38,8 @@ const MAX_REQUEST_BYTES: u64 = 64 << 10;
 pub(crate) enum Request {
     /// All images.
     List,
+    /// The image that a reference or an id names, if it is there.
+    Status { image: String },
     /// Pull an image.
     Pull { image: String, login: Option<Login> },
     /// Import the archive at this absolute path.
@@ -47,6 +50,10 @@ pub(crate) enum Request {
     Pods,
     /// What the pods use.
     Usage,
+    /// End a sandbox.
+    Stop { sandbox: SandboxId },
+    /// Remove a sandbox.
+    Discard { sandbox: SandboxId },
     /// Run a command, or attach where there is none; frames follow ([`session`]).
     Session { place: Place, command: Vec<String>, stdin: bool },
     /// A connection to a port of a pod, whose bytes follow.
@@ -226,6 +233,15 @@ async fn answer(
         Request::Pods => return Ok(Answer::Pods(host.engine.list().await?)),
         Request::Usage => return Ok(Answer::Usage(host.engine.usage().await?)),
         Request::Session { .. } | Request::Forward { .. } => bail!("this request begins a stream"),
+        Request::Stop { sandbox } => {
+            host.engine.stop_sandbox(&sandbox).await?;
+            Vec::new()
+        }
+        Request::Discard { sandbox } => {
+            host.engine.remove_sandbox(&sandbox).await?;
+            Vec::new()
+        }
+        Request::Status { image } => store.status(&image).await?.into_iter().collect(),
         Request::List => store.list().await?,
         Request::Pull { image, login } => {
             let answers = answers.clone();
@@ -308,7 +324,8 @@ pub(crate) async fn connect(places: &Places, request: &Request) -> Result<Duplex
     Ok(ours)
 }
 
-fn unexpected(answer: &Answer) -> anyhow::Error {
+/// Why an answer is of no use.
+pub(crate) fn unexpected(answer: &Answer) -> anyhow::Error {
     match answer {
         Answer::Failed(message) => anyhow!(message.clone()),
         _ => anyhow!("the agent is of another version: it answered something else"),
@@ -321,14 +338,35 @@ async fn ask(
     request: &Request,
     progress: &mut impl FnMut(u64, u64),
 ) -> Result<Answer> {
-    match UnixStream::connect(places.run_dir.join("agent.sock")).await {
-        Ok(stream) => exchange(stream, request, progress).await,
-        Err(_) => {
-            let host = Arc::new(Host::open(places, Path::new("/etc/resolv.conf")).await?);
-            let (ours, theirs) = tokio::io::duplex(64 << 10);
-            tokio::join!(exchange(ours, request, progress), converse(host, theirs)).0
+    match ask_agent(places, request, progress).await? {
+        Some(answer) => Ok(answer),
+        None => {
+            let host = Host::open(places, Path::new("/etc/resolv.conf")).await?;
+            ask_host(host, request, progress).await
         }
     }
+}
+
+/// Asks the agent of these places; `None` where none runs.
+pub(crate) async fn ask_agent(
+    places: &Places,
+    request: &Request,
+    progress: &mut impl FnMut(u64, u64),
+) -> Result<Option<Answer>> {
+    match UnixStream::connect(places.run_dir.join("agent.sock")).await {
+        Ok(stream) => exchange(stream, request, progress).await.map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Asks a host that was opened for this one request.
+pub(crate) async fn ask_host(
+    host: Host,
+    request: &Request,
+    progress: &mut impl FnMut(u64, u64),
+) -> Result<Answer> {
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    tokio::join!(exchange(ours, request, progress), converse(Arc::new(host), theirs)).0
 }
 
 async fn exchange(

@@ -6,6 +6,7 @@
 mod check;
 mod cli;
 mod control;
+mod cri;
 mod demo;
 mod embedded;
 mod exec;
@@ -62,8 +63,12 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<ExitCode> {
-    let usual =
-        if matches!(cli.command, Command::Up(_) | Command::Agent(_)) { "info" } else { "error" };
+    let usual = match cli.command {
+        Command::Up(_) | Command::Agent(_) => "info",
+        // A host is opened for each call while no agent runs: what it says of itself is the agent's.
+        Command::Cri(_) => "info,berth_runtime=error",
+        _ => "error",
+    };
     let filter = EnvFilter::try_new(cli.log.log.as_deref().unwrap_or(usual)).context("--log")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -90,6 +95,8 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Up(flags) => up::run(flags).await,
         Command::Agent(flags) => node::agent(flags).await,
         Command::Join(flags) => join::run(flags).await,
+        Command::InstallKubelet => unit::install_kubelet(),
+        Command::Cri(flags) => cri::run(flags).await,
         Command::Check(flags) => check::run(&flags),
         Command::Reset(flags) => reset::run(flags).await,
         Command::Pods(flags) => pods::run(flags).await,

@@ -9,7 +9,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -32,8 +32,8 @@ use tracing::{info, warn};
 use crate::cli::AgentFlags;
 use crate::host::{Host, make_private};
 use crate::join::{self, Files};
-use crate::settings::Settings;
-use crate::{check, control, notify, signals};
+use crate::settings::{Places, Settings};
+use crate::{check, control, cri, notify, signals};
 
 /// What an agent needs beyond its settings.
 pub(crate) struct Identity {
@@ -116,6 +116,9 @@ pub(crate) async fn run(
     let mut tasks = JoinSet::new();
     let control = control::serve(settings.places.run_dir.clone(), host.clone(), shutdown.clone());
     tasks.spawn(async move { control.await.context("serving the local socket") });
+
+    let cri = cri::beside_agent(settings.clone(), shutdown.clone());
+    tasks.spawn(async move { cri.await.context("serving the CRI socket") });
 
     config.server.certificate_is_requested = identity.requested.is_some();
     let kept = (identity.renewal, identity.requested);
@@ -202,8 +205,8 @@ async fn pod_range(
     known: &mut watch::Receiver<Nodes>,
     shutdown: &CancellationToken,
 ) -> Result<Option<Vec<IpNet>>> {
-    let file = settings.places.state_dir.join("pod-cidrs.json");
-    if let Some(remembered) = remembered(&file) {
+    let file = pod_range_file(&settings.places);
+    if let Some(remembered) = remembered(&settings.places) {
         info!(?remembered, "pod range as remembered");
         return Ok(Some(remembered));
     }
@@ -219,13 +222,22 @@ async fn pod_range(
     Ok(Some(cidrs))
 }
 
-/// A torn or missing file is no memory.
-fn remembered(file: &Path) -> Option<Vec<IpNet>> {
-    let cidrs: Vec<IpNet> = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+fn pod_range_file(places: &Places) -> PathBuf {
+    places.state_dir.join("pod-cidrs.json")
+}
+
+/// The pod range that an earlier agent was given. A torn or missing file is no memory.
+pub(crate) fn remembered(places: &Places) -> Option<Vec<IpNet>> {
+    let cidrs: Vec<IpNet> = serde_json::from_slice(&fs::read(pod_range_file(places)).ok()?).ok()?;
     (!cidrs.is_empty()).then_some(cidrs)
 }
 
-async fn open_network(settings: &Settings, host: &Host, pod_cidrs: Vec<IpNet>) -> Result<()> {
+/// Builds the pod network, and frees what sandboxes that are gone have left in it.
+pub(crate) async fn open_network(
+    settings: &Settings,
+    host: &Host,
+    pod_cidrs: Vec<IpNet>,
+) -> Result<()> {
     let network = Network::open(network_config(settings, pod_cidrs)).await;
     host.network.set(network.context("building the pod network")?);
     let sandboxes = host.engine.list().await?;

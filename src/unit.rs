@@ -1,10 +1,13 @@
-//! The systemd service of a node that joined: its text (pure), and putting it in place.
+//! The systemd services of a node: their text (pure), and putting them in place. `berth.service` is a node
+//! that `berth join` made; `kubelet.service` and `berth-cri.service` are what `kubeadm join` expects.
 //!
 //! `KillMode=process` and `Delegate=yes`: a stop or a restart ends the agent alone, and nobody but berth
 //! touches what is below its cgroup. Limits that systemd would give the agent are given to containers by
 //! berth itself, so none is raised here but the number of files.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,8 +16,32 @@ use anyhow::{Context, Result, bail};
 /// Where units of the administrator are.
 const DIRECTORY: &str = "/etc/systemd/system";
 
-/// The unit's name.
+/// The unit of a node that joined by itself.
 const NAME: &str = "berth.service";
+
+/// Those of a node that kubeadm joins, in the order in which they are stopped.
+const KUBELET: &str = "kubelet.service";
+const CRI: &str = "berth-cri.service";
+
+/// Where kubeadm and its unit look for the kubelet, and where the kubelet keeps its things.
+const KUBELET_PATH: &str = "/usr/bin/kubelet";
+const KUBELET_STATE: &str = "/var/lib/kubelet";
+
+/// How an agent is run.
+const AGENT: &str = "\
+Type=notify
+NotifyAccess=main
+Restart=always
+RestartSec=2
+WatchdogSec=30
+TimeoutStartSec=120
+TimeoutStopSec=30
+Delegate=yes
+KillMode=process
+OOMScoreAdjust=-999
+LimitNOFILE=65536:524288
+TasksMax=infinity
+";
 
 /// What the line that tells whose unit this is starts with.
 const MARK: &str = "# Node state: ";
@@ -45,20 +72,8 @@ After=network-online.target time-sync.target
 StartLimitIntervalSec=0
 
 [Service]
-Type=notify
-NotifyAccess=main
 ExecStart={}
-Restart=always
-RestartSec=2
-WatchdogSec=30
-TimeoutStartSec=120
-TimeoutStopSec=30
-Delegate=yes
-KillMode=process
-OOMScoreAdjust=-999
-LimitNOFILE=65536:524288
-TasksMax=infinity
-
+{AGENT}
 [Install]
 WantedBy=multi-user.target
 ",
@@ -69,29 +84,113 @@ WantedBy=multi-user.target
 
     /// Writes the unit, enables it and starts it; returns once the agent says that it is ready.
     pub(crate) fn install(&self) -> Result<()> {
-        if !Path::new("/run/systemd/system").is_dir() {
-            bail!("--systemd: systemd does not run this host");
-        }
-        let path = Path::new(DIRECTORY).join(NAME);
-        let temporary = path.with_extension("new");
-        fs::write(&temporary, self.text())
-            .and_then(|()| fs::rename(&temporary, &path))
-            .with_context(|| format!("writing {}", path.display()))?;
+        need_systemd()?;
+        write(NAME, &self.text())?;
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", "--now", NAME])
     }
 }
 
-/// Stops and removes the unit of this state directory, if there is one.
-pub(crate) fn remove(state_dir: &Path) -> Result<()> {
-    let path = Path::new(DIRECTORY).join(NAME);
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-    if text.lines().next() != Some(&*format!("{MARK}{}", state_dir.display())) {
-        return Ok(());
+/// Installs this executable as the kubelet that kubeadm starts, with the CRI socket that it asks.
+pub(crate) fn install_kubelet() -> Result<()> {
+    need_systemd()?;
+    let executable = std::env::current_exe().context("finding this executable")?;
+    let link = Path::new(KUBELET_PATH);
+    match fs::read_link(link) {
+        Ok(to) if to == executable => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => symlink(&executable, link)
+            .with_context(|| format!("linking {} to {}", link.display(), executable.display()))?,
+        _ => bail!("{} is there: another kubelet is installed", link.display()),
     }
-    systemctl(&["disable", "--now", NAME])?;
-    fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-    systemctl(&["daemon-reload"])
+    write(CRI, &cri_text(&executable))?;
+    write(KUBELET, &kubelet_text())?;
+    systemctl(&["daemon-reload"])?;
+    systemctl(&["enable", KUBELET])?;
+    systemctl(&["enable", "--now", CRI])
+}
+
+/// The unit that kubeadm starts and stops. It waits for kubeadm's configuration.
+fn kubelet_text() -> String {
+    format!(
+        "\
+{MARK}{KUBELET_STATE}
+[Unit]
+Description=berth, in the kubelet's place
+Wants=network-online.target {CRI}
+After=network-online.target time-sync.target {CRI}
+ConditionPathExists={KUBELET_STATE}/config.yaml
+StartLimitIntervalSec=0
+
+[Service]
+EnvironmentFile=-{KUBELET_STATE}/kubeadm-flags.env
+EnvironmentFile=-/etc/default/kubelet
+ExecStart={KUBELET_PATH} --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \
+--kubeconfig=/etc/kubernetes/kubelet.conf --config={KUBELET_STATE}/config.yaml \
+$KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS
+{AGENT}
+[Install]
+WantedBy=multi-user.target
+"
+    )
+}
+
+/// The unit that serves the CRI while no agent runs, too.
+fn cri_text(executable: &Path) -> String {
+    let executable = quoted(&executable.display().to_string());
+    format!(
+        "\
+{MARK}{KUBELET_STATE}
+[Unit]
+Description=berth's CRI socket
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={executable} cri --state-dir {KUBELET_STATE}
+Restart=always
+RestartSec=2
+OOMScoreAdjust=-999
+
+[Install]
+WantedBy=multi-user.target
+"
+    )
+}
+
+fn need_systemd() -> Result<()> {
+    match Path::new("/run/systemd/system").is_dir() {
+        true => Ok(()),
+        false => bail!("systemd does not run this host"),
+    }
+}
+
+fn write(name: &str, text: &str) -> Result<()> {
+    let path = Path::new(DIRECTORY).join(name);
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, text)
+        .and_then(|()| fs::rename(&temporary, &path))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+/// Stops and removes the units of this state directory, and the link that is the kubelet.
+pub(crate) fn remove(state_dir: &Path) -> Result<()> {
+    let mark = format!("{MARK}{}", state_dir.display());
+    let mut any = false;
+    for name in [NAME, KUBELET, CRI] {
+        let path = Path::new(DIRECTORY).join(name);
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        if text.lines().next() != Some(&*mark) {
+            continue;
+        }
+        systemctl(&["disable", "--now", name])?;
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        if name == KUBELET && fs::read_link(KUBELET_PATH).is_ok() {
+            fs::remove_file(KUBELET_PATH).with_context(|| format!("removing {KUBELET_PATH}"))?;
+        }
+        any = true;
+    }
+    if any { systemctl(&["daemon-reload"]) } else { Ok(()) }
 }
 
 fn systemctl(arguments: &[&str]) -> Result<()> {
@@ -138,6 +237,25 @@ mod tests {
             assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
         }
         assert!(text.starts_with("# Node state: /var/lib/berth\n"));
+    }
+
+    #[test]
+    fn the_kubelets_unit_reads_what_kubeadm_writes_and_waits_for_it() {
+        let text = kubelet_text();
+        for line in [
+            "EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env",
+            "ConditionPathExists=/var/lib/kubelet/config.yaml",
+            "ExecStart=/usr/bin/kubelet \
+             --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \
+             --kubeconfig=/etc/kubernetes/kubelet.conf --config=/var/lib/kubelet/config.yaml \
+             $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS",
+            "KillMode=process",
+            "Delegate=yes",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+        }
+        let text = cri_text(Path::new("/opt/my berth"));
+        assert!(text.contains("ExecStart=\"/opt/my berth\" cri --state-dir /var/lib/kubelet\n"));
     }
 
     #[test]

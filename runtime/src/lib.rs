@@ -5,6 +5,7 @@
 //! Kubernetes types, of the pod network's making or of Services.
 
 pub mod cgroup;
+pub mod cri;
 mod disk;
 pub mod engine;
 pub mod executable;

@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::cri::{Client, Server};
 use crate::joining::make_token;
 use crate::node::{Node, berth, condition, kubectl, succeed, told};
 use crate::nodes::linked;
@@ -98,6 +99,12 @@ fn under_the_kubelets_name_berth_is_what_kubeadm_starts_and_waits_for() {
     let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
     fs::write(path("drop-ins/10-pods.conf"), format!("{head}maxPods: 42\n")).unwrap();
 
+    // kubeadm asks the CRI before there is a kubelet.
+    let server = Server::start(&second);
+    let cri = Client::connect(&second.path("run/berth.sock"));
+    let early = [("RuntimeReady".to_owned(), true), ("NetworkReady".to_owned(), false)];
+    assert_eq!(cri.conditions(), early);
+
     let mut command = second.namespace().command(&kubelet);
     for (flag, value) in [
         ("bootstrap-kubeconfig", text("etc/bootstrap-kubelet.conf")),
@@ -147,5 +154,19 @@ fn under_the_kubelets_name_berth_is_what_kubeadm_starts_and_waits_for() {
         configz.contains("\"kubeletconfig\"") && configz.contains("\"maxPods\":42"),
         "{configz}"
     );
+    let archive = crate::image::busybox();
+    second.berth(&["images", "import", archive.to_str().unwrap()]);
+    first.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: there}\nspec:\n  nodeName: node-2\n  \
+         tolerations: [{operator: Exists}]\n  containers:\n  - {name: main, image: \
+         'berth.local/busybox:1', imagePullPolicy: Never, command: [sleep, '1000']}\n",
+    );
+    first.wait_ready("there");
+
+    // `kubeadm reset` stops the kubelet first, and then has the CRI end what runs.
+    second.stop_agent();
+    assert_eq!(cri.end_all(), 1);
+    assert_eq!(second.berth(&["pods", "--json"]).trim(), "[]");
+    drop((cri, server));
     Node::finish_all([second, first]);
 }

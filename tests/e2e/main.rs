@@ -8,6 +8,7 @@
 
 mod cli;
 mod conformance;
+mod cri;
 mod identity;
 mod image;
 mod images;

@@ -7,7 +7,7 @@ use crate::node::Node;
 const README: &str = include_str!("../../README.md");
 
 /// The commands of the README's code blocks, and what runs each.
-const RUN_BY: [(&str, &str); 18] = [
+const RUN_BY: [(&str, &str); 20] = [
     ("make build", "Makefile: the same cargo command as build-tools"),
     (
         "target/release/berth up -f tests/demo/demo.yaml",
@@ -22,6 +22,12 @@ const RUN_BY: [(&str, &str); 18] = [
     (
         "berth join 192.0.2.1:6443 --token $TOKEN --discovery-token-ca-cert-hash $HASH --systemd",
         "service::a_joined_node_is_a_service_whose_pods_outlive_it",
+    ),
+    ("berth install-kubelet", "service::installed_as_the_kubelet_berth_is_what_kubeadm_looks_for"),
+    (
+        "kubeadm join 192.0.2.1:6443 --token $TOKEN --discovery-token-ca-cert-hash $HASH \
+         --cri-socket unix:///run/berth/berth.sock",
+        "kubelet::under_the_kubelets_name_berth_is_what_kubeadm_starts_and_waits_for",
     ),
     (
         "berth agent --kubeconfig /etc/berth/kubeconfig",

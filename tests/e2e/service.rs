@@ -1,5 +1,5 @@
-//! The systemd service that `berth join --systemd` installs. Only a host run by systemd can show it:
-//! this runs in the VM, on the host's own network, with the usual directories.
+//! The systemd services that `berth join --systemd` and `berth install-kubelet` install. Only a host run
+//! by systemd can show them: this runs in the VM, on the host's own network, with the usual directories.
 
 use std::fs;
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::cri::Client;
 use crate::joining::{make_token, pin};
 use crate::node::{Node, berth, condition, succeed, wait};
 
@@ -123,4 +124,28 @@ fn a_joined_node_is_a_service_whose_pods_outlive_it() {
     assert!(!Path::new(UNIT).exists());
     assert_ne!(property("ActiveState"), "active");
     first.finish();
+}
+
+#[test]
+fn installed_as_the_kubelet_berth_is_what_kubeadm_looks_for() {
+    assert!(Path::new("/run/systemd/system").is_dir(), "this test needs systemd");
+    succeed(Command::new(berth()).arg("install-kubelet"));
+    let version = succeed(Command::new("kubelet").arg("--version"));
+    assert!(version.starts_with("Kubernetes v1.36."), "{version}");
+    assert_eq!(systemctl("is-enabled kubelet.service").trim(), "enabled");
+    let cri = Client::connect(Path::new("/run/berth/berth.sock"));
+    assert_eq!(cri.conditions()[0], ("RuntimeReady".to_owned(), true));
+    drop(cri);
+    // Before kubeadm has written what it runs with, the kubelet waits: it does not fail.
+    systemctl("start kubelet.service");
+    for (property, value) in [("ActiveState", "inactive"), ("ConditionResult", "no")] {
+        let shown = systemctl(&format!("show kubelet.service --value -p {property}"));
+        assert_eq!(shown.trim(), value, "{property}");
+    }
+
+    succeed(Command::new(berth()).args(["reset", "--state-dir", "/var/lib/kubelet"]));
+    for path in ["/usr/bin/kubelet", "/etc/systemd/system/kubelet.service"] {
+        assert!(fs::symlink_metadata(path).is_err(), "{path} is left");
+    }
+    assert!(!Path::new("/etc/systemd/system/berth-cri.service").exists());
 }
