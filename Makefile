@@ -5,7 +5,8 @@ export CARGO_TERM_COLOR ?= never
 BERTH := $(CURDIR)/target/release/berth
 CENSUS := $(CURDIR)/target/release/census
 PEERS := $(CURDIR)/.cache/peers/bin
-VM_TESTS := limits:: oldest=services::every_replica oldest=restart::containers_outlive systemd=limits::requests systemd=service:: \
+VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::requests systemd=limits::requests newest=conformance::apparmor:: \
+	oldest=services::every_replica oldest=restart::containers_outlive systemd=service:: \
 	newest=oci/controllers:: newest=oci/peers::files systemd=oci/units:: systemd=oci/peers::systemd
 AREA ?= pods
 
@@ -45,9 +46,9 @@ unit: setup
 		-E 'not (binary(cgroups) & test(/^(controllers|units|peers)::/))'
 	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -j 1 -p berth-apiserver -p berth-testkit --test '*'
 
-# What `limits` asserts needs cgroup controllers, `service` needs systemd: they run in the VM.
+# What `limits` asserts needs cgroup controllers, `service` systemd, `apparmor` AppArmor: they run in the VM.
 e2e: build-tools demo
-	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^(limits|service)::/)'
+	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^(limits|service|conformance::apparmor)::/)'
 
 e2e-vm: build-tools
 	@tests/setup/peers.sh runtimes

@@ -1,8 +1,8 @@
 //! Whether a pod may run on this node at all.
 //!
 //! The checks a kubelet repeats after the scheduler, with its reasons and texts: operating system,
-//! node name, selector and affinity, taints, resources, host ports, sysctls. Pods that do not fit may
-//! be made room for ([`preemption`]). Pure.
+//! node name, selector and affinity, taints, resources, host ports, sysctls, AppArmor. Pods that do not fit
+//! may be made room for ([`preemption`]). Pure, but for [`AppArmorSupport::of_host`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,10 +12,12 @@ use crate::qos::{InvalidResource, PodDemand, ResourceAmounts};
 use crate::quantity::Quantity;
 
 mod affinity;
+mod app_armor;
 mod preemption;
 mod sysctl;
 
 pub use affinity::{matches_node, matches_selector};
+pub use app_armor::{AppArmorRefused, AppArmorSupport, app_armor};
 pub use sysctl::{SysctlForbidden, SysctlPolicy};
 
 /// Why a pod is turned away; goes into `status.reason` and `status.message`.
@@ -54,6 +56,8 @@ pub struct AdmissionInputs<'a> {
     pub others: Vec<Admitted<'a>>,
     /// What pods may set through sysctls.
     pub sysctls: &'a SysctlPolicy,
+    /// Whether the node has AppArmor.
+    pub app_armor: AppArmorSupport,
 }
 
 /// What becomes of a pod.
@@ -78,6 +82,10 @@ pub fn admit(pod: &Pod, demand: &PodDemand, inputs: &AdmissionInputs<'_>) -> Jud
     if let Err(error) = inputs.sysctls.admitted(pod) {
         let message = error.to_string();
         return Judgement::Reject(Rejection { reason: "SysctlForbidden".into(), message });
+    }
+    if let Err(error) = app_armor::check(pod, inputs.app_armor) {
+        let message = format!("Cannot enforce AppArmor: {error}");
+        return Judgement::Reject(Rejection { reason: "AppArmor".into(), message });
     }
     let shortages = shortages(demand, inputs);
     let rest = check_node(spec, inputs.node)

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::SysctlPolicy;
+use crate::admission::{AppArmorSupport, SysctlPolicy};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::container_config::NodeFacts;
@@ -238,6 +238,7 @@ fn context(
     let gate = Gate {
         node: Arc::clone(node),
         sysctls: SysctlPolicy::new(&config.allowed_unsafe_sysctls),
+        app_armor: AppArmorSupport::of_host(),
         events: recorder.clone(),
     };
     let statuses = Writer::new(parts.client.clone(), shutdown.clone());

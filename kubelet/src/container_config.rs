@@ -75,6 +75,9 @@ pub enum ConfigError {
     /// A sysctl that pods may not set.
     #[error(transparent)]
     Sysctl(#[from] crate::admission::SysctlForbidden),
+    /// An AppArmor profile that nobody could have.
+    #[error(transparent)]
+    AppArmor(#[from] crate::admission::AppArmorRefused),
 }
 
 /// What of a node's configuration and hardware shapes sandboxes and containers.

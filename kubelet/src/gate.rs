@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::admission::{self, AdmissionInputs, Admitted, SysctlPolicy};
+use crate::admission::{self, AdmissionInputs, Admitted, AppArmorSupport, SysctlPolicy};
 use crate::events::{Recorder, Severity};
 use crate::node::Shared;
 use crate::qos::{PodDemand, ResourceAmounts};
@@ -21,6 +21,8 @@ pub struct Gate {
     pub node: Shared,
     /// What pods may set through sysctls.
     pub sysctls: SysctlPolicy,
+    /// Whether the node has AppArmor.
+    pub app_armor: AppArmorSupport,
     /// Takes events on what a pod asks for in vain.
     pub events: Recorder,
 }
@@ -110,6 +112,7 @@ impl Gate {
             allocatable: &allocatable,
             others: others.map(|(pod, demand)| Admitted { pod, demand }).collect(),
             sysctls: &self.sysctls,
+            app_armor: self.app_armor,
         };
         admission::admit(pod, demand, &inputs)
     }

@@ -20,7 +20,7 @@ kubectl=${KUBECTL:-$repo/.cache/peers/bin/kubectl}
 
 # Where the guest has them.
 bin=/usr/local/bin
-programs=(--copy "$berth:$bin/berth" --copy "$kubectl:$bin/kubectl")
+programs=(--copy "$berth:$bin/berth" --copy "$kubectl:$bin/kubectl" --copy /sbin/apparmor_parser)
 environment=(--env BERTH=$bin/berth --env KUBECTL=$bin/kubectl --env RUST_BACKTRACE=0)
 
 usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }

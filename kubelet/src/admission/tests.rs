@@ -37,6 +37,7 @@ fn judge(candidate: &Pod, others: &[Pod]) -> Judgement {
             allocatable: &allocatable,
             others: others.map(|(pod, demand)| Admitted { pod, demand }).collect(),
             sysctls: &SysctlPolicy::default(),
+            app_armor: AppArmorSupport::Absent,
         },
     )
 }
@@ -52,6 +53,18 @@ fn decide(candidate: &Pod, others: &[Pod]) -> Result<(), Rejection> {
 fn rejected(candidate: &Pod, others: &[Pod]) -> (String, String) {
     let rejection = decide(candidate, others).unwrap_err();
     (rejection.reason.clone(), rejection.status_message())
+}
+
+#[test]
+fn a_profile_on_a_node_without_apparmor_is_refused_in_upstreams_words() {
+    let by_field = json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}});
+    let mut by_annotation = pod(json!({}), "1");
+    let name = "container.apparmor.security.beta.kubernetes.io/c".to_owned();
+    by_annotation.metadata.annotations = Some([(name, "runtime/default".to_owned())].into());
+    let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+    for pod in [pod(by_field, "1"), by_annotation] {
+        assert_eq!(rejected(&pod, &[]), ("AppArmor".into(), message.into()));
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::{ConfigError, NodeFacts, pod_in_messages};
+use crate::admission::app_armor;
 
 /// Merges the pod's and the container's security context; the container's fields win.
 pub fn security(
@@ -54,6 +55,7 @@ pub fn security(
             Some("Unmasked") => true,
             Some(other) => return Err(invalid("procMount", other)),
         },
+        app_armor: app_armor(pod, container)?,
     })
 }
 

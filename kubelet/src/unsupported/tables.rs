@@ -197,7 +197,7 @@ pub static SECURITY: Table = Table {
     name: "SecurityContext",
     fields: &[
         ("allowPrivilegeEscalation", Honoured),
-        ("appArmorProfile", Depends(app_armor)),
+        ("appArmorProfile", Honoured),
         ("capabilities", Honoured),
         ("privileged", Honoured),
         ("procMount", Honoured),
@@ -215,7 +215,7 @@ pub static SECURITY: Table = Table {
 pub static POD_SECURITY: Table = Table {
     name: "PodSecurityContext",
     fields: &[
-        ("appArmorProfile", Depends(app_armor)),
+        ("appArmorProfile", Honoured),
         ("fsGroup", Honoured),
         ("fsGroupChangePolicy", Honoured),
         ("runAsGroup", Honoured),
@@ -320,14 +320,6 @@ pub static ALL: &[&Table] = &[
     &PROJECTED,
     &PROJECTION,
 ];
-
-fn app_armor(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
-    match value.get("type").and_then(Value::as_str) {
-        Some("Unconfined") => None,
-        Some("RuntimeDefault") => Some((Severity::Report, "no AppArmor profile is applied")),
-        _ => Some((Severity::Refuse, "AppArmor profiles are not supported")),
-    }
-}
 
 fn medium(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
     (value != "Memory").then_some((Severity::Refuse, "this medium is not supported"))

@@ -82,7 +82,7 @@ fn an_ordinary_pod_raises_nothing() {
         "containers": [{
             "name": "c", "image": "x", "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}],
             "resources": {"limits": {"cpu": "1"}},
-            "securityContext": {"appArmorProfile": {"type": "Unconfined"}},
+            "securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "p"}},
         }],
         "volumes": [
             {"name": "a", "emptyDir": {}}, {"name": "b", "emptyDir": {"medium": "Memory"}},
@@ -101,11 +101,6 @@ fn what_is_not_done_is_found_where_it_stands() {
             json!({"containers": [{"name": "c", "securityContext": {"seLinuxOptions": {"level": "s0"}}}]}),
             "spec.containers[0].securityContext.seLinuxOptions",
             Report,
-        ),
-        (
-            json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": "Localhost"}}}]}),
-            "spec.containers[0].securityContext.appArmorProfile",
-            Refuse,
         ),
         (
             json!({"containers": [], "volumes": [{"name": "v", "gitRepo": {"repository": "r"}}]}),
@@ -139,12 +134,12 @@ fn what_is_not_done_is_found_where_it_stands() {
 fn a_container_that_comes_later_is_judged_too() {
     let container = serde_json::from_value(json!({
         "name": "debugger",
-        "securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "p"}},
+        "resources": {"claims": [{"name": "r"}]},
         "volumeDevices": [{"name": "d", "devicePath": "/dev/d"}],
     }))
     .unwrap();
     let text = refusal(&audit_container(&container)).unwrap();
-    for place in ["debugger.volumeDevices", "debugger.securityContext.appArmorProfile"] {
+    for place in ["debugger.volumeDevices", "debugger.resources.claims"] {
         assert!(text.contains(place), "{text}");
     }
     let plain = serde_json::from_value(json!({"name": "debugger", "image": "x"})).unwrap();

@@ -13,6 +13,7 @@ use berth_oci::protocol::{
 };
 use oci_spec::runtime::LinuxSeccomp;
 
+use super::apparmor;
 use super::container::{Container, ORDER_PATIENCE, delete};
 use super::record::{self, ContainerDir, Phase};
 use super::sandbox::Sandbox;
@@ -103,6 +104,7 @@ impl Making<'_> {
             files: &sandbox_files(self.sandbox),
             host: &facts,
             local_seccomp: host.seccomp,
+            app_armor: host.app_armor,
             user_namespace: self
                 .sandbox
                 .user_ids
@@ -206,6 +208,7 @@ struct Ground {
 struct OnHost {
     mounts: Vec<PreparedMount>,
     seccomp: Option<LinuxSeccomp>,
+    app_armor: Option<String>,
     devices: Vec<oci_spec::runtime::LinuxDevice>,
 }
 
@@ -217,12 +220,14 @@ async fn prepare_host(config: &ContainerConfig, ground: Ground) -> Result<OnHost
             Seccomp::Localhost(path) if !security.privileged => Some(local_profile(path)?),
             _ => None,
         };
+        let app_armor =
+            apparmor::Host::default().profile(&security).map_err(RuntimeError::Create)?;
         let devices = match security.privileged {
             true => host::devices().map_err(|e| failed("list the host's devices", e))?,
             false => Vec::new(),
         };
         let mounts = volumes::prepare(&mounts, &ground.dir).map_err(RuntimeError::Create)?;
-        Ok(OnHost { mounts, seccomp, devices })
+        Ok(OnHost { mounts, seccomp, app_armor, devices })
     });
     match prepared.await {
         Ok(outcome) => outcome,

@@ -166,6 +166,18 @@ pub enum Seccomp {
     Localhost(PathBuf),
 }
 
+/// Which AppArmor profile a container's command executes under.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// None.
+    #[default]
+    Unconfined,
+    /// The runtime's own.
+    RuntimeDefault,
+    /// One that is loaded on the host.
+    Localhost(String),
+}
+
 /// How the image's groups and `supplementalGroups` are combined (KEP-3619).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum SupplementalGroupsPolicy {
@@ -201,6 +213,9 @@ pub struct Security {
     pub seccomp: Seccomp,
     /// `procMount: Unmasked`.
     pub unmasked_proc: bool,
+    /// The AppArmor profile; a privileged container has none.
+    #[serde(default)]
+    pub app_armor: AppArmor,
 }
 
 /// What a container is made from.

@@ -1,12 +1,13 @@
 //! What upstream's conformance suite asks of a node, under its names: pods that run to their end and
-//! say what they saw ([`environment`], [`files`]), and pods that are watched and changed ([`lives`],
-//! [`resize`]).
+//! say what they saw ([`environment`], [`files`], [`apparmor`]), and pods that are watched and changed
+//! ([`lives`], [`resize`]).
 //! [`table`] holds the list of all names against the tests.
 
+mod apparmor;
 mod environment;
 mod files;
 mod lives;
-mod resize;
+pub(crate) mod resize;
 mod table;
 
 use serde_json::{Value, json};

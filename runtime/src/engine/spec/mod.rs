@@ -52,6 +52,8 @@ pub(super) struct Input<'a> {
     pub(super) host: &'a HostFacts,
     /// The profile of [`crate::interface::Seccomp::Localhost`], already read.
     pub(super) local_seccomp: Option<LinuxSeccomp>,
+    /// The AppArmor profile, which is loaded.
+    pub(super) app_armor: Option<String>,
     pub(super) user_namespace: Option<UserNamespace>,
 }
 
@@ -114,7 +116,8 @@ fn make(input: Input<'_>) -> Result<Planned, String> {
         working_dir: image.working_dir,
     };
     let hostname = &input.sandbox.hostname;
-    let process = process::plan(input.config, hostname, asked, &granted)?;
+    let mut process = process::plan(input.config, hostname, asked, &granted)?;
+    process.set_apparmor_profile(input.app_armor);
     let mapping = input.user_namespace.as_ref().map(mapping).transpose()?;
     let mut linux = Linux::default();
     linux

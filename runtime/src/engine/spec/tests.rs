@@ -86,6 +86,7 @@ fn planned_in(
         },
         host: &host,
         local_seccomp: None,
+        app_armor: None,
         user_namespace,
     })
 }

@@ -1,0 +1,186 @@
+//! Which AppArmor profile a container's command executes under: one of the host's, or this runtime's
+//! default, which is loaded when it is first asked for. What is asked for and cannot be had is refused;
+//! nothing falls back to less confinement.
+//!
+//! Serves `appArmorProfile` of the Kubernetes API as CRI runtimes do, and apparmor.d(5).
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::interface::{AppArmor, Security};
+
+/// The name of the default profile.
+const DEFAULT: &str = "berth-default";
+
+/// What a container may do is said by its namespaces, capabilities, mounts and seccomp filter. The
+/// profile keeps root without a user namespace from mounting, from tracing what is not of a container,
+/// and from the kernel's switches, wherever a procfs or sysfs may be seen.
+const DEFAULT_TEXT: &str = "\
+profile berth-default flags=(attach_disconnected,mediate_deleted) {
+  capability,
+  file,
+  network,
+  umount,
+  unix,
+  deny mount,
+  signal (receive) peer=unconfined,
+  signal (send, receive) peer=berth-default,
+  ptrace (trace, read, tracedby, readby) peer=berth-default,
+  deny /proc/{kcore,kmem,mem,kallsyms,sysrq-trigger} rwklx,
+  deny /proc/sys/{abi,debug,dev,vm}/** wklx,
+  deny /proc/sys/kernel/{core,kexec,mod,panic,perf,printk,random,sysrq,unprivileged,yama}** wklx,
+  deny /sys/{block,bus,class,dev,devices,hypervisor,kernel,module,power}/** wklx,
+  deny /sys/firmware/** rwklx,
+  deny /sys/kernel/security/** rwklx,
+}
+";
+
+/// Where the kernel tells of AppArmor, and what loads profiles.
+#[derive(Debug)]
+pub(super) struct Host {
+    enabled: PathBuf,
+    profiles: PathBuf,
+    parsers: Vec<PathBuf>,
+    options: Vec<String>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            enabled: "/sys/module/apparmor/parameters/enabled".into(),
+            profiles: "/sys/kernel/security/apparmor/profiles".into(),
+            parsers: ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"].map(Into::into).into(),
+            options: ["--replace", "--quiet", "--skip-cache"].map(Into::into).into(),
+        }
+    }
+}
+
+impl Host {
+    /// The profile for a container, which is loaded. Blocks.
+    ///
+    /// # Errors
+    /// Why the host does not have what is asked for.
+    pub(super) fn profile(&self, security: &Security) -> Result<Option<String>, String> {
+        let name = match &security.app_armor {
+            AppArmor::Unconfined => return Ok(None),
+            // The API's rule: a privileged container has none.
+            AppArmor::RuntimeDefault | AppArmor::Localhost(_) if security.privileged => {
+                return Ok(None);
+            }
+            AppArmor::RuntimeDefault => DEFAULT,
+            AppArmor::Localhost(name) => name,
+        };
+        let is_enabled = std::fs::read(&self.enabled).is_ok_and(|text| text.starts_with(b"Y"));
+        if !is_enabled {
+            return Err("apparmor is not enabled on the host".to_owned());
+        }
+        if !self.has(name)? {
+            match security.app_armor {
+                AppArmor::RuntimeDefault => self.load_default()?,
+                _ => return Err(format!("apparmor profile not found {name}")),
+            }
+        }
+        Ok(Some(name.to_owned()))
+    }
+
+    /// Whether the kernel has the profile: a line is a name and a mode in brackets.
+    fn has(&self, name: &str) -> Result<bool, String> {
+        let list = std::fs::read_to_string(&self.profiles)
+            .map_err(|error| format!("list the loaded apparmor profiles: {error}"))?;
+        let names = list.lines().filter_map(|line| line.rsplit_once(" (").map(|(name, _)| name));
+        Ok(names.into_iter().any(|loaded| loaded == name))
+    }
+
+    fn load_default(&self) -> Result<(), String> {
+        let Some(parser) = self.parsers.iter().find(|path| path.is_file()) else {
+            return Err(format!(
+                "apparmor profile {DEFAULT} is not loaded, and the host has no apparmor_parser"
+            ));
+        };
+        let mut command = Command::new(parser);
+        command.args(&self.options);
+        load(command, DEFAULT_TEXT).map_err(|why| format!("load apparmor profile {DEFAULT}: {why}"))
+    }
+}
+
+/// Lets a command read a profile and load it.
+fn load(mut command: Command, text: &str) -> Result<(), String> {
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let spawned = command.spawn();
+    let mut child = spawned.map_err(|error| error.to_string())?;
+    // One that ends early says why itself.
+    let written = child.stdin.take().map(|mut input| input.write_all(text.as_bytes()));
+    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    match (output.status.success(), written) {
+        (true, Some(Ok(()))) => Ok(()),
+        (true, _) => Err("it did not read the profile".to_owned()),
+        (false, _) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn host(dir: &Path, enabled: &str) -> Host {
+        let host = Host {
+            enabled: dir.join("enabled"),
+            profiles: dir.join("profiles"),
+            parsers: vec![dir.join("parser")],
+            options: Vec::new(),
+        };
+        std::fs::write(&host.enabled, enabled).unwrap();
+        std::fs::write(&host.profiles, "/usr/bin/man (enforce)\nours (v2) (complain)\n").unwrap();
+        host
+    }
+
+    fn security(app_armor: AppArmor) -> Security {
+        Security { app_armor, ..Security::default() }
+    }
+
+    #[test]
+    fn a_profile_of_the_host_must_be_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), "Y\n");
+        let local = |name: &str| host.profile(&security(AppArmor::Localhost(name.to_owned())));
+        assert_eq!(local("ours (v2)"), Ok(Some("ours (v2)".to_owned())));
+        assert_eq!(local("ours"), Err("apparmor profile not found ours".to_owned()));
+        assert_eq!(host.profile(&security(AppArmor::Unconfined)), Ok(None));
+        let default = host.profile(&security(AppArmor::RuntimeDefault)).unwrap_err();
+        assert!(default.ends_with("the host has no apparmor_parser"), "{default}");
+    }
+
+    #[test]
+    fn the_default_profile_is_loaded_when_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = host(dir.path(), "Y\n");
+        host.parsers = vec!["/bin/sh".into()];
+        let wanted = security(AppArmor::RuntimeDefault);
+        let mut with = |script: String| {
+            host.options = vec!["-c".to_owned(), script];
+            host.profile(&wanted)
+        };
+        let refused = with("cat > /dev/null; echo 'no such rule' >&2; exit 1".to_owned());
+        assert_eq!(refused, Err("load apparmor profile berth-default: no such rule".to_owned()));
+        let loaded = with(format!("cat > {}/read", dir.path().display()));
+        assert_eq!(loaded, Ok(Some("berth-default".to_owned())));
+        assert_eq!(std::fs::read_to_string(dir.path().join("read")).unwrap(), DEFAULT_TEXT);
+        std::fs::write(dir.path().join("profiles"), "berth-default (enforce)\n").unwrap();
+        assert_eq!(with("exit 1".to_owned()), Ok(Some("berth-default".to_owned())));
+    }
+
+    #[test]
+    fn without_apparmor_nothing_but_unconfined_is_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), "N\n");
+        for wanted in [AppArmor::RuntimeDefault, AppArmor::Localhost("ours (v2)".to_owned())] {
+            let refused = Err("apparmor is not enabled on the host".to_owned());
+            assert_eq!(host.profile(&security(wanted.clone())), refused);
+            let privileged = Security { privileged: true, ..security(wanted) };
+            assert_eq!(host.profile(&privileged), Ok(None));
+        }
+    }
+}
