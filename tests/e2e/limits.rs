@@ -1,9 +1,12 @@
-//! What only a host with cgroup v2 controllers can show: limits in force, the QoS tree, OOM kills and
-//! lowered OOM scores. These run in the VM; on a host without controllers they fail.
+//! What only a host with cgroup v2 controllers can show: limits in force and changed, the QoS tree, OOM
+//! kills and lowered OOM scores. These run in the VM; on a host without controllers they fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+use crate::conformance::resize::{self, Amounts};
 use crate::node::Node;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -41,15 +44,28 @@ spec:
 "#;
 
 /// The pod's cgroup and its container's.
-fn groups(node: &Node, name: &str, class: &str) -> (PathBuf, PathBuf) {
-    let pod = node.wait_ready(name);
+fn groups(node: &Node, name: &str) -> (PathBuf, PathBuf) {
+    let (pod, mut containers) = groups_of(&node.wait_ready(name));
+    (pod, containers.remove(0))
+}
+
+/// A running pod's cgroup and its containers'.
+fn groups_of(pod: &Value) -> (PathBuf, Vec<PathBuf>) {
     let uid = pod["metadata"]["uid"].as_str().unwrap();
-    let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap();
-    let id = id.strip_prefix("berth://").unwrap();
+    let class = match pod["status"]["qosClass"].as_str().unwrap() {
+        "Guaranteed" => "",
+        "Burstable" => "burstable",
+        _ => "besteffort",
+    };
     let group = Path::new(CGROUPS).join("kubepods").join(class).join(format!("pod{uid}"));
-    let container = group.join(id);
-    assert!(container.is_dir(), "{} is missing", container.display());
-    (group, container)
+    let one = |status: &Value| {
+        let container = group.join(&status["containerID"].as_str().unwrap()["berth://".len()..]);
+        assert!(container.is_dir(), "{} is missing", container.display());
+        container
+    };
+    let containers = pod["status"]["containerStatuses"].as_array().unwrap().iter().map(one);
+    let containers = containers.collect();
+    (group, containers)
 }
 
 fn read(group: &Path, file: &str) -> String {
@@ -71,7 +87,7 @@ fn requests_and_limits_become_cgroup_files_by_qos_class() {
     let node = Node::start();
     node.apply(CLASSES);
 
-    let (pod, container) = groups(&node, "guaranteed", "");
+    let (pod, container) = groups(&node, "guaranteed");
     assert_eq!(read(&container, "cpu.max"), "25000 100000");
     assert_eq!(read(&container, "memory.max"), (64 << 20).to_string());
     assert_eq!(read(&container, "memory.oom.group"), "1");
@@ -81,7 +97,7 @@ fn requests_and_limits_become_cgroup_files_by_qos_class() {
     );
     assert_eq!(oom_score(&container), -997);
 
-    let (pod, container) = groups(&node, "burstable", "burstable");
+    let (pod, container) = groups(&node, "burstable");
     assert_eq!(read(&container, "cpu.max"), "max 100000");
     assert_eq!(read(&container, "memory.max"), (128 << 20).to_string());
     // The kubelet's linear formula for the pod: 1 + (102 - 2) * 9999 / 262142.
@@ -89,7 +105,7 @@ fn requests_and_limits_become_cgroup_files_by_qos_class() {
     let score = oom_score(&container);
     assert!((2..1000).contains(&score), "{score}");
 
-    let (pod, container) = groups(&node, "besteffort", "besteffort");
+    let (pod, container) = groups(&node, "besteffort");
     assert_eq!(
         (read(&pod, "cpu.weight"), read(&container, "memory.max")),
         ("1".into(), "max".into())
@@ -106,6 +122,65 @@ fn requests_and_limits_become_cgroup_files_by_qos_class() {
     }
 
     node.kubectl(&["delete", "pod", "--all"]);
+    node.finish();
+}
+
+/// Who a cgroup is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Pod,
+    Container,
+}
+
+/// `cpu.weight`, `cpu.max` and `memory.max`.
+fn files(group: &Path) -> [String; 3] {
+    ["cpu.weight", "cpu.max", "memory.max"].map(|file| read(group, file))
+}
+
+/// What the three hold for a request in thousandths of a processor, and limits of which 0 is none. A pod's
+/// weight is the kubelet's straight line, a container's the curve that runtimes have drawn since 2025.
+fn wanted(of: Of, cpu: u32, cpu_limit: u32, mebibytes: u32) -> [String; 3] {
+    let shares = (cpu * 1024 / 1000).max(2);
+    let log = f64::from(shares).log2();
+    let weight = match of {
+        Of::Pod => 1 + (shares - 2) * 9999 / 262_142,
+        Of::Container if shares == 2 => 1,
+        Of::Container => 10f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0).ceil() as u32,
+    };
+    let or_max = |limit: u32, text: String| if limit == 0 { "max".into() } else { text };
+    [
+        weight.to_string(),
+        or_max(cpu_limit, (cpu_limit * 100).max(1000).to_string()) + " 100000",
+        or_max(mebibytes, (u64::from(mebibytes) << 20).to_string()),
+    ]
+}
+
+/// The pod says that it has these amounts, and its cgroups have them.
+fn in_force(pod: &Value, amounts: &[Amounts], restarts: i64) {
+    resize::check(pod, amounts, restarts);
+    let name = &pod["metadata"]["name"];
+    let (group, containers) = groups_of(pod);
+    assert_eq!(containers.len(), amounts.len(), "{name}");
+    for (index, (container, [cpu, cpu_limit, _, memory])) in
+        containers.iter().zip(amounts).enumerate()
+    {
+        let wanted = wanted(Of::Container, *cpu, *cpu_limit, *memory);
+        assert_eq!(files(container), wanted, "{name}, container {index}");
+        assert_eq!(read(container, "cgroup.procs").lines().count(), 1, "{name}, container {index}");
+    }
+    // A pod is held to a sum only if every container is held to its part.
+    let sum = |index: usize| amounts.iter().map(|amounts| amounts[index]).sum::<u32>();
+    let limit = |index: usize| {
+        if amounts.iter().any(|amounts| amounts[index] == 0) { 0 } else { sum(index) }
+    };
+    assert_eq!(files(&group), wanted(Of::Pod, sum(0), limit(1), limit(3)), "{name}");
+}
+
+#[test]
+fn cgroup_files_follow_a_resize_as_the_conformance_suite_asks() {
+    let node = Node::start();
+    resize::resize_all(&node, in_force);
+    resize::restart_by_policy(&node, in_force);
     node.finish();
 }
 

@@ -1,5 +1,5 @@
-//! Pods that are given other resources while they run, and what the API says of it. What cgroup files hold
-//! then is not looked at here.
+//! Pods that are given other resources while they run, and what the API says of it; `limits` looks at
+//! the cgroup files as well, by the same pods.
 
 use std::fs;
 
@@ -9,15 +9,15 @@ use super::{apply, pod};
 use crate::node::{Node, condition};
 
 /// A container's amounts: CPU request and limit in thousandths, memory request and limit in MiB; 0 is none.
-type Amounts = [u32; 4];
+pub(crate) type Amounts = [u32; 4];
 
-/// One pod of the suite: what it starts with, and what it is given.
+/// Looks whether a pod has these amounts, and whether its containers were restarted this often.
+pub(crate) type Look = fn(&Value, &[Amounts], i64);
+
+/// One pod of the suite: what it starts with, and what it is then given, one after the other.
 struct Case {
     name: &'static str,
-    before: Vec<Amounts>,
-    after: Vec<Amounts>,
-    /// Whether it is then given back what it had.
-    and_back: bool,
+    sizes: Vec<Vec<Amounts>>,
 }
 
 /// Requests that equal their limits, each container a little more than the one before.
@@ -29,41 +29,22 @@ fn guaranteed(amounts: [(u32, u32); 3]) -> Vec<Amounts> {
     (0..).zip(amounts).map(one).collect()
 }
 
+/// The suite's, with five times its CPU: a container that starts with a fiftieth of an emulated
+/// processor takes a minute. For the same reason the smallest limits are met on the way.
 fn cases() -> Vec<Case> {
-    let of_three = |name, after| Case {
-        name,
-        before: guaranteed([(20, 35); 3]),
-        after: guaranteed(after),
-        and_back: true,
-    };
+    let before = || guaranteed([(100, 35); 3]);
+    let of_three = |name, after| Case { name, sizes: vec![before(), guaranteed(after), before()] };
+    let extended = [
+        vec![[100, 0, 0, 0], [0, 0, 35, 0], [100, 0, 35, 0], [100, 0, 0, 0], [0, 0, 35, 0]],
+        vec![[125, 175, 0, 0], [0, 0, 30, 50], [100, 0, 30, 0], [75, 0, 35, 0], [100, 0, 40, 0]],
+    ];
+    let equivalents = [[2, 100, 0, 0], [2, 10, 0, 0], [1, 5, 0, 0], [2, 10, 0, 0]];
     vec![
-        of_three("net-increase", [(25, 40), (25, 40), (15, 30)]),
-        of_three("net-decrease", [(25, 40), (15, 30), (15, 30)]),
-        of_three("mixed", [(25, 35), (15, 40), (25, 40)]),
-        Case {
-            name: "extended",
-            before: vec![
-                [20, 0, 0, 0],
-                [0, 0, 35, 0],
-                [20, 0, 35, 0],
-                [20, 0, 0, 0],
-                [0, 0, 35, 0],
-            ],
-            after: vec![
-                [25, 35, 0, 0],
-                [0, 0, 30, 50],
-                [20, 0, 30, 0],
-                [15, 0, 35, 0],
-                [20, 0, 40, 0],
-            ],
-            and_back: false,
-        },
-        Case {
-            name: "equivalents",
-            before: vec![[2, 10, 0, 0]],
-            after: vec![[1, 5, 0, 0]],
-            and_back: true,
-        },
+        of_three("net-increase", [(125, 40), (125, 40), (75, 30)]),
+        of_three("net-decrease", [(125, 40), (75, 30), (75, 30)]),
+        of_three("mixed", [(125, 35), (75, 40), (125, 40)]),
+        Case { name: "extended", sizes: extended.into() },
+        Case { name: "equivalents", sizes: equivalents.map(|amounts| vec![amounts]).into() },
     ]
 }
 
@@ -101,11 +82,10 @@ fn patch(node: &Node, name: &str, containers: &Value) -> std::process::Output {
     node.try_kubectl(&["patch", "pod", name, "--subresource", "resize", "-p", &patch])
 }
 
-/// Gives a running pod other resources; waits until it has them.
-fn resize(node: &Node, name: &str, amounts: &[Amounts]) -> Value {
+/// Gives a running pod other resources.
+fn resize(node: &Node, name: &str, amounts: &[Amounts]) {
     let output = patch(node, name, &containers(amounts));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    resized(node, name)
 }
 
 /// Waits until a pod has what it is specified with.
@@ -119,8 +99,8 @@ fn resized(node: &Node, name: &str) -> Value {
     })
 }
 
-/// The status of a pod says that its containers have these amounts, and never ended.
-fn check(pod: &Value, amounts: &[Amounts]) {
+/// The status of a pod says that its containers have these amounts.
+pub(crate) fn check(pod: &Value, amounts: &[Amounts], restarts: i64) {
     let name = &pod["metadata"]["name"];
     for (index, amounts) in amounts.iter().enumerate() {
         let (wanted, status) = (resources(*amounts), &pod["status"]["containerStatuses"][index]);
@@ -128,29 +108,32 @@ fn check(pod: &Value, amounts: &[Amounts]) {
         assert_eq!(pod["spec"]["containers"][index]["resources"], wanted, "{place}");
         assert_eq!(status["resources"], wanted, "{place}");
         assert_eq!(status["allocatedResources"], wanted["requests"], "{place}");
-        assert_eq!(status["restartCount"], 0, "{place}");
+        assert_eq!(status["restartCount"], restarts, "{place}");
     }
 }
 
-/// The pods of the suite are resized one after the other.
-fn resize_all(node: &Node) {
+/// The pods of the suite are resized, beside each other.
+pub(crate) fn resize_all(node: &Node, look: Look) {
     let cases = cases();
-    apply(node, cases.iter().map(|case| sleeper(case.name, &case.before)).collect());
+    apply(node, cases.iter().map(|case| sleeper(case.name, &case.sizes[0])).collect());
     for case in &cases {
-        check(&node.wait_ready(case.name), &case.before);
+        look(&node.wait_ready(case.name), &case.sizes[0], 0);
     }
-    for case in &cases {
-        check(&resize(node, case.name, &case.after), &case.after);
-        if case.and_back {
-            check(&resize(node, case.name, &case.before), &case.before);
+    for round in 1..4 {
+        let sizes = cases.iter().filter_map(|case| Some((case.name, case.sizes.get(round)?)));
+        for (name, size) in sizes.clone() {
+            resize(node, name, size);
+        }
+        for (name, size) in sizes {
+            look(&resized(node, name), size, 0);
         }
     }
     node.kubectl(&["delete", "pod", "--all", "--force"]);
-    replace(node);
+    replace(node, look);
 }
 
 /// The subresource is replaced as a whole, and reads as the pod does.
-fn replace(node: &Node) {
+fn replace(node: &Node, look: Look) {
     apply(node, vec![sleeper("replaced", &[[20, 0, 35, 0]])]);
     let mut pod = node.wait_ready("replaced");
     assert_eq!(pod["metadata"]["generation"], 1);
@@ -162,15 +145,36 @@ fn replace(node: &Node) {
     node.kubectl(&["replace", "--subresource", "resize", "-f", file.to_str().unwrap()]);
     let pod = resized(node, "replaced");
     assert_eq!(pod["metadata"]["generation"], 2);
-    check(&pod, &[after]);
+    look(&pod, &[after], 0);
     let read = node.kubectl(&["get", "pod", "replaced", "--subresource", "resize", "-o", "json"]);
     assert_eq!(serde_json::from_str::<Value>(&read).unwrap(), node.get("pod", "replaced"));
+}
+
+/// What a policy says restarts the container, and nothing else does.
+pub(crate) fn restart_by_policy(node: &Node, look: Look) {
+    let mut restarted = sleeper("restarted", &[[100, 100, 35, 35]]);
+    restarted["spec"]["containers"][0]["resizePolicy"] =
+        json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+    apply(node, vec![restarted]);
+    node.wait_ready("restarted");
+    let (more_cpu, more_memory) = ([[125, 125, 35, 35]], [[125, 125, 40, 40]]);
+    resize(node, "restarted", &more_cpu);
+    look(&resized(node, "restarted"), &more_cpu, 0);
+    resize(node, "restarted", &more_memory);
+    let pod = node.wait_pod("restarted", "started again", |pod| {
+        let status = &pod["status"]["containerStatuses"][0];
+        status["restartCount"] == 1
+            && status["resources"] == resources(more_memory[0])
+            && condition(pod, "Ready") == "True"
+    });
+    look(&pod, &more_memory, 1);
+    node.kubectl(&["delete", "pod", "--all", "--force"]);
 }
 
 #[test]
 fn running_pods_take_other_sizes_and_say_so() {
     let node = Node::start();
-    resize_all(&node);
+    resize_all(&node, check);
     let message = node.wait_event("replaced", "ResizeCompleted");
     let told = r#"Pod resize completed: {"containers":[{"name":"c1","resources":{"requests":{"cpu":"25m","memory":"40Mi"}}}],"generation":2}"#;
     assert_eq!(message, told);
@@ -191,21 +195,7 @@ fn running_pods_take_other_sizes_and_say_so() {
     }
     node.kubectl(&["delete", "pod", "--all", "--force"]);
 
-    let mut restarted = sleeper("restarted", &[[20, 20, 35, 35]]);
-    restarted["spec"]["containers"][0]["resizePolicy"] =
-        json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
-    apply(&node, vec![restarted]);
-    node.wait_ready("restarted");
-    check(&resize(&node, "restarted", &[[25, 25, 35, 35]]), &[[25, 25, 35, 35]]);
-    let output = patch(&node, "restarted", &containers(&[[25, 25, 40, 40]]));
-    assert!(output.status.success());
-    node.wait_pod("restarted", "started again", |pod| {
-        let status = &pod["status"]["containerStatuses"][0];
-        status["restartCount"] == 1
-            && status["resources"] == resources([25, 25, 40, 40])
-            && condition(pod, "Ready") == "True"
-    });
-    node.kubectl(&["delete", "pod", "--all", "--force"]);
+    restart_by_policy(&node, check);
 
     let processors = node.get("node", "node-1")["status"]["allocatable"]["cpu"].clone();
     let processors: u32 = processors.as_str().unwrap().parse().unwrap();
@@ -225,7 +215,7 @@ fn running_pods_take_other_sizes_and_say_so() {
     let status = &waits["status"]["containerStatuses"][0];
     assert_eq!(status["allocatedResources"], json!({"cpu": "100m"}));
     node.kubectl(&["delete", "pod", "first", "--force"]);
-    check(&resized(&node, "second"), &[grown]);
+    check(&resized(&node, "second"), &[grown], 0);
     node.kubectl(&["delete", "pod", "--all", "--force"]);
     node.finish();
 }
