@@ -24,7 +24,7 @@ fn node() -> Node {
 }
 
 /// A server on the node's addresses that remembers what it was asked, and answers gRPC health checks:
-/// the service `failing` is not well.
+/// the service `failing` is not well. What it is asked below `/to/` it sends elsewhere.
 struct Listener {
     port: u16,
     paths: Arc<Mutex<Vec<String>>>,
@@ -43,11 +43,27 @@ impl Listener {
         let answer = move |request: axum::extract::Request| {
             let seen = Arc::clone(&seen);
             async move {
-                seen.lock().unwrap().push(request.uri().path().to_owned());
+                let path = request.uri().path().to_owned();
+                seen.lock().unwrap().push(path.clone());
+                let place = path.strip_prefix("/to/").map(|place| match place {
+                    "ill" => "/ill".to_owned(),
+                    host => format!("http://{host}/ill"),
+                });
+                let status = match (&place, path.as_str()) {
+                    (Some(_), _) => 302,
+                    (None, "/ill") => 500,
+                    (None, _) => 200,
+                };
                 let body = axum::body::to_bytes(request.into_body(), 1000).await.unwrap();
                 let health = if body.ends_with(b"failing") { 2 } else { 1 };
-                let headers = [("grpc-status", "0"), ("content-type", "application/grpc")];
-                (headers, vec![0, 0, 0, 0, 2, 8, health])
+                let answer = axum::http::Response::builder().status(status);
+                let answer = match place {
+                    Some(place) => answer.header("location", place),
+                    None => {
+                        answer.header("grpc-status", "0").header("content-type", "application/grpc")
+                    }
+                };
+                answer.body(axum::body::Body::from(vec![0, 0, 0, 0, 2, 8, health])).unwrap()
             }
         };
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -65,8 +81,25 @@ impl Listener {
     }
 }
 
+/// How often a pod's first container was restarted, or its sidecar if it has one.
 fn restarts(pod: &Value) -> i64 {
-    pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(-1)
+    let lists = ["initContainerStatuses", "containerStatuses"];
+    let mut statuses = lists.iter().map(|list| &pod["status"][*list][0]);
+    let first = statuses.find(|status| status.is_object());
+    first.and_then(|status| status["restartCount"].as_i64()).unwrap_or(-1)
+}
+
+/// The same pod with its container as a sidecar of another.
+fn beside(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    pod["metadata"]["name"] =
+        json!(format!("{}-beside", pod["metadata"]["name"].as_str().unwrap()));
+    let mut sidecar = pod["spec"]["containers"][0].take();
+    sidecar["restartPolicy"] = json!("Always");
+    pod["spec"]["initContainers"] = json!([sidecar]);
+    pod["spec"]["containers"] =
+        json!([{"name": "app", "image": crate::image::BUSYBOX, "command": ["sleep", "1000"]}]);
+    pod
 }
 
 /// A pod that is restarted always, with this probe of its container.
@@ -101,41 +134,39 @@ fn probes_restart_what_fails_and_nothing_else() {
     // It is well for as long as a server needs to be asked once.
     let fails = serves("sleep 2; rm /www/healthz; exec sleep 1000");
     let stays = serves("exec sleep 1000");
-    apply(
-        &node,
-        vec![
-            probed("well-exec", well, alive(health()), json!({})),
-            probed(
-                "well-http",
-                &stays,
-                alive(
-                    json!({"httpGet": {"path": "/healthz", "port": 8080}, "failureThreshold": 3}),
-                ),
-                json!({}),
-            ),
-            probed(
-                "well-tcp",
-                &stays,
-                alive(json!({"tcpSocket": {"port": 8080}, "failureThreshold": 3})),
-                json!({}),
-            ),
-            probed("well-grpc", well, alive(grpc("")), host.clone()),
-            probed("ill-exec", ill, alive(health()), json!({})),
-            probed("ill-http", &fails, alive(page()), json!({})),
-            probed("ill-grpc", well, alive(grpc("failing")), host),
-            probed("late", well, ("readinessProbe", late), json!({})),
-            probed(
-                "never",
-                well,
-                ("readinessProbe", json!({"exec": {"command": ["false"]}})),
-                json!({}),
-            ),
-        ],
-    );
+    let patient = |mut probe: Value| {
+        probe["failureThreshold"] = json!(3);
+        alive(probe)
+    };
+    // The first probe may come before the server listens.
+    let tcp = json!({"tcpSocket": {"port": 8080}});
+    let called = |path: &str| alive(json!({"httpGet": {"path": path, "port": listener.port}}));
+    let of_both_kinds = [
+        probed("well-http", &stays, patient(page()), json!({})),
+        probed("well-tcp", &stays, patient(tcp), json!({})),
+        probed("well-grpc", well, alive(grpc("")), host.clone()),
+        probed("well-moved", well, called("/to/192.0.2.77"), host.clone()),
+        probed("ill-http", &fails, alive(page()), json!({})),
+        probed("ill-grpc", well, alive(grpc("failing")), host.clone()),
+        probed("ill-moved", well, called("/to/ill"), host),
+    ];
+    let mut pods: Vec<Value> = of_both_kinds.iter().map(beside).collect();
+    pods.extend(of_both_kinds);
+    let ready = |probe: Value| ("readinessProbe", probe);
+    let never = json!({"exec": {"command": ["false"]}});
+    pods.extend([
+        probed("well-exec", well, alive(health()), json!({})),
+        probed("ill-exec", ill, alive(health()), json!({})),
+        probed("late", well, ready(late), json!({})),
+        probed("never", well, ready(never), json!({})),
+    ]);
+    apply(&node, pods);
     // "should be restarted with a … liveness probe".
-    for name in ["ill-http", "ill-grpc"] {
-        node.wait_pod(name, "restarted", |pod| restarts(pod) >= 1);
-        assert!(node.wait_event(name, "Unhealthy").starts_with("Liveness probe failed"));
+    for name in ["ill-http", "ill-grpc", "ill-moved"] {
+        for name in [name.to_owned(), format!("{name}-beside")] {
+            node.wait_pod(&name, "restarted", |pod| restarts(pod) >= 1);
+            assert!(node.wait_event(&name, "Unhealthy").starts_with("Liveness probe failed"));
+        }
     }
     // "should have monotonically increasing restart count".
     let highest = std::cell::Cell::new(0);
@@ -155,15 +186,28 @@ fn probes_restart_what_fails_and_nothing_else() {
     let place = conditions.iter().position(|c| c["type"] == "Ready").unwrap();
     let became = at(&format!("/status/conditions/{place}/lastTransitionTime"));
     assert!(became - started >= 2, "ready {} s after the start", became - started);
-    // "should *not* be restarted with a … liveness probe", "that fails should never be ready".
-    for name in ["well-exec", "well-http", "well-tcp", "well-grpc", "late", "never"] {
+    the_rest_is_left_alone(&node);
+    node.kubectl(&["delete", "pod", "--all"]);
+    node.finish();
+}
+
+/// "should *not* be restarted with a … liveness probe", "that fails should never be ready".
+fn the_rest_is_left_alone(node: &Node) {
+    let both = ["http", "tcp", "grpc", "moved"];
+    let mut names: Vec<String> = both.iter().map(|kind| format!("well-{kind}")).collect();
+    names.extend(both.iter().map(|kind| format!("well-{kind}-beside")));
+    names.extend(["well-exec", "late", "never"].map(str::to_owned));
+    for name in &names {
         let pod = node.get("pod", name);
         assert_eq!(restarts(&pod), 0, "{name}: {}", pod["status"]);
         let expected = if name == "never" { "False" } else { "True" };
         assert_eq!(condition(&pod, "Ready"), expected, "{name}");
+        // "… with a non-local redirect …": told, and not followed.
+        if name.starts_with("well-moved") {
+            let told = node.wait_event(name, "ProbeWarning");
+            assert!(told.contains("Probe terminated redirects"), "{told}");
+        }
     }
-    node.kubectl(&["delete", "pod", "--all"]);
-    node.finish();
 }
 
 /// Containers that run before the others.

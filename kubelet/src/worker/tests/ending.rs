@@ -82,6 +82,25 @@ async fn at_the_deadline_everybody_is_ended_and_gets_two_seconds() {
     assert!((7.0..8.0).contains(&took), "{took}");
     let ends = scene.history().iter().filter(|h| h.ends_with(" 137")).count();
     assert_eq!(ends, 3);
+    // The same of sidecars once the pod has done what it is for.
+    let inits = ["s1", "s2", "s3"].map(|name| sidecar(name, pre_stop("hang")));
+    let scene = Scene::new("Never", inits.into(), plain(&["c"])).start().await;
+    scene.command("hang", 0, 1000.0);
+    for name in ["s1", "s2", "s3"] {
+        scene.node.runtime.state().stubborn.insert(name.into());
+    }
+    scene.exit("c", 0).await;
+    scene.pass(1.0).await;
+    let begun = scene.history().iter().filter(|h| h.ends_with(" hang")).count();
+    assert_eq!(begun, 3);
+    scene.pass(30.0).await;
+    assert_eq!(scene.running(), ["s1", "s2", "s3"], "thirty seconds and two");
+    scene.pass(2.0).await;
+    assert_eq!((scene.running().len(), scene.phase().as_str()), (0, "Succeeded"));
+    for name in ["s1", "s2", "s3"] {
+        let ended = &scene.of(name)["state"]["terminated"];
+        assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(137), &json!("Error")));
+    }
 }
 
 /// "should not hang in termination if terminated during initialization"
@@ -131,6 +150,40 @@ async fn only_the_containers_a_pod_is_for_decide_how_it_ended() {
         scene.node.runtime.state().stubborn.insert(name.into());
         delete(&mut scene, 5).await;
         assert_eq!(scene.node.api.statuses("p").last().unwrap()["phase"], phase, "{name}");
+    }
+}
+
+/// "… have exceeded its termination grace period seconds by prestop hook", of the regular container and of
+/// a sidecar; "… exit with non-zero exit code by prestop hook", which costs nobody anything.
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_does_not_end_costs_its_container_the_graceful_end() {
+    for (hooked, seconds, phase) in
+        [("c", 1000.0, "Failed"), ("s", 1000.0, "Succeeded"), ("s", 0.0, "Succeeded")]
+    {
+        let more = |name: &str| if name == hooked { pre_stop("hook") } else { json!({}) };
+        let inits = vec![sidecar("s", more("s")), sidecar("s2", json!({}))];
+        let mut scene = Scene::new("Never", inits, vec![container("c", more("c"))]).start().await;
+        scene.command("hook", 1, seconds);
+        for name in ["c", "s", "s2"] {
+            scene.node.runtime.state().stop_codes.insert(name.into(), 0);
+        }
+        if seconds > 0.0 {
+            scene.node.runtime.state().stubborn.insert(hooked.into());
+        }
+        delete(&mut scene, 5).await;
+        let status = scene.node.api.statuses("p").last().unwrap().clone();
+        assert_eq!(status["phase"], phase, "{hooked} {seconds}");
+        let lists = ["initContainerStatuses", "containerStatuses"];
+        for one in lists.iter().flat_map(|list| status[*list].as_array().unwrap()) {
+            let is_late = one["name"] == hooked && seconds > 0.0;
+            let (code, reason) = if is_late { (137, "Error") } else { (0, "Completed") };
+            let ended = &one["state"]["terminated"];
+            assert_eq!(
+                (&ended["exitCode"], &ended["reason"]),
+                (&json!(code), &json!(reason)),
+                "{hooked}: {one}"
+            );
+        }
     }
 }
 
@@ -187,20 +240,44 @@ async fn readiness_is_probed_to_the_end_and_liveness_is_not() {
     let mut more = pre_stop("hook");
     more["readinessProbe"] = probe("ready");
     more["livenessProbe"] = probe("live");
-    let mut scene = Scene::new("Always", vec![], vec![container("c", more)]).start().await;
+    let alone = (vec![], vec![container("c", more.clone())]);
+    let beside = (vec![sidecar("c", more)], plain(&["d"]));
+    for (inits, apps) in [alone, beside] {
+        let mut scene = Scene::new("Always", inits, apps).start().await;
+        scene.command("hook", 0, 20.0);
+        assert_eq!(scene.condition("Ready")["status"], "True");
+        scene.delete(30).await;
+        assert_eq!(scene.of("c")["ready"], true, "it serves until it says otherwise");
+        scene.command("ready", 1, 0.0);
+        scene.command("live", 1, 0.0);
+        scene.pass(3.0).await;
+        assert_eq!(
+            (scene.condition("Ready")["status"].as_str(), &scene.of("c")["ready"]),
+            (Some("False"), &json!(false))
+        );
+        let probes = scene.times("exec c live");
+        scene.pass(10.0).await;
+        assert_eq!((scene.times("exec c live"), scene.times("signal c")), (probes, 0));
+        scene.pass(10.0).await;
+        assert!(scene.is_gone());
+    }
+}
+
+/// Upstream's worker does nothing else while it waits for a hook ("should not continue running liveness
+/// probes for restartable init containers and restart them while in preStop"), and means to (KEP-4438).
+#[tokio::test(start_paused = true)]
+async fn sidecars_are_kept_up_while_the_last_container_ends() {
+    let mut more = pre_stop("hook");
+    more["livenessProbe"] = json!({"exec": {"command": ["no"]}, "failureThreshold": 1});
+    let scene = Scene::new("Never", plain(&["s"]), vec![container("c", more)]);
+    scene.command("no", 1, 0.0);
     scene.command("hook", 0, 20.0);
-    assert_eq!(scene.condition("Ready")["status"], "True");
-    scene.delete(30).await;
-    assert_eq!(scene.condition("Ready")["status"], "True", "it serves until it says otherwise");
-    scene.command("ready", 1, 0.0);
-    scene.command("live", 1, 0.0);
-    scene.pass(3.0).await;
-    assert_eq!(scene.condition("Ready")["status"], "False");
-    let probes = scene.times("exec c live");
-    scene.pass(10.0).await;
-    assert_eq!((scene.times("exec c live"), scene.times("signal c")), (probes, 0));
-    scene.pass(10.0).await;
-    assert!(scene.is_gone());
+    let scene = scene.start().await;
+    assert_eq!(scene.times("exec c hook"), 1);
+    scene.exit("s", 1).await;
+    assert_eq!((scene.running(), scene.restarts("s")), (vec!["c".into(), "s".into()], 1));
+    scene.pass(25.0).await;
+    assert_eq!((scene.phase().as_str(), scene.running().len()), ("Failed", 0));
 }
 
 #[tokio::test(start_paused = true)]

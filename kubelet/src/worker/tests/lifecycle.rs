@@ -7,6 +7,9 @@ use super::scene::{Scene, container, plain, sidecar};
 
 const POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
 
+/// Makes a container of this name and these other fields.
+type Make = fn(&str, Value) -> Value;
+
 fn startup(command: &str) -> Value {
     json!({"startupProbe": {
         "exec": {"command": [command]}, "periodSeconds": 1, "failureThreshold": 60,
@@ -42,15 +45,24 @@ async fn init_containers_run_one_after_the_other_and_hooks_hold_the_next_contain
 /// "should continuously run Pod keeping it Pending"
 #[tokio::test(start_paused = true)]
 async fn a_failing_init_container_fails_the_pod_or_is_tried_for_ever() {
-    for (policy, phase, restarts) in [("Never", "Failed", 0), ("OnFailure", "Pending", 3)] {
+    for (policy, phase, restarts) in
+        [("Never", "Failed", 0), ("OnFailure", "Pending", 3), ("Always", "Pending", 3)]
+    {
         let scene = Scene::new(policy, plain(&["i", "s"]), plain(&["c"])).start().await;
         scene.exit("i", 1).await;
+        if policy == "Never" {
+            assert_eq!(scene.of("i")["state"]["terminated"]["exitCode"], 1);
+        }
         for _ in 0..3 {
             scene.node.runtime.exit("u1", "i", 1);
             scene.pass(45.0).await;
         }
         assert_eq!(scene.phase(), phase, "{policy}");
-        assert_eq!((scene.restarts("i") >= restarts, scene.times("start s")), (true, 0));
+        assert!(scene.restarts("i") >= restarts, "{policy}");
+        assert_eq!(
+            (scene.times("start s"), scene.condition("Initialized")["status"].as_str()),
+            (0, Some("False"))
+        );
         assert_eq!(scene.times("start c"), 0);
     }
 }
@@ -83,9 +95,23 @@ async fn init_containers_and_sidecars_take_turns_and_the_pod_succeeds() {
     assert_eq!(scene.condition("Initialized")["status"], "True");
 }
 
-/// "using a restartable init container in a Pod …" × "runs continuously", "starts and exits with
-/// exit code 0 continuously", "… 1 continuously": before and after the regular container has started,
-/// with every restart policy.
+/// "using a restartable init container in a Pod …" × "runs continuously": the pod's end with every
+/// policy, of which the sidecar is no part.
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_runs_for_as_long_as_its_pod() {
+    for policy in POLICIES {
+        let scene = Scene::new(policy, plain(&["s"]), plain(&["c"])).start().await;
+        assert_eq!(scene.running(), ["c", "s"]);
+        scene.exit("c", 0).await;
+        scene.pass(5.0).await;
+        let (phase, restarts) = if policy == "Always" { ("Running", 1) } else { ("Succeeded", 0) };
+        assert_eq!((scene.phase().as_str(), scene.restarts("c")), (phase, restarts), "{policy}");
+        assert_eq!((scene.restarts("s"), scene.times("start s")), (0, 1), "{policy}");
+    }
+}
+
+/// "using a restartable init container in a Pod …" × "starts and exits with exit code 0 continuously",
+/// "… 1 continuously": before and after the regular container has started, with every restart policy.
 #[tokio::test(start_paused = true)]
 async fn a_sidecar_that_ends_is_started_again_whatever_its_code_and_the_pods_policy() {
     for policy in POLICIES {
@@ -113,17 +139,18 @@ async fn a_sidecar_that_ends_is_started_again_whatever_its_code_and_the_pods_pol
             scene.pass(2.0).await;
             let expected = if policy == "Always" { "Running" } else { "Succeeded" };
             assert_eq!(scene.phase(), expected, "{policy} {code}");
+            assert_eq!(scene.restarts("c"), i64::from(policy == "Always"), "{policy} {code}");
         }
     }
 }
 
-/// "a restartable init container fails to start because of a bad image": "should not start a
-/// restartable init container", "should not start a regular container", Pending for every policy that
-/// may still get it.
+/// "a restartable init container (an init container) fails to start because of a bad image": neither it
+/// nor a regular container starts, Pending for every policy that may still get it.
 #[tokio::test(start_paused = true)]
-async fn a_sidecar_without_its_image_holds_the_pod_up() {
-    for policy in POLICIES {
-        let bad = sidecar("s", json!({"image": "bad:1"}));
+async fn an_init_container_without_its_image_holds_the_pod_up() {
+    for (policy, make) in POLICIES.into_iter().flat_map(|p| [(p, sidecar as Make), (p, container)])
+    {
+        let bad = make("s", json!({"image": "bad:1"}));
         let scene = Scene::new(policy, vec![bad], plain(&["c"]));
         let message = "manifest unknown".to_owned();
         scene.node.images.broken.lock().unwrap().insert("bad:1".into(), message);
@@ -146,14 +173,15 @@ async fn sidecars_run_beside_an_init_container_that_fails() {
         scene.pass(1.0).await;
         assert_eq!((scene.phase().as_str(), scene.times("start c")), (phase, 0), "{policy}");
         assert_eq!(scene.times("exit s 143"), usize::from(policy == "Never"));
+        assert_eq!(scene.restarts("i") > 0, policy != "Never");
+        let last = if policy == "Never" { "state" } else { "lastState" };
+        assert_eq!(scene.of("i")[last]["terminated"]["exitCode"], 1, "{policy}");
     }
 }
 
 /// "should launch restartable init containers serially considering the startup probe"
 /// "should continue probing and allow regular container to start after the restartable init container
 /// recovers"
-/// "initializing an init container after a restartable init container": "Should begin initializing
-/// the pod", with every policy.
 #[tokio::test(start_paused = true)]
 async fn a_sidecar_lets_the_next_container_start_once_its_startup_probe_succeeds() {
     for policy in POLICIES {
@@ -207,7 +235,9 @@ async fn a_container_with_another_image_is_started_again_with_every_policy() {
         let mut scene = Scene::new(policy, plain(&["i"]), plain(&["c"])).start().await;
         scene.set_image("containers", 0, "img:2").await;
         assert_eq!(scene.running(), ["i"], "{policy}: nothing starts before its turn");
+        assert_eq!((scene.phase().as_str(), scene.restarts("c")), ("Pending", 0));
         scene.exit("i", 0).await;
+        assert_eq!((scene.phase().as_str(), scene.restarts("c")), ("Running", 0));
         assert_eq!(scene.of("c")["image"], "img:2");
         scene.set_image("containers", 0, "img:3").await;
         scene.pass(0.5).await;
@@ -226,7 +256,101 @@ async fn a_container_with_another_image_is_started_again_with_every_policy() {
 }
 
 /// "should update the image when restartPolicy=…" after a failed startup or liveness probe, of regular
-/// containers and sidecars; "should restart when updated with a new image".
+/// containers and of sidecars; nobody else is restarted.
+#[tokio::test(start_paused = true)]
+async fn what_a_probe_has_ended_is_started_with_its_new_image() {
+    for (policy, kind) in
+        POLICIES.into_iter().flat_map(|p| [(p, "startupProbe"), (p, "livenessProbe")])
+    {
+        let fields = json!({kind: {
+            "exec": {"command": ["no"]}, "initialDelaySeconds": 20, "failureThreshold": 1,
+        }});
+        let beside = (
+            vec![sidecar("s", json!({})), sidecar("x", fields.clone())],
+            plain(&["c"]),
+            ("initContainers", 1),
+        );
+        let alone = (vec![], vec![container("x", fields)], ("containers", 0));
+        for (inits, apps, (list, index)) in [beside, alone] {
+            if (policy, list) == ("Never", "containers") {
+                continue;
+            }
+            let scene = Scene::new(policy, inits, apps);
+            scene.command("no", 1, 0.0);
+            let mut scene = scene.start().await;
+            scene.pass(21.0).await;
+            assert_eq!(scene.restarts("x"), 1, "{policy} {kind} {list}");
+            scene.set_image(list, index, "img:2").await;
+            scene.pass(1.0).await;
+            let status = scene.of("x");
+            assert_eq!((&status["image"], &status["restartCount"]), (&json!("img:2"), &json!(2)));
+            if list == "initContainers" {
+                let (phase, started) =
+                    if kind == "startupProbe" { ("Pending", 0) } else { ("Running", 1) };
+                assert_eq!((scene.phase().as_str(), scene.times("start c")), (phase, started));
+                assert_eq!(scene.times("start s"), 1, "{policy} {kind}");
+            }
+        }
+    }
+}
+
+/// "initializing an init container after a restartable init container": the sidecar's image changes,
+/// with every policy; "should restart when updated with a new image", and no other container does.
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_takes_its_new_image_whatever_the_others_do() {
+    for policy in POLICIES {
+        let inits = plain(&["i1", "s1", "i2", "s2"]);
+        let mut scene = Scene::new(policy, inits, plain(&["c"])).start().await;
+        scene.exit("i1", 0).await;
+        assert_eq!(
+            (scene.running(), scene.phase()),
+            (vec!["i2".into(), "s1".into()], "Pending".into())
+        );
+        scene.set_image("initContainers", 1, "img:2").await;
+        scene.pass(1.0).await;
+        let status = scene.of("s1");
+        assert_eq!((&status["image"], &status["restartCount"]), (&json!("img:2"), &json!(1)));
+        assert!(status["state"]["running"].is_object(), "{policy}: {status}");
+        let starts = |names: [&str; 5]| names.map(|name| scene.times(&format!("start {name}")));
+        assert_eq!(starts(["i1", "s1", "i2", "s2", "c"]), [1, 2, 1, 0, 0], "{policy}");
+        scene.exit("i2", 0).await;
+        assert_eq!(scene.running(), ["c", "s1", "s2"]);
+        scene.set_image("initContainers", 3, "img:2").await;
+        scene.pass(1.0).await;
+        assert_eq!(scene.running(), ["c", "s1", "s2"]);
+        let starts = |names: [&str; 5]| names.map(|name| scene.times(&format!("start {name}")));
+        assert_eq!(starts(["i1", "s1", "i2", "s2", "c"]), [1, 2, 1, 2, 1], "{policy}");
+    }
+}
+
+/// "A regular container has a PreStop hook", called when its startup or liveness probe fails; "should
+/// execute readiness probe while in preStop, but not liveness".
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_fails_ends_a_container_with_its_hook() {
+    for kind in ["startupProbe", "livenessProbe"] {
+        let fields = json!({
+            kind: {"exec": {"command": ["no"]}, "initialDelaySeconds": 10, "periodSeconds": 1,
+                   "failureThreshold": 1},
+            "readinessProbe": {"exec": {"command": ["ok"]}, "periodSeconds": 1},
+            "lifecycle": {"preStop": {"exec": {"command": ["hook"]}}},
+        });
+        let scene = Scene::new("Never", vec![], vec![container("c", fields)]);
+        scene.command("no", 1, 0.0);
+        scene.command("hook", 0, 10.0);
+        let scene = scene.start().await;
+        scene.pass(25.0).await;
+        scene.assert_order(&["start c", "exec c no", "exec c hook", "signal c", "exit c 143"]);
+        assert_eq!((scene.phase().as_str(), scene.times("start c")), ("Failed", 1), "{kind}");
+        let history = scene.history();
+        let place = |what: &str| history.iter().position(|h| h == what).unwrap();
+        let meanwhile = &history[place("exec c hook")..place("signal c")];
+        let asked = |what: &str| meanwhile.iter().filter(|h| *h == what).count();
+        assert_eq!(asked("exec c no"), 0, "{kind}: {history:?}");
+        assert_eq!(asked("exec c ok") > 5, kind == "livenessProbe", "{kind}: {history:?}");
+    }
+}
+
+/// A container that waits for its next start does so with another image at once.
 #[tokio::test(start_paused = true)]
 async fn a_new_image_ends_a_crash_loop_at_once() {
     for policy in POLICIES {
@@ -250,16 +374,27 @@ async fn a_new_image_ends_a_crash_loop_at_once() {
     }
 }
 
-/// "the init container is updated with a new image": not restarted while it runs, nor once it is done.
+/// "the init container is updated with a new image": not restarted while it runs, nor once it is done,
+/// nor while the pod ends; and its status tells of what it ran.
 #[tokio::test(start_paused = true)]
 async fn an_init_container_with_another_image_goes_on() {
     let mut scene = Scene::new("Always", plain(&["i"]), plain(&["c"])).start().await;
-    scene.set_image("initContainers", 0, "img:2").await;
+    scene.set_image("initContainers", 0, "bad:1").await;
     assert_eq!((scene.running(), scene.times("start i")), (vec!["i".to_owned()], 1));
     scene.exit("i", 0).await;
     scene.set_image("initContainers", 0, "img:3").await;
     scene.pass(5.0).await;
     assert_eq!((scene.running(), scene.times("start i")), (vec!["c".to_owned()], 1));
+    let done = scene.of("i");
+    assert_eq!((&done["image"], &done["restartCount"]), (&json!("img:1"), &json!(0)));
+    assert_eq!(done["state"]["terminated"]["exitCode"], 0);
+    scene.node.runtime.state().lingers.insert("c".into(), std::time::Duration::from_secs(20));
+    scene.delete(30).await;
+    scene.set_image("initContainers", 0, "img:4").await;
+    scene.pass(15.0).await;
+    assert_eq!((scene.of("i")["image"].as_str(), scene.times("start i")), (Some("img:1"), 1));
+    scene.pass(10.0).await;
+    assert_eq!((scene.is_gone(), scene.times("start i")), (true, 1));
 }
 
 /// "A regular container restarts with init containers / shouldn't restart init containers"
@@ -305,6 +440,32 @@ async fn after_a_reboot_everything_starts_again_in_its_order() {
         ]);
         assert_eq!((scene.restarts("c"), scene.restarts("s1")), (1, 1));
         assert_eq!(scene.of("c")["image"], image);
+    }
+}
+
+/// "A node is rebooting and receives an update request", or its agent is started again.
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_takes_the_image_that_it_was_given_while_no_agent_ran() {
+    for (is_rebooted, restarts) in [(true, 1), (false, 0)] {
+        let mut scene = Scene::new("Always", plain(&["i1", "s", "i2"]), plain(&["c"]));
+        scene.tell().await;
+        for init in ["i1", "i2"] {
+            scene.pass(1.0).await;
+            scene.exit(init, 0).await;
+        }
+        scene.node.kill_agent().await;
+        if is_rebooted {
+            scene.node.runtime.state().sandboxes.clear();
+        }
+        scene.node.start_agent();
+        scene.set_image("initContainers", 1, "img:2").await;
+        for init in ["i1", "i2"].iter().filter(|_| is_rebooted) {
+            scene.pass(1.0).await;
+            scene.exit(init, 0).await;
+        }
+        scene.pass(1.0).await;
+        assert_eq!((scene.phase().as_str(), scene.restarts("c")), ("Running", restarts));
+        assert_eq!((&scene.of("s")["image"], scene.restarts("s")), (&json!("img:2"), 1));
     }
 }
 
