@@ -7,7 +7,7 @@ CENSUS := $(CURDIR)/target/release/census
 PEERS := $(CURDIR)/.cache/peers/bin
 VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::requests systemd=limits::requests newest=conformance::apparmor:: \
 	oldest=services::every_replica oldest=restart::containers_outlive systemd=service:: \
-	newest=oci/controllers:: newest=oci/peers::files systemd=oci/units:: systemd=oci/peers::systemd
+	newest=oci/controllers:: newest=oci/peers::files newest=oci/labels:: systemd=oci/units:: systemd=oci/peers::systemd
 AREA ?= pods
 
 .PHONY: build setup demo demo-vm test lint deny unit e2e e2e-vm bench clean
@@ -39,11 +39,11 @@ lint: setup
 deny: setup
 	tests/setup/deny.sh
 
-# What berth-oci's cgroup tests say of controllers and units needs the VM as well.
+# What berth-oci's cgroup tests say of controllers, units and labels needs the VM as well.
 unit: setup
 	cargo nextest run --workspace --locked --lib --bins
 	cargo nextest run --locked -j 1 -p berth-oci -p berth-runtime -p berth-cni -p berth-proxy -p berth-nft -p berth-kubelet --test '*' \
-		-E 'not (binary(cgroups) & test(/^(controllers|units|peers)::/))'
+		-E 'not (binary(cgroups) & test(/^(controllers|units|peers|labels)::/))'
 	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -j 1 -p berth-apiserver -p berth-testkit --test '*'
 
 # What `limits` asserts needs cgroup controllers, `service` systemd, `apparmor` AppArmor: they run in the VM.

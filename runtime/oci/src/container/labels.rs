@@ -1,10 +1,10 @@
 //! AppArmor profiles and SELinux labels of a process: checked against the host, and written through a
 //! procfs that no container can cover (CVE-2019-16884, CVE-2025-52881).
 //!
-//! The file is opened before the pivot, and written just before the command is executed: what is
-//! written there is what the next execve(2) becomes.
+//! The file is opened before the pivot, and written before the process waits for its start: what is
+//! written there is what the next execve(2) becomes, and a profile that is not there fails the creation.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -24,10 +24,6 @@ pub(super) struct Label {
 }
 
 impl Label {
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
     /// Takes it on.
     pub(super) fn write(&self) -> Result<()> {
         rustix::io::write(&self.file, self.text.as_bytes())

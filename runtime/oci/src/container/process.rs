@@ -40,7 +40,7 @@ pub(super) struct Execution<'a> {
     /// What holds the command back; absent runs it at once.
     pub(super) gate: Option<Gate<'a>>,
     pub(super) keeper: Keeper,
-    /// Taken on at the end.
+    /// Told to the kernel before there is a wait; the command's execution takes them on.
     pub(super) labels: Vec<Label>,
     /// Gets the notifications of the filter.
     pub(super) listener: Option<Listener>,
@@ -188,7 +188,7 @@ fn read_database(root: &RootFd, path: &Path) -> Result<String> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = root.open(path, flags).doing(operation)?;
     let mut bytes = Vec::new();
-    let mut chunk = [0; 16 << 10];
+    let mut chunk = [0; 4 << 10];
     loop {
         let count = rustix::io::read(&file, &mut chunk).doing(operation)?;
         if count == 0 {
@@ -262,7 +262,7 @@ pub(super) fn execute(mut execution: Execution<'_>) -> ! {
         Ok(starter) => starter.flatten(),
         Err(error) => fail(channel, error),
     };
-    let Err(error) = finish(&mut execution, prepared);
+    let Err(error) = finish(&execution, prepared);
     fail(starter.as_ref().map_or(channel, AsFd::as_fd), error)
 }
 
@@ -309,12 +309,12 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     }
     // Changing the user has cleared both.
     harden(execution.keeper)?;
+    std::mem::take(&mut execution.labels).iter().try_for_each(Label::write)?;
     let umask = Mode::from_raw_mode(plan.umask & 0o777);
     rustix::process::umask(umask);
     let kept: Vec<BorrowedFd<'_>> = [Some(execution.channel), execution.gate.map(Gate::descriptor)]
         .into_iter()
         .flatten()
-        .chain(execution.labels.iter().map(Label::as_fd))
         .chain(execution.listener.as_ref().map(Listener::as_fd))
         .collect();
     sys::close_all_from(execution.keeper.first_closed(), &kept).doing(|| "close descriptors")?;
@@ -346,10 +346,7 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     Ok(Prepared { environment, command, signals, privileges })
 }
 
-fn finish(
-    execution: &mut Execution<'_>,
-    prepared: Prepared<'_>,
-) -> Result<std::convert::Infallible> {
+fn finish(execution: &Execution<'_>, prepared: Prepared<'_>) -> Result<std::convert::Infallible> {
     let plan = execution.plan;
     let path = match prepared.command {
         Some(found) => found?,
@@ -368,10 +365,9 @@ fn finish(
     Err(command::execute(&path, &arguments, &environment))
 }
 
-/// Takes the labels on, loads the filter and gives up the last privileges.
-fn confine(execution: &mut Execution<'_>, privileges: Privileges<'_>) -> Result<()> {
+/// Loads the filter and gives up the last privileges.
+fn confine(execution: &Execution<'_>, privileges: Privileges<'_>) -> Result<()> {
     let Privileges { remaining, early_filter } = privileges;
-    std::mem::take(&mut execution.labels).iter().try_for_each(Label::write)?;
     let listener = execution.listener.as_ref();
     early_filter.map_or(Ok(()), |filter| load_filter(filter, listener))?;
     credentials::finish(remaining)?;

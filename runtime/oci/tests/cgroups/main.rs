@@ -1,7 +1,7 @@
 //! Cgroups through the command line: made, limited, frozen, watched, changed, removed.
 //!
 //! [`everywhere`] needs no controllers. [`controllers`] does, [`units`] needs systemd as well, and
-//! [`peers`] runc and crun beside: these three run in the VM and fail elsewhere.
+//! [`peers`] runc and crun beside, and [`labels`] AppArmor: these four run in the VM and fail elsewhere.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
@@ -10,5 +10,6 @@ mod controllers;
 mod everywhere;
 #[path = "../fixture/mod.rs"]
 mod fixture;
+mod labels;
 mod peers;
 mod units;
