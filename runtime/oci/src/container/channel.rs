@@ -106,7 +106,10 @@ pub(super) fn await_release(socket: BorrowedFd<'_>) -> Result<()> {
 
 /// Takes the next message: `Ok(None)` at the end, `EAGAIN` when there is none yet.
 pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Received>, Errno> {
-    let mut bytes = vec![0; MAX_MESSAGE];
+    // No more memory than the message takes: a large buffer would be cleared each time.
+    let flags = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+    let (_, length) = rustix::net::recv(socket, &mut [0; 0][..], flags)?;
+    let mut bytes = vec![0; length.min(MAX_MESSAGE)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = {
