@@ -108,7 +108,10 @@ impl Requests {
         if let Some(cidrs) = node::remembered(places).filter(|_| ends) {
             node::open_network(&self.settings, &host, cidrs).await?;
         }
-        control::ask_host(host, &request, &mut unseen).await
+        let network = Arc::clone(&host.network);
+        let answer = control::ask_host(host, &request, &mut unseen).await;
+        network.flush().await;
+        answer
     }
 
     async fn ask_images(&self, request: Request) -> Result<Vec<Image>, String> {

@@ -23,7 +23,7 @@ use tonic::body::Body;
 use tonic::client::Grpc;
 use tower_service::Service;
 
-use crate::node::{Node, berth, condition, wait};
+use crate::node::{Node, berth, wait};
 
 /// One connection to a socket.
 pub(crate) struct Client {
@@ -138,17 +138,17 @@ impl Drop for Server {
 
 const SLEEPER: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: sleeper, labels: {app: s}}\nspec:\n  \
     terminationGracePeriodSeconds: 0\n  containers:\n  - {name: main, image: \
-    'berth.local/busybox:1', imagePullPolicy: Never, command: [sleep, '1000']}\n";
+    'berth.local/busybox:1', imagePullPolicy: Never, command: [sleep, '100217']}\n";
 
 fn socket(node: &Node) -> PathBuf {
     node.path("run/berth.sock")
 }
 
-/// Every process of a container that sleeps.
+/// How many processes run the pod's command, which no other test runs.
 fn sleepers() -> usize {
     let all = fs::read_dir("/proc").unwrap().flatten();
     let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| line == b"sleep\x001000\0").count()
+    lines.filter(|line| line == b"sleep\x00100217\0").count()
 }
 
 #[test]
@@ -194,24 +194,23 @@ fn the_cri_tells_of_a_nodes_pods_and_images_and_ends_them() {
     // A sandbox that somebody ends under the kubelet's hands is made anew.
     let stop = StopPodSandboxRequest { pod_sandbox_id: id.clone() };
     let _: StopPodSandboxResponse = client.ask("StopPodSandbox", stop).unwrap();
-    node.wait_pod("sleeper", "in another sandbox", |pod| {
+    node.wait_for("the pod to run in another sandbox", || {
         let others = client.sandboxes();
         let another =
             others.iter().any(|one| one.id != id && one.state() == PodSandboxState::Ready);
-        another && condition(pod, "Ready") == "True"
+        (another && sleepers() == 1).then_some(())
     });
 
     // Without an agent: what it left is told, and ended truly.
     drop(client);
     node.kill_agent();
-    let before = sleepers();
     let server = Server::start(&node);
     let client = Client::connect(&socket(&node));
     assert_eq!(client.conditions(), ready);
     assert!(client.end_all() > 0);
-    assert_eq!(sleepers(), before - 1);
-    let links = node.namespace().run("ip", &["-br", "link", "show", "master", "berth0"]);
-    assert_eq!(links.trim(), "", "the pod's link is gone");
+    assert_eq!(sleepers(), 0);
+    let links = || node.namespace().run("ip", &["-br", "link", "show", "master", "berth0"]);
+    wait("the pod's link to go", || links().trim().is_empty().then_some(()));
     drop((client, server));
     node.finish();
 }

@@ -53,6 +53,10 @@ pub async fn serve(
     let services = Services::new(backend, about);
     let accepted = futures::stream::unfold(listener, |listener| async {
         let stream = listener.accept().await.map(|(stream, _)| stream);
+        if stream.is_err() {
+            // No descriptors are left: that passes, and is no reason to spin.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         Some((stream, listener))
     });
     let of_root = |accepted: &std::io::Result<UnixStream>| {
