@@ -1,9 +1,9 @@
 //! Seccomp filters: the OCI profile compiled into a classic BPF program, and the default profile.
 //!
 //! [`rules`] turns a profile into numbered rules per ABI, [`compile`] turns those into instructions,
-//! [`platform`] knows kernels, [`table`] their system call numbers, [`profile`] holds the default, [`verdict`] asks a program. Loading
-//! the program is the container child's last act and lives with it. OCI runtime spec, `config-linux.md`,
-//! Seccomp; seccomp(2).
+//! [`platform`] knows kernels, [`table`] their system call numbers, [`profile`] holds the default, [`verdict`]
+//! asks a program. Loading the program is the container child's last act and lives with it. OCI runtime
+//! spec, `config-linux.md`, Seccomp; seccomp(2).
 
 mod assembler;
 mod compile;

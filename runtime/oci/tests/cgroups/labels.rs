@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -72,9 +72,12 @@ fn labelled(name: &str, script: &str, profile: &str, change: impl FnOnce(&mut Va
 fn assert_refused(container: &Container, reason: &str) {
     let bundle = container.path("");
     let arguments = ["create", "--bundle", bundle.to_str().unwrap(), &container.id];
-    let output = container.ask(&arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && errors.contains(reason), "{errors}");
+    // A container that is made after all would keep a pipe open.
+    let told = fs::File::create(container.path("told")).unwrap();
+    let mut command = container.command(&arguments);
+    let status = command.stdout(Stdio::null()).stderr(told).status().unwrap();
+    let errors = fs::read_to_string(container.path("told")).unwrap();
+    assert!(!status.success() && errors.contains(reason), "{errors}");
     assert_eq!(fs::read_dir(container.path("state")).into_iter().flatten().count(), 0);
     assert!(!container.cgroup().exists());
 }
