@@ -24,11 +24,17 @@ pub enum PullPolicy {
 impl PullPolicy {
     /// A container's policy; one that has none follows its tag (`latest` or none is `Always`).
     pub fn of(container: &Container) -> Self {
-        match container.image_pull_policy.as_deref() {
+        let image = container.image.as_deref().unwrap_or_default();
+        Self::parse(container.image_pull_policy.as_deref(), image)
+    }
+
+    /// The policy that is asked for, or that the reference stands for.
+    pub fn parse(policy: Option<&str>, reference: &str) -> Self {
+        match policy {
             Some("Always") => Self::Always,
             Some("IfNotPresent") => Self::IfNotPresent,
             Some("Never") => Self::Never,
-            _ => Self::by_tag(container.image.as_deref().unwrap_or_default()),
+            _ => Self::by_tag(reference),
         }
     }
 

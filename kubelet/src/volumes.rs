@@ -6,7 +6,7 @@
 //! below `<root>/pods/<uid>`.
 //!
 //! Kinds: `emptyDir`, `hostPath`, `configMap`, `secret`, `downwardAPI`, `projected`, and claims bound to
-//! `hostPath` and `local` volumes. Others are turned
+//! `hostPath` and `local` volumes; an `image` is the runtime's to mount. Others are turned
 //! away before ([`crate::unsupported`]). Functions that touch the disk block: call them from a
 //! blocking thread. What lies in a volume is the container's and not trusted: nothing here follows a
 //! link or crosses a mount inside one (CVE-2017-1002101, CVE-2017-1002102, CVE-2021-25741).
@@ -166,6 +166,7 @@ pub fn plan(desired: &Desired, observed: Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     let on_tmpfs = match desired {
         Desired::HostPath { .. } => return vec![Action::CheckHostPath],
+        Desired::Image => return Vec::new(),
         Desired::Local { .. } => {
             let prepare = (!observed.present).then_some([Action::Prepare, Action::MakeDirectory]);
             return prepare.into_iter().flatten().collect();
@@ -194,6 +195,10 @@ pub fn set_up(
     name: &str,
     desired: &Desired,
 ) -> Result<MountedVolume, VolumeError> {
+    if *desired == Desired::Image {
+        // Pulled and mounted with each container.
+        return Ok(MountedVolume { host_path: PathBuf::new(), image: None, read_only: true });
+    }
     let Some(plugin) = desired.plugin() else {
         return host_path::set_up(desired);
     };
@@ -205,7 +210,7 @@ pub fn set_up(
     if let Desired::Local { path, read_only, .. } = desired {
         return claim::local(path, *read_only);
     }
-    Ok(MountedVolume { host_path: path, read_only: matches!(desired, Desired::Files { .. }) })
+    Ok(MountedVolume::path(path, matches!(desired, Desired::Files { .. })))
 }
 
 fn observe(path: &std::path::Path, desired: &Desired) -> Result<Observed, VolumeError> {
@@ -220,7 +225,7 @@ fn observe(path: &std::path::Path, desired: &Desired) -> Result<Observed, Volume
     let current = match desired {
         Desired::Files { payload, .. } => atomic::holds(&opened, payload),
         Desired::EmptyDir { .. } => empty_dir::is_prepared(&opened),
-        Desired::HostPath { .. } | Desired::Local { .. } => Ok(false),
+        Desired::HostPath { .. } | Desired::Local { .. } | Desired::Image => Ok(false),
     };
     let look =
         || Ok(Observed { present: true, mounted: tmpfs::is_mount(&opened)?, current: current? });

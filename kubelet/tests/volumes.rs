@@ -310,6 +310,7 @@ fn teardown_under_a_racing_exchange_leaves_the_canary() {
 fn mount(volume: &Path, sub_path: &str) -> Mount {
     Mount {
         host_path: volume.to_owned(),
+        image: None,
         sub_path: Some(sub_path.into()),
         container_path: "/data".into(),
         read_only: false,

@@ -317,6 +317,7 @@ async fn volumes_are_mounted_and_a_sub_path_stays_within_its_volume() {
     std::os::unix::fs::symlink("/etc", volume.join("escape")).unwrap();
     let mount = |sub_path: Option<&str>, container_path: &str| Mount {
         host_path: volume.clone(),
+        image: None,
         sub_path: sub_path.map(Into::into),
         container_path: container_path.into(),
         read_only: false,
@@ -457,5 +458,80 @@ async fn other_limits_are_kept_with_what_runs_and_outlive_the_engine() {
     };
     assert_eq!(held(&runs), (Some(2 << 30), Some((2u64 << 30).to_string())));
     assert_eq!(held(&ended), (None, None), "what has ended stays as it was");
+    node.finish().await;
+}
+
+/// A base layer, and one that takes a file of it away.
+fn tools() -> support::image::Image {
+    use support::image::{Image, Layer, Tar};
+    let base = Tar::new()
+        .dir("data/")
+        .file("data/file", 0o644, b"from the image\n")
+        .file("data/gone", 0o644, b"x")
+        .file("run", 0o755, b"#!/bin/sh\necho ran\n")
+        .link("data/escape", "../../../etc/passwd");
+    let top = Tar::new().dir("data/").file("data/.wh.gone", 0o644, b"");
+    Image {
+        layers: vec![Layer::gzip(&base.bytes()), Layer::gzip(&top.bytes())],
+        config: serde_json::json!({}),
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_a_volume_that_nobody_changes_or_executes() {
+    let mut node = Node::new().await;
+    let mut layout = support::image::Layout::new();
+    layout.add("test/tools:1", &tools());
+    let archive = std::io::Cursor::new(layout.archive());
+    let image = node.images.import(archive).await.unwrap().remove(0).id;
+    let mount = |sub_path: Option<&str>, container_path: &str| Mount {
+        host_path: "".into(),
+        image: Some(image.clone()),
+        sub_path: sub_path.map(Into::into),
+        container_path: container_path.into(),
+        read_only: false,
+        recursive_read_only: false,
+        propagation: Propagation::Private,
+    };
+    let mut ids = Vec::new();
+    for (uid, users) in [("u1", NamespaceMode::Host), ("u2", NamespaceMode::Pod)] {
+        let config = SandboxConfig { users, ..node.sandbox_config(uid) };
+        let sandbox = node.engine.run_sandbox(config).await.unwrap().id;
+        let script = "cat /whole/data/file /data/file /file; ls -ln /whole/data/file; ls /data; \
+                      touch /whole/x || echo unchanged; /whole/run || echo not run; \
+                      until [ -e /tmp/again ]; do sleep 0.02; done; cat /whole/data/file";
+        let mut config = node.container("c", script);
+        config.mounts = vec![
+            mount(None, "/whole"),
+            mount(Some("data"), "/data"),
+            mount(Some("data/file"), "/file"),
+        ];
+        let id = node.engine.create_container(&sandbox, config.clone()).await.unwrap();
+        for bad in ["none", "data/escape", "../x"] {
+            config.mounts = vec![mount(Some(bad), "/bad")];
+            let error = node.engine.create_container(&sandbox, config.clone()).await.unwrap_err();
+            let text = error.to_string();
+            assert!(text.starts_with("ImageVolumeMountFailed: ") && text.contains(bad), "{text}");
+        }
+        node.engine.start_container(&id).await.unwrap();
+        ids.push(id);
+    }
+    // Nothing but the containers keeps it now, over a restart of the engine too.
+    node.images.remove("test/tools:1").await.unwrap();
+    node = node.restart().await;
+    for id in &ids {
+        let command = vec!["/bin/touch".to_owned(), "/tmp/again".to_owned()];
+        node.engine.exec_sync(id, command, None).await.unwrap();
+        assert_eq!(node.exit(id).await.0, 0);
+        let log = node.log(id).await;
+        assert_eq!(log.matches("from the image").count(), 4, "{log}");
+        assert!(log.contains("unchanged") && log.contains("not run"), "{log}");
+        assert!(!log.contains("gone") && !log.lines().any(|line| line == "ran"), "{log}");
+        assert!(log.contains(" 0        0 "), "the files are root's: {log}");
+        node.engine.remove_container(id).await.unwrap();
+    }
+    node.images.collect().await.unwrap();
+    let layers = node.dir.path().join("images/layers");
+    assert_eq!(names(&layers).len(), 2, "those of the containers' own image stay");
     node.finish().await;
 }

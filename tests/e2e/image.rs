@@ -52,6 +52,25 @@ pub(crate) fn busybox_layout() -> Vec<u8> {
     layout(BUSYBOX, &configuration, &layer)
 }
 
+/// A layout of an image that is only read: two files.
+pub(crate) fn files() -> PathBuf {
+    made("files.tar", |path| {
+        let mut tar = tar::Builder::new(Vec::new());
+        append(&mut tar, "data.json", br#"{"image": "kitten.jpg"}"#, 0o644);
+        append(&mut tar, "etc/os-release", b"NAME=\"Berth Linux\"\n", 0o644);
+        let layer = tar.into_inner().expect("a layer");
+        let configuration = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+        });
+        let reference = "berth.local/files:1";
+        fs::write(path, layout(reference, &configuration, &layer))
+            .expect("an image can be written");
+    })
+}
+
 /// A layout of an image that no other has a layer of: one file of numbers.
 pub(crate) fn numbers() -> PathBuf {
     made("numbers.tar", |path| {

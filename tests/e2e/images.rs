@@ -9,13 +9,13 @@ use crate::image;
 use crate::node::{Node, told};
 
 /// A registry inside a node's namespace, on 127.0.0.1:5000.
-struct Registry {
+pub(crate) struct Registry {
     process: Child,
     storage: PathBuf,
 }
 
 impl Registry {
-    fn start(node: &Node) -> Self {
+    pub(crate) fn start(node: &Node) -> Self {
         let storage = node.path("registry");
         let configuration = node.path("registry.yaml");
         let text = format!(
@@ -36,7 +36,7 @@ impl Registry {
     }
 
     /// Pushes an OCI layout tar as this name.
-    fn push(&self, node: &Node, archive: &Path, name: &str) {
+    pub(crate) fn push(&self, node: &Node, archive: &Path, name: &str) {
         let source = format!("oci-archive:{}", archive.display());
         let target = format!("docker://127.0.0.1:5000/{name}");
         let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target];

@@ -11,6 +11,7 @@ mod conformance;
 mod cri;
 mod identity;
 mod image;
+mod image_volumes;
 mod images;
 mod joining;
 mod kubelet;

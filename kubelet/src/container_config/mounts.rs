@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use berth_runtime::interface::{Mount, Propagation};
+use berth_runtime::interface::{ImageId, Mount, Propagation};
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
 
 use super::ConfigError;
@@ -13,10 +13,19 @@ use crate::expansion;
 /// A volume as it is on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountedVolume {
-    /// Where it is.
+    /// Where it is; empty where it is an image.
     pub host_path: PathBuf,
+    /// The image that it is.
+    pub image: Option<ImageId>,
     /// Whether its kind is read-only whatever the mount says.
     pub read_only: bool,
+}
+
+impl MountedVolume {
+    /// A path of the host.
+    pub fn path(host_path: PathBuf, read_only: bool) -> Self {
+        Self { host_path, image: None, read_only }
+    }
 }
 
 /// Files that the kubelet makes for a pod; an absent one is not mounted.
@@ -77,6 +86,7 @@ pub fn container_mounts(inputs: MountInputs<'_>) -> Result<Vec<Mount>, ConfigErr
         }
         mounts.push(Mount {
             host_path: host_path.clone(),
+            image: None,
             sub_path: None,
             container_path: path,
             read_only,
@@ -107,6 +117,7 @@ fn volume_mount(mount: &VolumeMount, inputs: &MountInputs<'_>) -> Result<Mount, 
     let read_only = mount.read_only.unwrap_or(false) || volume.read_only;
     Ok(Mount {
         host_path: volume.host_path.clone(),
+        image: volume.image.clone(),
         sub_path,
         container_path: Path::new("/").join(&mount.mount_path),
         read_only,

@@ -290,7 +290,7 @@ fn mounts(container: Value) -> Result<Vec<Mount>, String> {
     };
     let fetched = crate::objects::Fetched::default();
     let environment = crate::environment::resolve(container, &facts, &fetched, &[]).unwrap();
-    let volume = |path: &str, read_only| MountedVolume { host_path: path.into(), read_only };
+    let volume = |path: &str, read_only| MountedVolume::path(path.into(), read_only);
     let volumes = BTreeMap::from([
         ("data".to_owned(), volume("/pods/data", false)),
         ("conf".to_owned(), volume("/pods/conf", true)),

@@ -126,8 +126,14 @@ pub(super) async fn running_state(root: &Path) -> State {
     let container = &pod.spec.as_ref().unwrap().containers[0];
     let sandbox = materials.sandbox(&pod, 0).await.unwrap();
     let sandbox = state.runtime.run_sandbox(sandbox).await.unwrap();
-    let request =
-        ContainerRequest { pod: &pod, container, image: &image, attempt: 0, pod_ips: vec![] };
+    let request = ContainerRequest {
+        pod: &pod,
+        container,
+        image: &image,
+        attempt: 0,
+        volume_images: Default::default(),
+        pod_ips: vec![],
+    };
     let config = materials.container(request).await.unwrap();
     let id = state.runtime.create_container(&sandbox.id, config).await.unwrap();
     state.runtime.start_container(&id).await.unwrap();

@@ -290,7 +290,7 @@ pub fn image_wait(container: &Container, failure: &Failure) -> Failure {
             "ImagePullBackOff",
             format!(
                 "Back-off pulling image \"{}\": {}: {}",
-                container.image.as_deref().unwrap_or_default(),
+                failure.image.as_ref().or(container.image.as_ref()).map_or("", String::as_str),
                 failure.reason,
                 failure.message
             ),

@@ -260,7 +260,7 @@ pub static VOLUME: Table = Table {
         ),
         ("glusterfs", Refuse(REMOVED)),
         ("hostPath", Honoured),
-        ("image", Refuse("image volumes are not supported")),
+        ("image", Honoured),
         ("iscsi", Refuse(NETWORK)),
         ("name", Honoured),
         ("nfs", Refuse(NETWORK)),

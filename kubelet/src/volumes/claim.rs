@@ -121,7 +121,7 @@ pub(super) fn local(path: &Path, read_only: bool) -> Result<MountedVolume, Volum
             path.display()
         )));
     }
-    Ok(MountedVolume { host_path: PathBuf::from(path), read_only })
+    Ok(MountedVolume::path(PathBuf::from(path), read_only))
 }
 
 /// Gives a `local` volume to the pod's group.

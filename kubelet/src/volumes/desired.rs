@@ -57,6 +57,8 @@ pub enum Desired {
         /// Whether nobody writes there.
         read_only: bool,
     },
+    /// An image, which has nothing among the pod's directories.
+    Image,
     /// Files that the kubelet writes.
     Files {
         /// Their kind.
@@ -73,7 +75,7 @@ impl Desired {
     pub fn plugin(&self) -> Option<VolumePlugin> {
         match self {
             Self::EmptyDir { .. } => Some(VolumePlugin::EmptyDir),
-            Self::HostPath { .. } => None,
+            Self::HostPath { .. } | Self::Image => None,
             Self::Local { .. } => Some(VolumePlugin::Local),
             Self::Files { plugin, .. } => Some(*plugin),
         }
@@ -88,7 +90,7 @@ impl Desired {
                 size_bytes: *tmpfs_bytes,
                 flags: MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
             },
-            Self::EmptyDir { .. } | Self::HostPath { .. } | Self::Local { .. } => {
+            Self::EmptyDir { .. } | Self::HostPath { .. } | Self::Local { .. } | Self::Image => {
                 tmpfs::Options { size_bytes: None, flags: MountAttrFlags::empty() }
             }
         }
@@ -111,6 +113,9 @@ pub fn desired(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Desi
     }
     if let Some(source) = &volume.persistent_volume_claim {
         return claim::desired((pod, source), sources, fs_group);
+    }
+    if volume.image.is_some() {
+        return Ok(Desired::Image);
     }
     if let Some(source) = &volume.projected {
         let payload = projected(pod, source, sources, gid)?;

@@ -77,7 +77,7 @@ pub(super) fn set_up(desired: &Desired) -> Result<MountedVolume, VolumeError> {
         return Err(VolumeError::Unsupported);
     };
     check(path, *kind)?;
-    Ok(MountedVolume { host_path: path.clone(), read_only: *read_only })
+    Ok(MountedVolume::path(path.clone(), *read_only))
 }
 
 fn check(path: &Path, kind: HostPathType) -> Result<(), VolumeError> {

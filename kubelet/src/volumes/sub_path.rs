@@ -28,7 +28,8 @@ pub struct SubPathError {
 
 /// Makes the missing sub-paths of a container's mounts. Blocks; idempotent.
 pub fn ensure_sub_paths(mounts: &[Mount]) -> Result<(), SubPathError> {
-    for mount in mounts {
+    // An image is as it is: its sub-paths are the runtime's to find.
+    for mount in mounts.iter().filter(|mount| mount.image.is_none()) {
         let Some(sub_path) = &mount.sub_path else { continue };
         ensure(&mount.host_path, sub_path).map_err(|source| SubPathError {
             container_path: mount.container_path.clone(),

@@ -359,7 +359,10 @@ impl Worker {
                         memory.image = ImageState::Unknown;
                         now
                     }
-                    _ => {
+                    reason => {
+                        if reason == image::GONE {
+                            memory.image = ImageState::Unknown;
+                        }
                         memory.start_backoff.charge(now, now);
                         let wait = memory.start_backoff.waiting_since_charge(now);
                         wait.map_or(now, |w| w.until)
@@ -488,11 +491,13 @@ async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Fa
     let (_, spec) = members::find(pod, &start.container)
         .ok_or_else(|| Failure::new("CreateContainerConfigError", "no such container"))?;
     let spec = &*spec;
+    let volume_images = image::of_volumes(context, pod, spec).await?;
     let request = ContainerRequest {
         pod,
         container: spec,
         attempt: start.attempt,
         image: &start.image,
+        volume_images,
         pod_ips: start.ips.clone(),
     };
     let target = start.target.clone()?;

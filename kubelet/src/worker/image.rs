@@ -1,10 +1,14 @@
-//! Gets a container's image: from the store, or from the registry where the pull policy says so.
+//! Gets a container's image and those that its volumes are: from the store, or from the registry where
+//! the pull policy says so.
+//!
+//! Differs: upstream pulls an image that no container mounts, too.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use berth_runtime::interface::{Image, ImageError};
+use berth_runtime::interface::{Image, ImageError, ImageId};
 use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod};
 
 use super::Context;
 use super::apply::chain;
@@ -12,44 +16,125 @@ use super::memory::Failure;
 use crate::events::Severity;
 use crate::image_policy::{self, ImageAction, PullPolicy};
 
-/// The image of `container`, pulled where its policy says so. Emits the events of a pull.
+/// The reason of a start whose volume's image is gone from the store: it is pulled again.
+pub(super) const GONE: &str = "ErrImagePull";
+
+/// An image that is needed.
+struct Wanted<'a> {
+    pod: &'a Pod,
+    /// The container whose image it is; a volume's is the pod's.
+    container: Option<&'a str>,
+    reference: &'a str,
+    policy: PullPolicy,
+}
+
+impl<'a> Wanted<'a> {
+    fn of_volume(pod: &'a Pod, source: &'a ImageVolumeSource) -> Self {
+        let reference = source.reference.as_deref().unwrap_or_default();
+        let policy = PullPolicy::parse(source.pull_policy.as_deref(), reference);
+        Self { pod, container: None, reference, policy }
+    }
+
+    fn tell(&self, context: &Context, severity: Severity, (reason, message): (&str, String)) {
+        match self.container {
+            Some(name) => {
+                context.events.container((self.pod, name), severity, reason, message);
+            }
+            None => context.events.pod(self.pod, severity, reason, message),
+        }
+    }
+}
+
+/// The images that volumes of a container are, by the volume's name.
+fn volume_sources<'a>(
+    pod: &'a Pod,
+    container: &Container,
+) -> impl Iterator<Item = (&'a str, &'a ImageVolumeSource)> {
+    let mounts = container.volume_mounts.iter().flatten();
+    let mounted: BTreeSet<String> = mounts.map(|mount| mount.name.clone()).collect();
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes
+        .filter(move |volume| mounted.contains(&volume.name))
+        .filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?)))
+}
+
+/// The image of `container`, pulled where its policy says so, after those of its volumes. Emits the
+/// events of a pull.
 pub(super) async fn ensure(
     context: &Context,
     pod: &Pod,
     container: &Container,
 ) -> Result<Image, Failure> {
-    let reference = container.image.as_deref().unwrap_or_default();
-    let place = (pod, container.name.as_str());
-    let result = ensure_quietly(context, pod, container, reference).await;
+    let result = ensure_all(context, pod, container).await;
     if let Err(failure) = &result {
-        let message = match failure.reason.as_str() {
-            "ErrImageNeverPull" => failure.message.clone(),
-            // The store's own text begins like that already.
-            _ => match failure.message.strip_prefix("failed") {
-                Some(rest) => format!("Failed{rest}"),
-                None => format!("Failed to pull image \"{reference}\": {}", failure.message),
-            },
+        let wanted = match &failure.image {
+            Some(reference) => Wanted { container: None, reference, ..own(pod, container) },
+            None => own(pod, container),
         };
-        let reason = match failure.reason.as_str() {
-            "ErrImageNeverPull" => "ErrImageNeverPull",
-            "InvalidImageName" => "InspectFailed",
-            _ => "Failed",
-        };
-        let events = &context.events;
-        events.container(place, Severity::Warning, reason, message);
+        tell_failure(context, &wanted, failure);
         let message = format!("Error: {}", failure.reason);
-        events.container(place, Severity::Warning, "Failed", message);
+        let place = (pod, container.name.as_str());
+        context.events.container(place, Severity::Warning, "Failed", message);
     }
     result
 }
 
-async fn ensure_quietly(
+fn own<'a>(pod: &'a Pod, container: &'a Container) -> Wanted<'a> {
+    Wanted {
+        pod,
+        container: Some(&container.name),
+        reference: container.image.as_deref().unwrap_or_default(),
+        policy: PullPolicy::of(container),
+    }
+}
+
+fn tell_failure(context: &Context, wanted: &Wanted<'_>, failure: &Failure) {
+    let reference = wanted.reference;
+    let message = match failure.reason.as_str() {
+        "ErrImageNeverPull" => failure.message.clone(),
+        // The store's own text begins like that already.
+        _ => match failure.message.strip_prefix("failed") {
+            Some(rest) => format!("Failed{rest}"),
+            None => format!("Failed to pull image \"{reference}\": {}", failure.message),
+        },
+    };
+    let reason = match failure.reason.as_str() {
+        "ErrImageNeverPull" => "ErrImageNeverPull",
+        "InvalidImageName" => "InspectFailed",
+        _ => "Failed",
+    };
+    wanted.tell(context, Severity::Warning, (reason, message));
+}
+
+async fn ensure_all(context: &Context, pod: &Pod, container: &Container) -> Result<Image, Failure> {
+    for (_, source) in volume_sources(pod, container) {
+        let wanted = Wanted::of_volume(pod, source);
+        let found = ensure_quietly(context, &wanted).await;
+        found.map_err(|failure| failure.of_volume(wanted.reference))?;
+    }
+    ensure_quietly(context, &own(pod, container)).await
+}
+
+/// The images that volumes of a container are, which were pulled before, by the volume's name.
+pub(super) async fn of_volumes(
     context: &Context,
     pod: &Pod,
     container: &Container,
-    reference: &str,
-) -> Result<Image, Failure> {
-    let place = (pod, container.name.as_str());
+) -> Result<BTreeMap<String, ImageId>, Failure> {
+    let mut images = BTreeMap::new();
+    for (name, source) in volume_sources(pod, container) {
+        let reference = source.reference.as_deref().unwrap_or_default();
+        let found = context.images.status(reference).await;
+        let found = found.map_err(|error| Failure::new(GONE, chain(&error)))?;
+        let gone =
+            || Failure::new(GONE, format!("image {reference:?} is not in the store any more"));
+        images.insert(name.to_owned(), found.ok_or_else(gone)?.id);
+    }
+    Ok(images)
+}
+
+async fn ensure_quietly(context: &Context, wanted: &Wanted<'_>) -> Result<Image, Failure> {
+    let reference = wanted.reference;
     let present = context.images.status(reference).await;
     let present = present.map_err(|error| match error {
         ImageError::InvalidName { .. } => Failure::new(
@@ -58,31 +143,24 @@ async fn ensure_quietly(
         ),
         error => Failure::new("ImageInspectError", chain(&error)),
     })?;
-    let policy = PullPolicy::of(container);
-    match (image_policy::decide(reference, policy, present.as_ref()), present) {
+    match (image_policy::decide(reference, wanted.policy, present.as_ref()), present) {
         (ImageAction::Use, Some(image)) => {
             let message = image_policy::present_message(reference);
-            context.events.container(place, Severity::Normal, "Pulled", message);
+            wanted.tell(context, Severity::Normal, ("Pulled", message));
             Ok(image)
         }
         (ImageAction::NeverPull(message), _) => {
             Err(Failure::new(image_policy::NEVER_PULL_REASON, message))
         }
-        (ImageAction::Pull | ImageAction::Use, _) => pull(context, pod, container, reference).await,
+        (ImageAction::Pull | ImageAction::Use, _) => pull(context, wanted).await,
     }
 }
 
-async fn pull(
-    context: &Context,
-    pod: &Pod,
-    container: &Container,
-    reference: &str,
-) -> Result<Image, Failure> {
-    let place = (pod, container.name.as_str());
-    let events = &context.events;
-    let credentials = context.materials.credentials(pod, reference).await?;
+async fn pull(context: &Context, wanted: &Wanted<'_>) -> Result<Image, Failure> {
+    let reference = wanted.reference;
+    let credentials = context.materials.credentials(wanted.pod, reference).await?;
     let message = image_policy::pulling_message(reference);
-    events.container(place, Severity::Normal, "Pulling", message);
+    wanted.tell(context, Severity::Normal, ("Pulling", message));
     let begun = context.clock.now();
     let pulled = context.images.pull(reference, credentials, None).await;
     let image = pulled.map_err(|error| Failure::new(failure_reason(&error), chain(&error)))?;
@@ -93,7 +171,7 @@ async fn pull(
          Image size: {} bytes.",
         image.size_bytes
     );
-    events.container(place, Severity::Normal, "Pulled", message);
+    wanted.tell(context, Severity::Normal, ("Pulled", message));
     Ok(image)
 }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerStatus, Credentials, Image, Resources, SandboxConfig,
+    ContainerConfig, ContainerStatus, Credentials, Image, ImageId, Resources, SandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::watch;
@@ -29,6 +29,8 @@ pub struct ContainerRequest<'a> {
     pub attempt: u32,
     /// Its image.
     pub image: &'a Image,
+    /// The images that volumes of it are, by the volume's name.
+    pub volume_images: BTreeMap<String, ImageId>,
     /// The pod's addresses, primary first; the host's with `hostNetwork`.
     pub pod_ips: Vec<IpAddr>,
 }

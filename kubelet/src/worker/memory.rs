@@ -50,12 +50,19 @@ pub struct Failure {
     pub reason: String,
     /// The message.
     pub message: String,
+    /// The image that it is about, where that is not the container's own.
+    pub image: Option<String>,
 }
 
 impl Failure {
     /// A failure of this reason and message.
     pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { reason: reason.into(), message: message.into() }
+        Self { reason: reason.into(), message: message.into(), image: None }
+    }
+
+    /// The failure of a volume that is this image.
+    pub fn of_volume(self, reference: &str) -> Self {
+        Self { image: Some(reference.to_owned()), ..self }
     }
 }
 

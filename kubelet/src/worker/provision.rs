@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerState, ContainerStatus, Credentials, Image, Mount, SandboxConfig,
+    ContainerConfig, ContainerState, ContainerStatus, Credentials, Image, ImageId, Mount,
+    SandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use tokio::sync::watch;
@@ -178,12 +179,17 @@ impl Ingredients {
     fn mounts(
         &self,
         container: &Container,
-        environment: &Environment,
-        attempt: u32,
+        images: BTreeMap<String, ImageId>,
+        (environment, attempt): (&Environment, u32),
     ) -> Result<Vec<Mount>, Failure> {
-        let volumes = self
+        let mut volumes = self
             .set_up()
             .map_err(|failure| Failure::new("CreateContainerConfigError", failure.message))?;
+        for (name, image) in images {
+            if let Some(volume) = volumes.get_mut(&name) {
+                volume.image = Some(image);
+            }
+        }
         let files = self.files(&container.name, attempt)?;
         let inputs = MountInputs { container, volumes: &volumes, environment, files: &files };
         let mounts = container_config::container_mounts(inputs).map_err(config_error)?;
@@ -198,13 +204,13 @@ impl Ingredients {
     fn container(
         &self,
         container: &Container,
-        image: &Image,
+        (image, volume_images): (&Image, BTreeMap<String, ImageId>),
         (environment, attempt): (&Environment, u32),
     ) -> Result<ContainerConfig, Failure> {
         if let Some(why) = unsupported::refusal(&unsupported::audit_container(container)) {
             return Err(Failure::new("CreateContainerConfigError", why));
         }
-        let mounts = self.mounts(container, environment, attempt)?;
+        let mounts = self.mounts(container, volume_images, (environment, attempt))?;
         let config = container_config::container_config(ContainerInputs {
             pod: &self.pod,
             container,
@@ -377,8 +383,11 @@ impl Materials for Provision {
         let environment = environment
             .map_err(|error| Failure::new("CreateContainerConfigError", error.to_string()))?;
         let (container, image) = (request.container.clone(), request.image.clone());
-        let attempt = request.attempt;
-        blocking(move || ingredients.container(&container, &image, (&environment, attempt))).await
+        let (images, attempt) = (request.volume_images, request.attempt);
+        blocking(move || {
+            ingredients.container(&container, (&image, images), (&environment, attempt))
+        })
+        .await
     }
 
     fn sizes(&self, pod: &Pod) -> Result<Sizes, Failure> {

@@ -15,6 +15,7 @@ use oci_spec::runtime::LinuxSeccomp;
 
 use super::apparmor;
 use super::container::{Container, ORDER_PATIENCE, delete};
+use super::image_volumes::{self, ImageLayers};
 use super::record::{self, ContainerDir, Phase};
 use super::sandbox::Sandbox;
 use super::shim::{self, Shim};
@@ -43,22 +44,27 @@ pub(super) async fn create(
     };
     let log_path = log_path(&sandbox.config.log_directory, &config.log_path)?;
     let prepared = shared.images.prepare(&config.image).await.map_err(image_failure)?;
+    let volumes = image_volumes::fetch(&shared.images, &config.mounts).await;
+    let volumes = volumes.map_err(image_failure)?;
+    let mut layers = prepared.layers;
+    layers.extend_from_slice(&volumes.chain);
+    let hold = shared.images.hold(&layers);
     let id = ContainerId::try_from(random_digits(64)).map_err(|e| failed("choose an id", e))?;
     let record = record::Container {
         id: id.clone(),
         config,
         phase: Phase::Making,
         created_at: disk::now_nanoseconds(),
-        layers: prepared.layers,
+        layers,
         stop_signal: 0,
         user: None,
         ended: None,
     };
-    let container = Container::of(record, sandbox.dir.container(&id), prepared.hold);
+    let container = Container::of(record, sandbox.dir.container(&id), hold);
     // Known before the shim has it, so that no exit is missed.
     sandbox.add(container.clone());
     let making = Making { shared: &shared, sandbox: &sandbox, shim: &shim, container: &container };
-    match making.run(prepared.config, prepared.lower, log_path).await {
+    match making.run((prepared.config, volumes), prepared.lower, log_path).await {
         Ok(()) => Ok(id),
         Err(error) => {
             undo(&shared, &container, &shim).await;
@@ -79,7 +85,7 @@ struct Making<'a> {
 impl Making<'_> {
     async fn run(
         &self,
-        image: ImageConfig,
+        (image, volumes): (ImageConfig, ImageLayers),
         lower: Vec<PathBuf>,
         log_path: PathBuf,
     ) -> Result<(), RuntimeError> {
@@ -92,6 +98,8 @@ impl Making<'_> {
             log_path: log_path.clone(),
             record,
             user_ids: self.sandbox.user_ids,
+            image_layers: volumes,
+            user_namespace: self.sandbox.dir.user_namespace(),
         };
         let host = prepare_host(&config, ground).await?;
         let mut facts = self.shared.facts.clone();
@@ -202,6 +210,9 @@ struct Ground {
     log_path: PathBuf,
     record: record::Container,
     user_ids: Option<UserIds>,
+    image_layers: ImageLayers,
+    /// Where the pod's user namespace is, if it has `user_ids`.
+    user_namespace: PathBuf,
 }
 
 /// What was found on the host for a container.
@@ -226,7 +237,16 @@ async fn prepare_host(config: &ContainerConfig, ground: Ground) -> Result<OnHost
             true => host::devices().map_err(|e| failed("list the host's devices", e))?,
             false => Vec::new(),
         };
-        let mounts = volumes::prepare(&mounts, &ground.dir).map_err(RuntimeError::Create)?;
+        let users = match ground.user_ids {
+            None => None,
+            Some(_) => Some(
+                std::fs::File::open(&ground.user_namespace)
+                    .map_err(|e| failed("open the pod's user namespace", e))?,
+            ),
+        };
+        let images = volumes::Images { layers: &ground.image_layers, users: users.as_ref() };
+        let mounts =
+            volumes::prepare(&mounts, &ground.dir, &images).map_err(RuntimeError::Create)?;
         Ok(OnHost { mounts, seccomp, app_armor, devices })
     });
     match prepared.await {

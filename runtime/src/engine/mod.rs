@@ -13,6 +13,7 @@ mod container;
 mod creation;
 mod dial;
 mod host;
+mod image_volumes;
 mod record;
 mod recover;
 mod resize;

@@ -6,7 +6,7 @@
 //!                      shm/, hostname, resolv.conf       mounted into containers
 //!                      containers/<id>/config.json       Container
 //!                                      state.json        the shim's
-//!                      volumes/<id>/<n>                  resolved sub paths, bound
+//!                      volumes/<id>/<n>                  resolved sub paths and images, bound
 //! <state>/containers/<id>/{upper,work}                   writable layers
 //! ```
 //! Sub paths are bound outside `containers/<id>`: the shim removes that directory whole when it
@@ -60,7 +60,8 @@ pub(super) struct Container {
     pub(super) config: ContainerConfig,
     pub(super) phase: Phase,
     pub(super) created_at: i64,
-    /// The image's layers, bottom first, so that they are held again after a restart.
+    /// The layers of its image and of those that its volumes are, so that they are held again after a
+    /// restart.
     pub(super) layers: Vec<ChainId>,
     pub(super) stop_signal: i32,
     pub(super) user: Option<ResolvedUser>,

@@ -17,21 +17,49 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
+use super::image_volumes::{self, ImageLayers};
 use super::record::ContainerDir;
-use super::spec::PreparedMount;
+use super::spec::{Content, PreparedMount};
 use crate::disk;
-use crate::interface::Mount;
+use crate::interface::{Mount, Propagation};
 
 /// Settles all mounts of a container.
 ///
 /// # Errors
 /// A sentence for the pod's owner.
-pub(super) fn prepare(mounts: &[Mount], dir: &ContainerDir) -> Result<Vec<PreparedMount>, String> {
-    let prepare = |(index, mount)| prepare_one(mount, &dir.volume(index));
+pub(super) fn prepare(
+    mounts: &[Mount],
+    dir: &ContainerDir,
+    images: &Images<'_>,
+) -> Result<Vec<PreparedMount>, String> {
+    let prepare = |(index, mount)| prepare_one(mount, &dir.volume(index), images);
     mounts.iter().enumerate().map(prepare).collect()
 }
 
-fn prepare_one(mount: &Mount, own_place: &Path) -> Result<PreparedMount, String> {
+/// What volumes that are images are mounted from.
+pub(super) struct Images<'a> {
+    pub(super) layers: &'a ImageLayers,
+    /// The pod's user namespace, if it has one.
+    pub(super) users: Option<&'a fs::File>,
+}
+
+fn prepare_one(
+    mount: &Mount,
+    own_place: &Path,
+    images: &Images<'_>,
+) -> Result<PreparedMount, String> {
+    if let Some(image) = &mount.image {
+        let wanted = (image, mount.sub_path.as_deref());
+        image_volumes::mount(images.layers, wanted, own_place, images.users.map(AsFd::as_fd))?;
+        return Ok(PreparedMount {
+            source: own_place.to_owned(),
+            container_path: mount.container_path.clone(),
+            content: Content::Image,
+            read_only: true,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+        });
+    }
     let host_path = &mount.host_path;
     if !host_path.is_absolute() {
         return Err(format!("the host path {host_path:?} is not absolute"));
@@ -52,6 +80,7 @@ fn prepare_one(mount: &Mount, own_place: &Path) -> Result<PreparedMount, String>
     Ok(PreparedMount {
         source,
         container_path: mount.container_path.clone(),
+        content: Content::Files,
         read_only: mount.read_only,
         recursive_read_only: mount.recursive_read_only,
         propagation: mount.propagation,
@@ -68,22 +97,31 @@ fn bind_beneath(volume: &Path, sub_path: &Path, place: &Path) -> Result<(), Stri
         }
         other => failed(other.into()),
     })?;
-    let is_dir = rustix::fs::fstat(&found)
-        .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
-        .map_err(|error| failed(error.into()))?;
-    let made = match (is_dir, place.parent()) {
-        (true, _) => fs::create_dir_all(place),
-        (false, Some(parent)) => fs::create_dir_all(parent).and_then(|()| fs::write(place, b"")),
-        (false, None) => Err(io::ErrorKind::InvalidInput.into()),
-    };
-    made.map_err(failed)?;
+    bind(&found, place).map_err(failed)
+}
+
+/// Binds what is beneath a directory to a place of ours; nothing is made in the directory.
+pub(super) fn bind_existing(root: &Path, sub_path: &Path, place: &Path) -> io::Result<()> {
+    let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    bind(&openat2(&root, sub_path, flags, Mode::empty(), resolve)?, place)
+}
+
+fn bind(found: &OwnedFd, place: &Path) -> io::Result<()> {
+    let mode = rustix::fs::fstat(found)?.st_mode;
+    match (rustix::fs::FileType::from_raw_mode(mode).is_dir(), place.parent()) {
+        (true, _) => fs::create_dir_all(place)?,
+        (false, Some(parent)) => fs::create_dir_all(parent).and_then(|()| fs::write(place, b""))?,
+        (false, None) => return Err(io::ErrorKind::InvalidInput.into()),
+    }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(found.as_fd(), "", flags).map_err(|error| failed(error.into()))?;
+    let tree = open_tree(found.as_fd(), "", flags)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(tree.as_fd(), "", CWD, place, flags).map_err(|error| failed(error.into()))
+    Ok(move_mount(tree.as_fd(), "", CWD, place, flags)?)
 }
 
 /// Opens a path beneath a volume, making directories that are missing. No link leads out.

@@ -140,9 +140,12 @@ pub enum Propagation {
 /// A bind mount of a host path into a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// The path on the host.
+    /// The path on the host; empty where it is an image that is mounted.
     pub host_path: PathBuf,
-    /// A path below `host_path`, resolved without leaving it (`subPath`).
+    /// An image of the store that is mounted instead, read-only.
+    #[serde(default)]
+    pub image: Option<ImageId>,
+    /// A path below `host_path` or in the image, resolved without leaving it (`subPath`).
     pub sub_path: Option<PathBuf>,
     /// The absolute path in the container.
     pub container_path: PathBuf,

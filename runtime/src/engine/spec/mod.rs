@@ -28,7 +28,7 @@ use crate::interface::{
     SupplementalGroupsPolicy,
 };
 
-pub(super) use self::mounts::{PreparedMount, SandboxFiles};
+pub(super) use self::mounts::{Content, PreparedMount, SandboxFiles};
 pub(super) use self::seccomp::parse as parse_seccomp;
 
 /// What the host allows.

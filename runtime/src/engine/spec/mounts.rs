@@ -12,9 +12,19 @@ use crate::interface::{ContainerConfig, NamespaceMode, Propagation, SandboxConfi
 pub(in crate::engine) struct PreparedMount {
     pub(in crate::engine) source: PathBuf,
     pub(in crate::engine) container_path: PathBuf,
+    pub(in crate::engine) content: Content,
     pub(in crate::engine) read_only: bool,
     pub(in crate::engine) recursive_read_only: bool,
     pub(in crate::engine) propagation: Propagation,
+}
+
+/// What is behind a mount's source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum Content {
+    /// Files with the host's ids.
+    Files,
+    /// An image, with the pod's ids.
+    Image,
 }
 
 /// Files and directories that the containers of a sandbox share.
@@ -68,7 +78,17 @@ pub(super) fn plan(
         mounts.push(volume_mount(volume)?);
     }
     if sandbox.users == NamespaceMode::Pod {
-        mounts.iter_mut().filter(|mount| has_host_ids(mount, files)).for_each(map_ids);
+        let images: Vec<&Path> = volumes
+            .iter()
+            .filter(|volume| volume.content == Content::Image)
+            .map(|volume| volume.source.as_path())
+            .collect();
+        let is_image =
+            |mount: &Mount| mount.source().as_deref().is_some_and(|s| images.contains(&s));
+        mounts
+            .iter_mut()
+            .filter(|mount| has_host_ids(mount, files) && !is_image(mount))
+            .for_each(map_ids);
     }
     Ok(mounts)
 }
@@ -101,12 +121,16 @@ fn volume_mount(volume: &PreparedMount) -> Result<Mount, String> {
         (true, false) => "ro",
         (false, false) => "rw",
     };
+    let mut options = vec!["rbind", propagation, access];
+    if volume.content == Content::Image {
+        options.extend(["nosuid", "nodev", "noexec"]);
+    }
     let mut mount = Mount::default();
     mount
         .set_destination(destination)
         .set_typ(Some("bind".to_owned()))
         .set_source(Some(volume.source.clone()))
-        .set_options(Some(owned(&["rbind", propagation, access])));
+        .set_options(Some(owned(&options)));
     Ok(mount)
 }
 

@@ -192,6 +192,7 @@ fn a_volume_replaces_a_standard_mount_and_carries_its_options() {
     let volume = PreparedMount {
         source: "/v".into(),
         container_path: "/dev/shm/".into(),
+        content: Content::Files,
         read_only: true,
         recursive_read_only: false,
         propagation: Propagation::HostToContainer,
@@ -230,13 +231,21 @@ fn in_a_user_namespace_what_is_bound_is_mapped_and_ids_beyond_it_are_refused() {
     let volume = PreparedMount {
         source: "/v".into(),
         container_path: "/v".into(),
+        content: Content::Files,
         read_only: false,
         recursive_read_only: false,
         propagation: Propagation::Private,
     };
+    let image = PreparedMount {
+        source: "/i".into(),
+        container_path: "/i".into(),
+        content: Content::Image,
+        read_only: true,
+        ..volume.clone()
+    };
     let json = r#"{"Cmd":["c"]}"#;
-    let volumes = std::slice::from_ref(&volume);
-    let spec = planned_in(&sandbox, user(), (&container(), json, volumes)).unwrap().spec;
+    let volumes = [volume, image];
+    let spec = planned_in(&sandbox, user(), (&container(), json, &volumes)).unwrap().spec;
     let linux = spec.linux().clone().unwrap();
     let joined = linux.namespaces().clone().unwrap();
     let joined = joined.iter().find(|n| n.typ() == LinuxNamespaceType::User).unwrap();

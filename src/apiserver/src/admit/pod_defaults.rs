@@ -169,6 +169,10 @@ fn default_volume(volume: &mut Value) {
     if let Some(path) = volume.get_mut("hostPath") {
         path.default_to("/type", "");
     }
+    if let Some(image) = volume.get_mut("image") {
+        let policy = pull_policy(image.text("/reference"));
+        image.default_to("/pullPolicy", policy);
+    }
     default_downward(volume);
     for source in volume.list_mut("/projected/sources") {
         default_downward(source);

@@ -55,6 +55,10 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
         if !volumes.insert(volume.text("/name")) {
             causes.push(Cause::duplicate(field, &volume["name"]));
         }
+        if volume.has("/image") && volume.text("/image/reference").is_empty() {
+            let field = format!("spec.volumes[{index}].image.reference");
+            causes.push(Cause::required(field, ""));
+        }
         if volume.as_object().is_some_and(|map| map.len() > 2) {
             causes.push(Cause::forbidden(
                 format!("spec.volumes[{index}]"),
