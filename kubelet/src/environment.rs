@@ -73,6 +73,7 @@ fn kind_title(kind: Kind) -> &'static str {
         Kind::ConfigMap => "ConfigMap",
         Kind::Secret => "Secret",
         Kind::Claim => "PersistentVolumeClaim",
+        Kind::TrustBundles => "ClusterTrustBundle",
     }
 }
 

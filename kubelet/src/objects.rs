@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Volume,
 };
@@ -21,6 +22,8 @@ pub enum Kind {
     Secret,
     /// A PersistentVolumeClaim.
     Claim,
+    /// All ClusterTrustBundles together, which have no namespace.
+    TrustBundles,
 }
 
 impl Kind {
@@ -30,6 +33,7 @@ impl Kind {
             Self::ConfigMap => "configmap",
             Self::Secret => "secret",
             Self::Claim => "persistentvolumeclaim",
+            Self::TrustBundles => "clustertrustbundle",
         }
     }
 
@@ -39,6 +43,7 @@ impl Kind {
             Self::ConfigMap => "configmaps",
             Self::Secret => "secrets",
             Self::Claim => "persistentvolumeclaims",
+            Self::TrustBundles => "clustertrustbundles",
         }
     }
 }
@@ -63,6 +68,11 @@ impl ObjectRef {
         Self { kind: Kind::Claim, name: name.into() }
     }
 
+    /// Names the ClusterTrustBundles.
+    pub fn trust_bundles() -> Self {
+        Self { kind: Kind::TrustBundles, name: "*".to_owned() }
+    }
+
     /// Names a Secret.
     pub fn secret(name: impl Into<String>) -> Self {
         Self { kind: Kind::Secret, name: name.into() }
@@ -84,10 +94,34 @@ pub enum Lookup {
     Secret(Arc<Secret>),
     /// The PersistentVolumeClaim.
     Claim(Arc<PersistentVolumeClaim>),
+    /// The ClusterTrustBundles.
+    TrustBundles(Arc<TrustBundles>),
     /// The API server has no such object.
     NotFound,
     /// It could not be asked, or refused; the text says why.
     Failed(String),
+}
+
+/// All ClusterTrustBundles.
+#[derive(Debug, Default)]
+pub struct TrustBundles {
+    /// Changes with any of them.
+    pub version: String,
+    /// In the order of their names.
+    pub all: Vec<ClusterTrustBundle>,
+}
+
+impl FromIterator<ClusterTrustBundle> for TrustBundles {
+    fn from_iter<I: IntoIterator<Item = ClusterTrustBundle>>(bundles: I) -> Self {
+        let mut all: Vec<_> = bundles.into_iter().collect();
+        all.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
+        let versions = all.iter().map(|bundle| {
+            let version = bundle.metadata.resource_version.as_deref().unwrap_or_default();
+            format!("{}@{version}", bundle.metadata.name.as_deref().unwrap_or_default())
+        });
+        let version = versions.collect::<Vec<_>>().join(",");
+        Self { version, all }
+    }
 }
 
 /// Why an object is not at hand.
@@ -177,6 +211,16 @@ impl Fetched {
         }
     }
 
+    /// The ClusterTrustBundles; none where the API server does not serve them.
+    pub fn trust_bundles(&self) -> Result<&[ClusterTrustBundle], ObjectError> {
+        let object = ObjectRef::trust_bundles();
+        match self.lookups.get(&object) {
+            Some(Lookup::TrustBundles(bundles)) => Ok(&bundles.all),
+            Some(Lookup::NotFound) => Ok(&[]),
+            other => Err(failure(object, other)),
+        }
+    }
+
     /// A ConfigMap.
     pub fn config_map(&self, name: &str) -> Result<&ConfigMap, ObjectError> {
         let object = ObjectRef::config_map(name);
@@ -206,9 +250,10 @@ fn failure(object: ObjectRef, lookup: Option<&Lookup>) -> ObjectError {
     match lookup {
         Some(Lookup::NotFound) => ObjectError::NotFound(object),
         Some(Lookup::Failed(message)) => ObjectError::Failed { object, message: message.clone() },
-        None | Some(Lookup::ConfigMap(_) | Lookup::Secret(_) | Lookup::Claim(_)) => {
-            ObjectError::NotFetched(object)
-        }
+        None
+        | Some(
+            Lookup::ConfigMap(_) | Lookup::Secret(_) | Lookup::Claim(_) | Lookup::TrustBundles(_),
+        ) => ObjectError::NotFetched(object),
     }
 }
 
@@ -274,6 +319,7 @@ fn references_of_volume(volume: &Volume, found: &mut BTreeSet<ObjectRef>) {
     for source in projected {
         found.extend(source.config_map.iter().map(|s| ObjectRef::config_map(&s.name)));
         found.extend(source.secret.iter().map(|s| ObjectRef::secret(&s.name)));
+        found.extend(source.cluster_trust_bundle.iter().map(|_| ObjectRef::trust_bundles()));
     }
 }
 

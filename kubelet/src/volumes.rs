@@ -5,8 +5,8 @@
 //! and doing it twice does no harm. [`tear_down`] removes a pod's directory. All paths are upstream's
 //! below `<root>/pods/<uid>`.
 //!
-//! Kinds: `emptyDir`, `hostPath`, `configMap`, `secret`, `downwardAPI`, `projected`, and claims bound to
-//! `hostPath` and `local` volumes; an `image` is the runtime's to mount. Others are turned
+//! Kinds: `emptyDir`, `hostPath`, `configMap`, `secret`, `downwardAPI`, `projected`, and `nfs`, claims bound
+//! to `hostPath`, `local` and `nfs` volumes; an `image` is the runtime's to mount. Others are turned
 //! away before ([`crate::unsupported`]). Functions that touch the disk block: call them from a
 //! blocking thread. What lies in a volume is the container's and not trusted: nothing here follows a
 //! link or crosses a mount inside one (CVE-2017-1002101, CVE-2017-1002102, CVE-2021-25741).
@@ -29,18 +29,21 @@ mod empty_dir;
 mod env_file;
 mod host_path;
 mod layout;
+mod nfs;
 mod ownership;
 mod payload;
 mod removal;
 mod sub_path;
 mod tmpfs;
 mod tokens;
+mod trust;
 
 pub use desired::{Desired, Medium, desired};
 pub use empty_dir::usage_bytes;
 pub use env_file::read_env_files;
 pub use host_path::HostPathType;
 pub use layout::{PodDirectory, VolumePlugin};
+pub use nfs::{Export, Helper, NfsError};
 pub use ownership::{ChangePolicy, FsGroup};
 pub use payload::{Payload, PayloadFile};
 pub use removal::TeardownError;
@@ -97,12 +100,13 @@ pub enum VolumeError {
         /// The value.
         value: String,
     },
-    /// A claim that is not bound, or bound to what cannot be mounted here.
+    /// What the volume names is not there, or not as the pod says: a claim, a host path, huge pages,
+    /// trust bundles.
     #[error("{0}")]
-    Claim(String),
-    /// A host path that is not what the pod says.
-    #[error("{0}")]
-    HostPath(String),
+    Source(String),
+    /// An export could not be mounted.
+    #[error(transparent)]
+    Nfs(#[from] NfsError),
     /// A volume without a source, or with one that is not supported.
     #[error("no volume plugin matched")]
     Unsupported,
@@ -166,12 +170,12 @@ pub fn plan(desired: &Desired, observed: Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     let on_tmpfs = match desired {
         Desired::HostPath { .. } => return vec![Action::CheckHostPath],
-        Desired::Image => return Vec::new(),
+        Desired::Image | Desired::Nfs(_) => return Vec::new(),
         Desired::Local { .. } => {
             let prepare = (!observed.present).then_some([Action::Prepare, Action::MakeDirectory]);
             return prepare.into_iter().flatten().collect();
         }
-        Desired::EmptyDir { medium, .. } => matches!(medium, Medium::Memory { .. }),
+        Desired::EmptyDir { medium, .. } => *medium != Medium::Disk,
         Desired::Files { tmpfs_bytes, .. } => tmpfs_bytes.is_some(),
     };
     let fresh = !observed.present || (on_tmpfs && !observed.mounted);
@@ -203,6 +207,10 @@ pub fn set_up(
         return host_path::set_up(desired);
     };
     let path = directory.volume_path(plugin, name)?;
+    if let Desired::Nfs(export) = desired {
+        Helper::of_host()?.set_up(directory, &path, export)?;
+        return Ok(MountedVolume::path(path, export.read_only()));
+    }
     let observed = observe(&path, desired)?;
     for action in plan(desired, observed) {
         apply(directory, &path, desired, action)?;
@@ -225,7 +233,9 @@ fn observe(path: &std::path::Path, desired: &Desired) -> Result<Observed, Volume
     let current = match desired {
         Desired::Files { payload, .. } => atomic::holds(&opened, payload),
         Desired::EmptyDir { .. } => empty_dir::is_prepared(&opened),
-        Desired::HostPath { .. } | Desired::Local { .. } | Desired::Image => Ok(false),
+        Desired::HostPath { .. } | Desired::Local { .. } | Desired::Image | Desired::Nfs(_) => {
+            Ok(false)
+        }
     };
     let look =
         || Ok(Observed { present: true, mounted: tmpfs::is_mount(&opened)?, current: current? });

@@ -13,8 +13,8 @@ use berth_kubelet::downward::Facts;
 use berth_kubelet::objects::{Fetched, Lookup, ObjectRef};
 use berth_kubelet::qos::{PodDemand, ResourceAmounts};
 use berth_kubelet::volumes::{
-    Desired, PodDirectory, Sources, TeardownError, Tokens, desired_volumes, ensure_sub_paths,
-    set_up, tear_down, usage_bytes,
+    Desired, Helper, PodDirectory, Sources, TeardownError, Tokens, VolumePlugin, desired_volumes,
+    ensure_sub_paths, set_up, tear_down, usage_bytes,
 };
 use berth_runtime::interface::{Mount, Propagation};
 use k8s_openapi::api::core::v1::Pod;
@@ -57,7 +57,9 @@ impl Drop for Root {
 
 fn desired(spec: Value, data: &[(&str, &str)]) -> BTreeMap<String, Desired> {
     let mut spec = spec;
-    spec["containers"] = json!([{"name": "c"}]);
+    if spec.get("containers").is_none() {
+        spec["containers"] = json!([{"name": "c"}]);
+    }
     let pod: Pod =
         serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
     let demand = PodDemand::parse(&pod).unwrap();
@@ -410,4 +412,76 @@ fn setgid_passes_the_group_on_and_links_are_left_alone() {
     fs::create_dir(path.join("d")).unwrap();
     fs::write(path.join("d/f"), "").unwrap();
     assert_eq!(fs::metadata(path.join("d/f")).unwrap().gid(), 77);
+}
+
+#[test]
+fn huge_pages_are_mounted_with_the_size_that_the_pod_asks_for() {
+    let root = Root::new();
+    let spec = json!({
+        "volumes": [{"name": "v", "emptyDir": {"medium": "HugePages", "sizeLimit": "6Mi"}}],
+        "securityContext": {"fsGroup": 77},
+        "containers": [{"name": "c", "resources":
+            {"requests": {"hugepages-2Mi": "8Mi"}, "limits": {"hugepages-2Mi": "8Mi", "memory": "1Mi"}}}],
+    });
+    let path = set_up_one(&root, spec.clone(), &[]);
+    assert_eq!(set_up_one(&root, spec, &[]), path, "nothing to do");
+    let place = path.to_str().unwrap();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let lines: Vec<_> = table.lines().filter(|line| line.contains(place)).collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    for part in [" - hugetlbfs ", "pagesize=2M", "size=6M"] {
+        assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
+    }
+    let made = fs::metadata(&path).unwrap();
+    assert_eq!((made.mode() & 0o7777, made.gid()), (0o2777, 77));
+    tear_down(&root.pod).unwrap();
+    assert!(root.mounts().is_empty() && !root.pod.path().exists());
+}
+
+/// A `mount.nfs` that does as the script says.
+fn helper(root: &Root, script: &str) -> Helper {
+    let source = root.directory.path().join("script");
+    let path = root.directory.path().join("mount.nfs");
+    fs::write(&source, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // Installed by another process: one that is forked here meanwhile cannot hold it open.
+    let mut install = std::process::Command::new("install");
+    let installed = install.args(["-m", "755"]).args([&source, &path]).status();
+    assert!(installed.unwrap().success());
+    Helper { path, patience: std::time::Duration::from_secs(20) }
+}
+
+#[test]
+fn an_export_is_mounted_by_the_hosts_helper_and_goes_with_the_pod() {
+    let root = Root::new();
+    let volume = json!({"volumes":
+        [{"name": "v", "nfs": {"server": "nas", "path": "/data", "readOnly": true}}]});
+    let wanted = desired(volume, &[]);
+    let Desired::Nfs(export) = &wanted["v"] else { panic!("{wanted:?}") };
+    let place = root.pod.volume_path(VolumePlugin::Nfs, "v").unwrap();
+
+    let refuses = helper(&root, "echo 'mount.nfs: access denied by server' >&2; exit 32");
+    let error = refuses.set_up(&root.pod, &place, export).unwrap_err().to_string();
+    assert!(error.contains("\"nas:/data\"") && error.contains("access denied"), "{error}");
+
+    let pid = root.directory.path().join("pid");
+    let mut hangs = helper(&root, &format!("echo $$ > {}; exec sleep 1000", pid.display()));
+    hangs.patience = std::time::Duration::from_secs(1);
+    let error = hangs.set_up(&root.pod, &place, export).unwrap_err().to_string();
+    assert!(error.contains("did not end in 1 s"), "{error}");
+    // Killed and reaped, by a thread of its own.
+    while fs::read_to_string(&pid).is_ok_and(|pid| Path::new("/proc").join(pid.trim()).exists()) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+
+    let calls = root.directory.path().join("calls");
+    let script = format!("echo \"$@\" >> {}; mount -t tmpfs nas:/data \"$2\"", calls.display());
+    let mounts = helper(&root, &script);
+    for _ in 0..2 {
+        mounts.set_up(&root.pod, &place, export).unwrap();
+    }
+    let expected = format!("nas:/data {} -o ro\n", place.display());
+    assert_eq!(fs::read_to_string(&calls).unwrap(), expected, "mounted once");
+    fs::write(place.join("on-the-server"), "x").unwrap();
+    tear_down(&root.pod).unwrap();
+    assert!(root.mounts().is_empty() && !root.pod.path().exists());
 }

@@ -33,7 +33,7 @@ spec:
         - {name: local, mountPath: /local}
     - name: other
       image: berth.local/busybox:1
-      command: [/bin/sh, -c, "cat /volume/data.json; exec sleep 1000"]
+      command: [/bin/sh, -c, "cat /volume/data.json; echo; exec sleep 1000"]
       volumeMounts: [{name: files, mountPath: /volume}]
 ---
 apiVersion: v1
@@ -112,7 +112,9 @@ fn images_are_volumes_of_pods() {
         let output = exec(&node, &["/bin/sh", "-c", command]);
         assert!(!output.status.success() && told(&output).contains(why), "{}", told(&output));
     }
-    assert!(node.kubectl(&["logs", "reads", "-c", "other"]).contains("kitten.jpg"));
+    node.wait_for("the other container's line", || {
+        node.kubectl(&["logs", "reads", "-c", "other"]).contains("kitten.jpg").then_some(())
+    });
     let pulled = node.wait_event("reads", "Pulling");
     assert_eq!(pulled, "Pulling image \"127.0.0.1:5000/tools/files:1\"");
     let shown = node.get("pod", "reads");

@@ -15,6 +15,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::node::Node;
 
 /// How soon a change of an object is seen in a file. What is measured is printed.
@@ -60,6 +62,11 @@ spec:
           - {configMap: {name: settings, items: [{key: colour, path: from/map}]}}
           - {secret: {name: keys, items: [{key: password, path: from/secret}]}}
           - {downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
+    - name: trust
+      projected:
+        sources:
+          - {clusterTrustBundle: {name: own, path: own.pem, optional: true}}
+          - {clusterTrustBundle: {signerName: a.io/b, labelSelector: {}, path: all.pem, optional: true}}
   containers:
     - name: main
       image: berth.local/busybox:1
@@ -179,6 +186,7 @@ fn changes_reach_files_at_once() {
         || !later.join("a").exists(),
     );
     assert!(holds(&at("kubernetes.io~configmap", "fixed").join("kept"), "as it is"));
+    trust_is_followed(&node, &at("kubernetes.io~projected", "trust"));
 
     // The container sees the same, but for what is mounted by subPath.
     let seen = node.wait_for("the container to see it", || {
@@ -190,6 +198,42 @@ fn changes_reach_files_at_once() {
     assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
     node.kubectl(&["delete", "pod", "reader"]);
     node.finish();
+}
+
+/// Bundles by name and by signer, each certificate once.
+fn trust_is_followed(node: &Node, trust: &Path) {
+    assert!(holds(&trust.join("own.pem"), "") && holds(&trust.join("all.pem"), ""));
+    let root = node.get("configmap", "kube-root-ca.crt");
+    let certificate = root["data"]["ca.crt"].as_str().unwrap().replace('\r', "");
+    let bundle = |name: &str, signer: &str| {
+        json!({"apiVersion": "certificates.k8s.io/v1beta1", "kind": "ClusterTrustBundle",
+               "metadata": {"name": name},
+               "spec": {"signerName": signer, "trustBundle": certificate}})
+        .to_string()
+    };
+    follows(
+        "trust bundles that appear",
+        || {
+            let all =
+                [bundle("own", ""), bundle("a.io:b:1", "a.io/b"), bundle("a.io:b:2", "a.io/b")];
+            node.apply(&all.join("\n---\n"));
+        },
+        || {
+            holds(&trust.join("own.pem"), &certificate)
+                && holds(&trust.join("all.pem"), &certificate)
+        },
+    );
+    follows(
+        "a trust bundle that goes",
+        || {
+            node.kubectl(&["delete", "clustertrustbundle", "own"]);
+        },
+        || holds(&trust.join("own.pem"), ""),
+    );
+    let shown = node.kubectl(&["get", "clustertrustbundles"]);
+    assert!(shown.contains("a.io:b:2") && shown.contains("a.io/b"), "{shown}");
+    let refused = node.try_apply(&bundle("other", "a.io/b"));
+    assert!(!refused.status.success(), "its name does not say whose it is");
 }
 
 #[test]
@@ -294,7 +338,7 @@ spec:
   capacity: {storage: 1Gi}
   accessModes: [ReadWriteMany]
   storageClassName: remote
-  nfs: {server: 192.0.2.1, path: /export}
+  iscsi: {targetPortal: 192.0.2.1, iqn: "iqn.2000-01.a.b:c", lun: 0}
 ---
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -363,9 +407,15 @@ fn a_claim_brings_the_volume_it_is_bound_to() {
     );
 
     let refused = node.wait_event("far", "FailedMount");
-    assert!(refused.contains("volume remote is of kind nfs, which is not supported"), "{refused}");
+    assert!(
+        refused.contains("volume remote is of kind iscsi, which is not supported"),
+        "{refused}"
+    );
+    node.kubectl(&["delete", "pvc", "data", "--wait=false"]);
+    let held = node.get("persistentvolumeclaim", "data");
+    assert!(held["metadata"]["deletionTimestamp"].is_string(), "{held}");
     node.kubectl(&["delete", "pod", "--all"]);
-    node.kubectl(&["delete", "pvc", "data"]);
+    node.kubectl(&["wait", "--for=delete", "pvc/data", "--timeout=60s"]);
     let released = || {
         let phase = node.get("persistentvolume", "data")["status"]["phase"].clone();
         (phase == "Released").then_some(())

@@ -263,7 +263,7 @@ pub static VOLUME: Table = Table {
         ("image", Honoured),
         ("iscsi", Refuse(NETWORK)),
         ("name", Honoured),
-        ("nfs", Refuse(NETWORK)),
+        ("nfs", Honoured),
         ("persistentVolumeClaim", Honoured),
         ("photonPersistentDisk", Refuse(REMOVED)),
         ("portworxVolume", Refuse(REMOVED)),
@@ -293,7 +293,7 @@ pub static PROJECTED: Table = Table {
 pub static PROJECTION: Table = Table {
     name: "VolumeProjection",
     fields: &[
-        ("clusterTrustBundle", Refuse("cluster trust bundles are not supported")),
+        ("clusterTrustBundle", Honoured),
         ("configMap", Honoured),
         ("downwardAPI", Honoured),
         ("podCertificate", Refuse("pod certificates are not supported")),
@@ -322,11 +322,12 @@ pub static ALL: &[&Table] = &[
 ];
 
 fn medium(value: &Value, _: &Siblings) -> Option<(Severity, &'static str)> {
-    (value != "Memory").then_some((Severity::Refuse, "this medium is not supported"))
+    let known = value.as_str().is_some_and(|m| m == "Memory" || m.starts_with("HugePages"));
+    (!known).then_some((Severity::Refuse, "this medium is not supported"))
 }
 
 /// In memory the size of the file system is the limit; on disk somebody would have to watch.
 fn size_limit(_: &Value, siblings: &Siblings) -> Option<(Severity, &'static str)> {
-    let in_memory = siblings.get("medium").is_some_and(|medium| medium == "Memory");
+    let in_memory = siblings.get("medium").and_then(Value::as_str).is_some_and(|m| !m.is_empty());
     (!in_memory).then_some((Severity::Report, "the size limit of a volume on disk is not enforced"))
 }

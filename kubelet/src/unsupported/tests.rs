@@ -108,7 +108,7 @@ fn what_is_not_done_is_found_where_it_stands() {
             Refuse,
         ),
         (
-            json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {"medium": "HugePages"}}]}),
+            json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {"medium": "Floppy"}}]}),
             "spec.volumes[0].emptyDir.medium",
             Refuse,
         ),

@@ -1,8 +1,8 @@
 //! `persistentVolumeClaim`: what a claim is bound to, and whether this node can mount it.
 //!
 //! The claim must be bound to the volume and the volume to the claim, by UID, so that a claim of the
-//! same name does not get at another's data. `hostPath` and `local` volumes with a file system are
-//! mounted; every other kind is refused by its name. Access modes are the binder's and the
+//! same name does not get at another's data. `hostPath`, `nfs` and `local` volumes with a file
+//! system are mounted; every other kind is refused by its name. Access modes are the binder's and the
 //! scheduler's, as upstream, but for what they say about reading.
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::desired::checked_host_path;
 use super::ownership::{self, FsGroup};
-use super::{Desired, HostPathType, Sources, VolumeError, directory};
+use super::{Desired, HostPathType, Sources, VolumeError, directory, nfs};
 use crate::admission::matches_selector;
 use crate::container_config::MountedVolume;
 
@@ -26,7 +26,8 @@ pub(super) fn desired(
 ) -> Result<Desired, VolumeError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let title = format!("{namespace}/{}", source.claim_name);
-    let fault = |why: &str| Err(VolumeError::Claim(format!("error processing PVC {title}: {why}")));
+    let fault =
+        |why: &str| Err(VolumeError::Source(format!("error processing PVC {title}: {why}")));
     let claim = sources.fetched.claim(&source.claim_name)?;
     if claim.metadata.deletion_timestamp.is_some() {
         return fault("PVC is being deleted");
@@ -68,7 +69,7 @@ fn check_place(
         return Ok(());
     }
     let name = volume.metadata.name.as_deref().unwrap_or_default();
-    Err(VolumeError::Claim(format!(
+    Err(VolumeError::Source(format!(
         "MountVolume.NodeAffinity check failed for volume {name:?} : no matching NodeSelectorTerms"
     )))
 }
@@ -79,7 +80,7 @@ fn of_volume(
     (fs_group, read_only): (Option<FsGroup>, bool),
 ) -> Result<Desired, VolumeError> {
     if spec.volume_mode.as_deref().is_some_and(|mode| mode != "Filesystem") {
-        return Err(VolumeError::Claim(format!(
+        return Err(VolumeError::Source(format!(
             "volume {name} has volumeMode {}, but block devices are not supported",
             spec.volume_mode.as_deref().unwrap_or_default()
         )));
@@ -91,11 +92,17 @@ fn of_volume(
             read_only,
         });
     }
+    if let Some(source) = &spec.nfs {
+        let options = spec.mount_options.as_deref().unwrap_or_default();
+        let read_only = read_only || source.read_only == Some(true);
+        let export = (source.server.as_str(), source.path.as_str());
+        return Ok(Desired::Nfs(nfs::Export::parse(export, options, read_only)?));
+    }
     if let Some(source) = &spec.local {
         let path = checked_host_path(&source.path)?;
         return Ok(Desired::Local { path, fs_group, read_only });
     }
-    Err(VolumeError::Claim(format!(
+    Err(VolumeError::Source(format!(
         "volume {name} is of kind {}, which is not supported by this node",
         kind(spec)
     )))
@@ -113,10 +120,10 @@ fn kind(spec: &PersistentVolumeSpec) -> String {
 
 /// A `local` volume as it is mounted: a directory that exists.
 pub(super) fn local(path: &Path, read_only: bool) -> Result<MountedVolume, VolumeError> {
-    let missing = || VolumeError::Claim(format!("path {:?} does not exist", path.display()));
+    let missing = || VolumeError::Source(format!("path {:?} does not exist", path.display()));
     let metadata = std::fs::metadata(path).map_err(|_| missing())?;
     if !metadata.is_dir() {
-        return Err(VolumeError::Claim(format!(
+        return Err(VolumeError::Source(format!(
             "path {:?} is not a directory, and block devices are not supported",
             path.display()
         )));

@@ -1,5 +1,6 @@
 //! From a volume of a pod's specification to what it should be on the host. Pure.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
@@ -11,7 +12,7 @@ use rustix::mount::MountAttrFlags;
 use super::ownership::{ChangePolicy, FsGroup};
 use super::payload::{Payload, PayloadFile, Selection, checked_mode};
 use super::tokens::{Token, TokenRequest};
-use super::{HostPathType, Sources, VolumeError, VolumePlugin, claim, tmpfs};
+use super::{HostPathType, Sources, VolumeError, VolumePlugin, claim, nfs, tmpfs, trust};
 use crate::objects::allow_missing;
 use crate::quantity::Quantity;
 
@@ -24,6 +25,13 @@ pub enum Medium {
     Disk,
     /// Memory.
     Memory {
+        /// How much it may hold.
+        size_bytes: Option<u64>,
+    },
+    /// Huge pages.
+    HugePages {
+        /// The size of one.
+        page_bytes: u64,
         /// How much it may hold.
         size_bytes: Option<u64>,
     },
@@ -59,6 +67,8 @@ pub enum Desired {
     },
     /// An image, which has nothing among the pod's directories.
     Image,
+    /// An export of an NFS server.
+    Nfs(nfs::Export),
     /// Files that the kubelet writes.
     Files {
         /// Their kind.
@@ -77,22 +87,27 @@ impl Desired {
             Self::EmptyDir { .. } => Some(VolumePlugin::EmptyDir),
             Self::HostPath { .. } | Self::Image => None,
             Self::Local { .. } => Some(VolumePlugin::Local),
+            Self::Nfs(_) => Some(VolumePlugin::Nfs),
             Self::Files { plugin, .. } => Some(*plugin),
         }
     }
 
     pub(super) fn tmpfs_options(&self) -> tmpfs::Options {
+        let plain =
+            tmpfs::Options { page_bytes: None, size_bytes: None, flags: MountAttrFlags::empty() };
         match self {
             Self::EmptyDir { medium: Medium::Memory { size_bytes }, .. } => {
-                tmpfs::Options { size_bytes: *size_bytes, flags: MountAttrFlags::empty() }
+                tmpfs::Options { size_bytes: *size_bytes, ..plain }
+            }
+            Self::EmptyDir { medium: Medium::HugePages { page_bytes, size_bytes }, .. } => {
+                tmpfs::Options { page_bytes: Some(*page_bytes), size_bytes: *size_bytes, ..plain }
             }
             Self::Files { tmpfs_bytes, .. } => tmpfs::Options {
                 size_bytes: *tmpfs_bytes,
                 flags: MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+                ..plain
             },
-            Self::EmptyDir { .. } | Self::HostPath { .. } | Self::Local { .. } | Self::Image => {
-                tmpfs::Options { size_bytes: None, flags: MountAttrFlags::empty() }
-            }
+            _ => plain,
         }
     }
 }
@@ -113,6 +128,14 @@ pub fn desired(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Desi
     }
     if let Some(source) = &volume.persistent_volume_claim {
         return claim::desired((pod, source), sources, fs_group);
+    }
+    if let Some(source) = &volume.nfs {
+        let read_only = source.read_only == Some(true);
+        return Ok(Desired::Nfs(nfs::Export::parse(
+            (&source.server, &source.path),
+            &[],
+            read_only,
+        )?));
     }
     if volume.image.is_some() {
         return Ok(Desired::Image);
@@ -191,37 +214,65 @@ fn node_memory_bytes(sources: &Sources<'_>) -> Option<u64> {
     Some(memory.unsigned_value()).filter(|bytes| *bytes > 0)
 }
 
-/// The least of what the volume, the pod and the node may have.
+/// In memory: the least of what the volume, the pod and the node may have.
 fn medium(source: &EmptyDirVolumeSource, sources: &Sources<'_>) -> Result<Medium, VolumeError> {
     let medium = source.medium.as_deref().unwrap_or_default();
+    let own = || match &source.size_limit {
+        None => Ok(None),
+        Some(limit) => match Quantity::try_from(limit) {
+            Ok(limit) => Ok(Some(limit.unsigned_value()).filter(|bytes| *bytes > 0)),
+            Err(_) => Err(VolumeError::InvalidValue { field: "sizeLimit", value: limit.0.clone() }),
+        },
+    };
     match medium {
         "" => return Ok(Medium::Disk),
         "Memory" => {}
         other => {
-            return Err(VolumeError::InvalidValue { field: "medium", value: other.to_owned() });
+            let page_bytes = page_bytes(other, sources)?;
+            return Ok(Medium::HugePages { page_bytes, size_bytes: own()? });
         }
     }
-    let own = match &source.size_limit {
-        None => None,
-        Some(limit) => match Quantity::try_from(limit) {
-            Ok(limit) => Some(limit.unsigned_value()),
-            Err(_) => {
-                return Err(VolumeError::InvalidValue {
-                    field: "sizeLimit",
-                    value: limit.0.clone(),
-                });
-            }
-        },
-    };
     let demand = sources.facts.demand;
     let of_pod = demand
         .limits()
         .get("memory")
         .filter(|_| demand.every_container_limits("memory"))
         .map(Quantity::unsigned_value);
-    let bounds = [own, of_pod, node_memory_bytes(sources)];
+    let bounds = [own()?, of_pod, node_memory_bytes(sources)];
     let size_bytes = bounds.into_iter().flatten().filter(|b| *b > 0).min();
     Ok(Medium::Memory { size_bytes })
+}
+
+/// The size of the pages of a medium of huge ones: that which it names and the pod asks for, or the one
+/// that the pod asks for.
+fn page_bytes(medium: &str, sources: &Sources<'_>) -> Result<u64, VolumeError> {
+    const RESOURCE: &str = "hugepages-";
+    let invalid = || VolumeError::InvalidValue { field: "medium", value: medium.to_owned() };
+    let size_of = |text: &str| text.parse::<Quantity>().ok().map(|size| size.unsigned_value());
+    let requests = sources.facts.demand.requests();
+    let sizes: BTreeSet<u64> = requests
+        .iter()
+        .filter(|(_, amount)| amount.is_positive())
+        .filter_map(|(resource, _)| size_of(resource.strip_prefix(RESOURCE)?))
+        .collect();
+    let fault = |why| {
+        let text = format!("medium {medium:?} cannot be had: {why}");
+        Err(VolumeError::Source(text))
+    };
+    let named = match medium.strip_prefix("HugePages").ok_or_else(invalid)? {
+        "" => None,
+        rest => {
+            let size = rest.strip_prefix('-').and_then(size_of).filter(|bytes| *bytes > 0);
+            Some(size.ok_or_else(invalid)?)
+        }
+    };
+    match (named, sizes.len()) {
+        (Some(bytes), _) if sizes.contains(&bytes) => Ok(bytes),
+        (Some(_), _) => fault("the pod requests no pages of this size"),
+        (None, 0) => fault("the pod requests no huge pages"),
+        (None, 1) => sizes.first().copied().ok_or_else(invalid),
+        (None, _) => fault("the pod requests pages of several sizes"),
+    }
 }
 
 pub(super) fn checked_host_path(path: &str) -> Result<PathBuf, VolumeError> {
@@ -284,6 +335,10 @@ fn add_projection(
     } else if let Some(source) = &projection.service_account_token {
         let file = token_file(pod, source, sources, default_mode)?;
         payload.put(&source.path, file)
+    } else if let Some(source) = &projection.cluster_trust_bundle {
+        let content = trust::content(source, sources.fetched.trust_bundles()?)?;
+        let file = file_for_reader(pod, content, default_mode)?;
+        payload.put(&source.path, file)
     } else {
         Err(VolumeError::Unsupported)
     }
@@ -302,10 +357,18 @@ fn token_file(
         Some(Token::Failed(why)) => return Err(VolumeError::Token(why.clone())),
         None => return Err(VolumeError::Token("it was not asked for yet".to_owned())),
     };
+    file_for_reader(pod, token.clone().into_bytes(), default_mode)
+}
+
+fn file_for_reader(
+    pod: &Pod,
+    content: Vec<u8>,
+    default_mode: u32,
+) -> Result<PayloadFile, VolumeError> {
     let uid = only_user(pod);
     let has_group = fs_group(pod)?.is_some();
     Ok(PayloadFile {
-        content: token.clone().into_bytes(),
+        content,
         mode: match uid.is_some() || has_group {
             true => 0o600,
             false => default_mode,

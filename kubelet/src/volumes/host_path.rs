@@ -43,7 +43,7 @@ impl HostPathType {
             "BlockDevice" => Self::BlockDevice,
             other => {
                 let text = format!("{other} is an invalid volume type");
-                return Err(VolumeError::HostPath(text));
+                return Err(VolumeError::Source(text));
             }
         })
     }
@@ -91,7 +91,7 @@ fn check(path: &Path, kind: HostPathType) -> Result<(), VolumeError> {
 }
 
 fn mismatch(path: &Path, kind: HostPathType) -> VolumeError {
-    VolumeError::HostPath(format!(
+    VolumeError::Source(format!(
         "hostPath type check failed: {} is not {}",
         path.display(),
         kind.noun()

@@ -28,6 +28,8 @@ pub enum VolumePlugin {
     /// A claim bound to a `local` volume. Nothing is in its directory, which says that the volume was
     /// made the pod's.
     Local,
+    /// `nfs`.
+    Nfs,
 }
 
 impl VolumePlugin {
@@ -40,6 +42,7 @@ impl VolumePlugin {
             Self::DownwardApi => "kubernetes.io~downward-api",
             Self::Projected => "kubernetes.io~projected",
             Self::Local => "kubernetes.io~local-volume",
+            Self::Nfs => "kubernetes.io~nfs",
         }
     }
 }
@@ -148,7 +151,10 @@ impl PodDirectory {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        tmpfs::mount(&opened, tmpfs::Options { size_bytes: Some(FILES_BYTES), flags })
+        tmpfs::mount(
+            &opened,
+            tmpfs::Options { page_bytes: None, size_bytes: Some(FILES_BYTES), flags },
+        )
     }
 
     /// Makes an empty termination log that any user may write. Blocks; idempotent.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
-use super::{PodDirectory, VolumePlugin, directory, tmpfs};
+use super::{PodDirectory, VolumePlugin, directory, nfs, tmpfs};
 
 /// Levels that are walked before a subtree is moved up.
 const MAX_DEPTH: usize = 32;
@@ -76,6 +76,10 @@ fn unmount_volumes(pod: &PodDirectory) -> Vec<TeardownError> {
     let files = pod.files_path();
     if let Err(source) = tmpfs::unmount_all(&files) {
         errors.push(TeardownError::Unmount { path: files, source });
+    }
+    let exports = pod.volumes_path().join(VolumePlugin::Nfs.directory_name());
+    if let Err((path, source)) = nfs::unmount_below(&exports) {
+        errors.push(TeardownError::Unmount { path, source });
     }
     for plugin in PLUGINS {
         let path = pod.volumes_path().join(plugin.directory_name());

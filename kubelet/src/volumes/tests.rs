@@ -142,8 +142,19 @@ fn failures_carry_upstreams_texts() {
             "invalid path \"/a/../b\": must not contain '..'",
         ),
         (json!({"hostPath": {"path": "/a", "type": "Pipe"}}), "Pipe is an invalid volume type"),
-        (json!({"nfs": {"server": "s", "path": "/"}}), "no volume plugin matched"),
-        (json!({"emptyDir": {"medium": "HugePages"}}), "invalid medium: \"HugePages\""),
+        (json!({"iscsi": {"targetPortal": "t", "iqn": "q", "lun": 0}}), "no volume plugin matched"),
+        (json!({"emptyDir": {"medium": "Floppy"}}), "invalid medium: \"Floppy\""),
+        (json!({"emptyDir": {"medium": "HugePages-"}}), "invalid medium: \"HugePages-\""),
+        (
+            json!({"emptyDir": {"medium": "HugePages"}}),
+            "medium \"HugePages\" cannot be had: the pod requests no huge pages",
+        ),
+        (
+            json!({"emptyDir": {"medium": "HugePages-2Mi"}}),
+            "medium \"HugePages-2Mi\" cannot be had: the pod requests no pages of this size",
+        ),
+        (json!({"nfs": {"server": "-o x", "path": "/"}}), "invalid nfs.server: \"-o x\""),
+        (json!({"nfs": {"server": "s", "path": "p"}}), "invalid path \"p\": must be absolute"),
     ] {
         assert_eq!(desired_in(json!({}), volume), Err(expected.to_owned()));
     }

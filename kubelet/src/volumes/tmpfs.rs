@@ -1,4 +1,4 @@
-//! Memory-backed volumes: mounting and unmounting tmpfs.
+//! Memory-backed volumes: mounting and unmounting tmpfs and hugetlbfs.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,29 +11,36 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
-const TMPFS_MAGIC: i128 = 0x0102_1994;
+/// Of tmpfs and hugetlbfs.
+const OURS: [i128; 2] = [0x0102_1994, 0x9584_58f6];
 
-/// What a tmpfs is like.
+/// What a memory-backed volume is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Options {
+    /// The size of its pages, where they are huge ones.
+    pub(super) page_bytes: Option<u64>,
     /// How much it may hold; the kernel's default (half the memory) where absent.
     pub(super) size_bytes: Option<u64>,
     /// What its files may not do.
     pub(super) flags: MountAttrFlags,
 }
 
-/// Mounts a tmpfs on an open directory. Its pages are never swapped where the kernel can promise that
-/// (Linux 6.4).
+/// Mounts memory on an open directory. Its pages are never swapped where the kernel can promise that
+/// (Linux 6.4; huge ones never are).
 pub(super) fn mount(target: impl AsFd, options: Options) -> io::Result<()> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let kind = if options.page_bytes.is_some() { "hugetlbfs" } else { "tmpfs" };
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let mode = format!("{:04o}", super::directory::MODE);
     fsconfig_set_string(&context, "mode", mode)?;
     if let Some(size) = options.size_bytes {
         fsconfig_set_string(&context, "size", size.to_string())?;
     }
-    match fsconfig_set_flag(&context, "noswap") {
-        Ok(()) | Err(Errno::INVAL) => {}
-        Err(error) => return Err(error.into()),
+    match options.page_bytes {
+        Some(bytes) => fsconfig_set_string(&context, "pagesize", bytes.to_string())?,
+        None => match fsconfig_set_flag(&context, "noswap") {
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        },
     }
     fsconfig_create(&context)?;
     let mounted = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, options.flags)?;
@@ -49,7 +56,7 @@ pub(super) fn is_mount(directory: impl AsFd) -> io::Result<bool> {
     Ok(status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Unmounts every tmpfs that is mounted on a volume's directory; anything else mounted there is an
+/// Unmounts all memory that is mounted on a volume's directory; anything else mounted there is an
 /// error. The directory's parents are the kubelet's alone, so that its path cannot be exchanged.
 pub(super) fn unmount_all(path: &Path) -> io::Result<()> {
     loop {
@@ -62,7 +69,7 @@ pub(super) fn unmount_all(path: &Path) -> io::Result<()> {
             return Ok(());
         }
         let magic = rustix::fs::fstatfs(&directory)?.f_type;
-        if i128::from(magic) != TMPFS_MAGIC {
+        if !OURS.contains(&i128::from(magic)) {
             return Err(io::Error::other("a file system that is not ours is mounted there"));
         }
         drop(directory);

@@ -43,25 +43,35 @@ pub(crate) fn core_versions(address: &str) -> Value {
 
 /// `/apis`, unaggregated.
 pub(crate) fn groups() -> Value {
-    let groups: Vec<Value> = named_groups().filter_map(|(group, _)| self::group(group)).collect();
+    let names = group_names().into_iter().filter(|name| !name.is_empty());
+    let groups: Vec<Value> = names.filter_map(group).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/<group>`.
 pub(crate) fn group(name: &str) -> Option<Value> {
-    let (group, version) = named_groups().find(|(group, _)| *group == name)?;
-    let version = json!({"groupVersion": api_version(group, version), "version": version});
+    let versions: Vec<Value> = versions(name)
+        .map(|version| json!({"groupVersion": api_version(name, version), "version": version}))
+        .collect();
+    let preferred = versions.first().filter(|_| !name.is_empty())?.clone();
     Some(json!({
         "kind": "APIGroup",
         "apiVersion": "v1",
-        "name": group,
-        "versions": [version.clone()],
-        "preferredVersion": version,
+        "name": name,
+        "versions": versions,
+        "preferredVersion": preferred,
     }))
 }
 
-fn named_groups() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    all_groups().filter(|(group, _)| !group.is_empty())
+/// Each group once; its versions follow each other.
+fn group_names() -> Vec<&'static str> {
+    let mut names: Vec<_> = all_groups().map(|(group, _)| *group).collect();
+    names.dedup();
+    names
+}
+
+fn versions(name: &str) -> impl Iterator<Item = &'static str> {
+    all_groups().filter(move |(group, _)| *group == name).map(|(_, version)| *version)
 }
 
 fn all_groups() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
@@ -78,7 +88,7 @@ pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
         return None;
     }
     let mut list = Vec::new();
-    for resource in served(group) {
+    for resource in served(group, version) {
         list.push(legacy_entry(resource));
         list.extend(resource.subresources.iter().map(|sub| legacy_subentry(resource, *sub)));
     }
@@ -96,8 +106,8 @@ pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
     }))
 }
 
-fn served(group: &str) -> impl Iterator<Item = &'static Resource> {
-    RESOURCES.iter().filter(move |r| r.group == group)
+fn served(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
+    RESOURCES.iter().filter(move |r| (r.group, r.version) == (group, version))
 }
 
 fn legacy_entry(resource: &Resource) -> Value {
@@ -143,20 +153,24 @@ pub(crate) enum Half {
 
 /// The aggregated document (`apidiscovery.k8s.io/v2`).
 pub(crate) fn aggregated(half: Half) -> Value {
-    let items: Vec<Value> = all_groups()
-        .filter(|(group, _)| group.is_empty() == (half == Half::Core))
-        .map(|(group, version)| {
+    let items: Vec<Value> = group_names()
+        .into_iter()
+        .filter(|group| group.is_empty() == (half == Half::Core))
+        .map(|group| {
             let mut metadata = Map::new();
             metadata.insert("creationTimestamp".into(), Value::Null);
             if !group.is_empty() {
-                metadata.insert("name".into(), (*group).into());
+                metadata.insert("name".into(), group.into());
             }
-            let asked = reviews(group).map(aggregated_review);
-            let resources: Vec<Value> = served(group).map(aggregated_entry).chain(asked).collect();
-            json!({
-                "metadata": metadata,
-                "versions": [{"version": version, "resources": resources, "freshness": "Current"}],
-            })
+            let versions: Vec<Value> = versions(group)
+                .map(|version| {
+                    let asked = reviews(group).map(aggregated_review);
+                    let resources: Vec<Value> =
+                        served(group, version).map(aggregated_entry).chain(asked).collect();
+                    json!({"version": version, "resources": resources, "freshness": "Current"})
+                })
+                .collect();
+            json!({"metadata": metadata, "versions": versions})
         })
         .collect();
     json!({
@@ -232,6 +246,20 @@ mod tests {
             .collect();
         assert_eq!(names, aggregated);
         assert!(names.contains(&"pods") && !names.contains(&"replicationcontrollers"));
+    }
+
+    #[test]
+    fn a_group_is_listed_once_with_all_its_versions() {
+        let certificates = group("certificates.k8s.io").unwrap();
+        assert_eq!(certificates["preferredVersion"]["version"], "v1");
+        assert_eq!(certificates.list("/versions").len(), 2);
+        let named = |half: &Value, pointer: &str| {
+            half.to_string().matches(&format!("\"{pointer}\":\"certificates.k8s.io\"")).count()
+        };
+        assert_eq!(named(&groups(), "name"), 1);
+        let beta = resources("certificates.k8s.io", "v1beta1").unwrap();
+        assert_eq!(beta.list("/resources").len(), 1);
+        assert_eq!(beta.text("/resources/0/name"), "clustertrustbundles");
     }
 
     #[test]

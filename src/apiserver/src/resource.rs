@@ -27,6 +27,7 @@ pub(crate) enum Kind {
     PersistentVolume,
     PersistentVolumeClaim,
     CertificateSigningRequest,
+    ClusterTrustBundle,
 }
 
 /// Whether objects live in namespaces.
@@ -276,10 +277,11 @@ pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static 
     RESOURCES.iter().find(|r| r.group == group && r.version == version && r.plural == plural)
 }
 
-/// The groups served, with the one version each has, core first.
+/// The groups served with their versions, core and preferred versions first.
 pub(crate) const GROUPS: &[(&str, &str)] = &[
     ("", "v1"),
     ("certificates.k8s.io", "v1"),
+    ("certificates.k8s.io", "v1beta1"),
     ("coordination.k8s.io", "v1"),
     ("discovery.k8s.io", "v1"),
     ("events.k8s.io", "v1"),
@@ -465,6 +467,19 @@ pub(crate) static RESOURCES: &[Resource] = &[
         scope: Scope::Cluster,
         subresources: &[Subresource::Approval, Subresource::Status],
         canonical: canonical!(certificates::v1::CertificateSigningRequest),
+    },
+    Resource {
+        kind: Kind::ClusterTrustBundle,
+        group: "certificates.k8s.io",
+        version: "v1beta1",
+        kind_name: "ClusterTrustBundle",
+        plural: "clustertrustbundles",
+        singular: "clustertrustbundle",
+        short: &[],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: &[],
+        canonical: canonical!(certificates::v1beta1::ClusterTrustBundle),
     },
     Resource {
         kind: Kind::Lease,

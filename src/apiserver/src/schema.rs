@@ -114,6 +114,7 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<core::v1::Service>();
     generator.subschema_for::<core::v1::ServiceAccount>();
     generator.subschema_for::<certificates::v1::CertificateSigningRequest>();
+    generator.subschema_for::<certificates::v1beta1::ClusterTrustBundle>();
     generator.subschema_for::<coordination::v1::Lease>();
     generator.subschema_for::<discovery::v1::EndpointSlice>();
     generator.subschema_for::<events::v1::Event>();

@@ -1,4 +1,4 @@
-//! Follows the ConfigMaps and Secrets that pods' volumes are filled from, so that a change reaches the
+//! Follows the ConfigMaps, Secrets and trust bundles that pods' volumes are filled from, so that a change reaches the
 //! files when the API server tells of it and not when somebody looks.
 //!
 //! ```text
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::Resource;
 use kube::api::Api;
@@ -192,6 +193,7 @@ fn version(lookup: &Lookup) -> Option<&str> {
         Lookup::ConfigMap(object) => object.metadata.resource_version.as_deref(),
         Lookup::Secret(object) => object.metadata.resource_version.as_deref(),
         Lookup::Claim(object) => object.metadata.resource_version.as_deref(),
+        Lookup::TrustBundles(all) => Some(&all.version),
         Lookup::NotFound | Lookup::Failed(_) => None,
     }
 }
@@ -205,7 +207,7 @@ fn is_settled(lookup: &Lookup) -> bool {
             let status = claim.status.as_ref();
             status.and_then(|status| status.phase.as_deref()) == Some("Bound")
         }
-        Lookup::NotFound | Lookup::Failed(_) => false,
+        Lookup::TrustBundles(_) | Lookup::NotFound | Lookup::Failed(_) => false,
     }
 }
 
@@ -221,6 +223,7 @@ fn begin(client: kube::Client, key: Key, state: Weak<Mutex<State>>) -> DropGuard
         Kind::Secret => {
             watch_one(client, key, (state, stop.clone()), |o: Secret| Lookup::Secret(Arc::new(o)));
         }
+        Kind::TrustBundles => watch_bundles(client, key, (state, stop.clone())),
         Kind::Claim => {
             let asking = ask_until_bound(client, key, state);
             let stopped = stop.clone();
@@ -255,6 +258,31 @@ fn watch_one<K>(
                 Event::Applied(object) => found(object),
                 Event::Deleted(_) => Lookup::NotFound,
             };
+            let Some(state) = state.upgrade() else { return };
+            state.lock().unwrap_or_else(PoisonError::into_inner).take(key.clone(), lookup);
+        }
+    });
+}
+
+/// Watches all trust bundles of the cluster, as upstream does: which are meant, labels say.
+fn watch_bundles(
+    client: kube::Client,
+    key: Key,
+    (state, stop): (Weak<Mutex<State>>, CancellationToken),
+) {
+    let (changes, mut inbox) = mpsc::channel(CHANGES);
+    let selection = Selection { fields: None, labels: None };
+    tokio::spawn(source::follow(Api::all(client), selection, changes, stop));
+    tokio::spawn(async move {
+        let mut all: BTreeMap<Option<String>, ClusterTrustBundle> = BTreeMap::new();
+        let named = |bundle: ClusterTrustBundle| (bundle.metadata.name.clone(), bundle);
+        while let Some(change) = inbox.recv().await {
+            match change {
+                Event::Synced(found) => all = found.into_iter().map(named).collect(),
+                Event::Applied(bundle) => all.extend([named(bundle)]),
+                Event::Deleted(bundle) => drop(all.remove(&bundle.metadata.name)),
+            }
+            let lookup = Lookup::TrustBundles(Arc::new(all.values().cloned().collect()));
             let Some(state) = state.upgrade() else { return };
             state.lock().unwrap_or_else(PoisonError::into_inner).take(key.clone(), lookup);
         }

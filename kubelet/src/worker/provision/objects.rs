@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -147,6 +148,16 @@ impl Objects {
                         Api::namespaced(self.client.clone(), namespace);
                     let found = api_retry::settled(|| api.get_opt(&object.name)).await?;
                     Ok(found.map(|o| Lookup::Claim(Arc::new(o))))
+                }
+                Kind::TrustBundles => {
+                    let api: Api<ClusterTrustBundle> = Api::all(self.client.clone());
+                    let all = ListParams::default();
+                    let found = match api_retry::settled(|| api.list(&all)).await {
+                        // Not every API server serves them.
+                        Err(kube::Error::Api(status)) if status.code == 404 => None,
+                        found => Some(found?.into_iter().collect()),
+                    };
+                    Ok(found.map(|all| Lookup::TrustBundles(Arc::new(all))))
                 }
             }
         };

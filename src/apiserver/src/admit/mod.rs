@@ -15,7 +15,8 @@ mod resize;
 mod roles;
 pub(crate) mod service;
 pub(crate) mod signing;
-mod storage;
+pub(crate) mod storage;
+mod trust;
 
 use serde_json::{Value, json};
 
@@ -57,6 +58,7 @@ pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
         Kind::EndpointSlice => object.put("/metadata/generation", 1),
         Kind::PersistentVolume | Kind::PersistentVolumeClaim => {
             object.put("/status", json!({"phase": "Pending"}));
+            storage::protect(kind, object);
         }
         Kind::Service => object.put("/status", json!({"loadBalancer": {}})),
         Kind::CertificateSigningRequest => object.put("/status", json!({})),
@@ -168,6 +170,7 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
         }
         Kind::Event => events::check(object, &mut causes),
         Kind::CertificateSigningRequest => signing::check(object, &mut causes),
+        Kind::ClusterTrustBundle => trust::check(object, &mut causes),
         Kind::Lease => objects::check_lease(object, &mut causes),
         Kind::Endpoints => objects::check_endpoints(object, &mut causes),
         Kind::EndpointSlice => objects::check_slice(object, &mut causes),
@@ -210,6 +213,10 @@ pub(crate) fn check_update(
         Kind::Secret | Kind::ConfigMap => {
             objects::check_data(wanted, &mut causes);
             objects::check_data_update(resource.kind, (current, wanted), &mut causes);
+        }
+        Kind::ClusterTrustBundle => {
+            trust::check(wanted, &mut causes);
+            trust::check_update(current, wanted, &mut causes);
         }
         Kind::Lease => objects::check_lease(wanted, &mut causes),
         Kind::Endpoints => objects::check_endpoints(wanted, &mut causes),

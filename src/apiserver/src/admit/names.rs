@@ -50,6 +50,8 @@ pub(crate) fn name_problem(kind: Kind, name: &str) -> Option<&'static str> {
             let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase());
             (!is_label(name) || !starts_well).then_some(SERVICE_RULE)
         }
+        // The signer's parts and a name.
+        Kind::ClusterTrustBundle => (!name.split(':').all(is_subdomain)).then_some(SUBDOMAIN_RULE),
         _ => (!is_subdomain(name)).then_some(SUBDOMAIN_RULE),
     }
 }

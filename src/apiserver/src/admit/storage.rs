@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::quantity;
 use crate::failure::Cause;
 use crate::object::ObjectExt;
+use crate::resource::Kind;
 
 const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 /// The fields of a volume's specification that are no source.
@@ -20,6 +21,26 @@ const NO_SOURCES: [&str; 9] = [
     "volumeAttributesClassName",
     "volumeMode",
 ];
+
+/// The finalizer that holds claims, or volumes, as long as they are in use.
+pub(crate) fn protection(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::PersistentVolumeClaim => Some("kubernetes.io/pvc-protection"),
+        Kind::PersistentVolume => Some("kubernetes.io/pv-protection"),
+        _ => None,
+    }
+}
+
+/// Puts it on a new object.
+pub(super) fn protect(kind: Kind, object: &mut Value) {
+    let mut held = object.list("/metadata/finalizers").to_vec();
+    if let Some(finalizer) = protection(kind)
+        && !held.iter().any(|one| one == finalizer)
+    {
+        held.push(finalizer.into());
+        object.put("/metadata/finalizers", held);
+    }
+}
 
 /// Sets what a volume leaves out.
 pub(super) fn default_volume(volume: &mut Value) {

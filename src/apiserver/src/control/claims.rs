@@ -6,13 +6,16 @@
 //!  claim:   Pending ────► Bound ──► Lost (its volume is gone)
 //! ```
 //!
+//! A claim that a pod on a node names, and a bound volume, stay until that is over, though they are to
+//! go: finalizers hold them, as upstream's do.
+//!
 //! Differs: nothing is provisioned, and reclaim policies other than Retain are not carried out: the
 //! volume stays Released.
 
 use serde_json::{Value, json};
 
 use super::{Happening, record};
-use crate::admit::quantity;
+use crate::admit::{is_finished, quantity, storage};
 use crate::api::Api;
 use crate::failure::Failure;
 use crate::object::ObjectExt;
@@ -44,6 +47,10 @@ pub(super) async fn reconcile(api: &Api) -> Result<(), Failure> {
 /// A volume is what its claim makes it.
 fn look_at_volumes(tx: &mut Tx<'_>) {
     for (key, volume) in tx.list(&prefix(Kind::PersistentVolume, "")) {
+        if volume.is_terminating() && volume.text("/status/phase") != "Bound" {
+            release(tx, (Kind::PersistentVolume, &key), &volume);
+            continue;
+        }
         let phase = match volume.text("/spec/claimRef/uid") {
             "" => "Available",
             uid => match claim_of(tx, &volume) {
@@ -59,6 +66,32 @@ fn look_at_volumes(tx: &mut Tx<'_>) {
     }
 }
 
+/// Whether a pod that is on a node names a claim.
+fn is_used(tx: &Tx<'_>, claim: &Value) -> bool {
+    let pods = tx.list(&prefix(Kind::Pod, claim.namespace()));
+    let names = |pod: &Value| {
+        let mut volumes = pod.list("/spec/volumes").iter();
+        volumes.any(|v| v.text("/persistentVolumeClaim/claimName") == claim.name())
+    };
+    pods.iter().any(|(_, pod)| !pod.text("/spec/nodeName").is_empty() && names(pod))
+}
+
+/// Takes the server's own hold off what is to go and is not in use.
+fn release(tx: &mut Tx<'_>, (kind, key): (Kind, &str), object: &Value) {
+    let held = object.list("/metadata/finalizers").iter();
+    let others: Vec<Value> =
+        held.filter(|one| one.as_str() != storage::protection(kind)).cloned().collect();
+    if others.len() == object.list("/metadata/finalizers").len() {
+        return;
+    }
+    let mut next = object.clone();
+    next.put("/metadata/finalizers", others);
+    match is_finished(kind, &next) {
+        true => drop(tx.remove(key)),
+        false => drop(tx.put(key, next)),
+    }
+}
+
 fn claim_of(tx: &Tx<'_>, volume: &Value) -> Option<std::sync::Arc<Value>> {
     let part = |field: &str| volume.text(&format!("/spec/claimRef/{field}"));
     tx.get(&key(Kind::PersistentVolumeClaim, part("namespace"), part("name")))
@@ -67,6 +100,9 @@ fn claim_of(tx: &Tx<'_>, volume: &Value) -> Option<std::sync::Arc<Value>> {
 fn look_at_claims(tx: &mut Tx<'_>) {
     for (key, claim) in tx.list(&prefix(Kind::PersistentVolumeClaim, "")) {
         if claim.is_terminating() {
+            if !is_used(tx, &claim) {
+                release(tx, (Kind::PersistentVolumeClaim, &key), &claim);
+            }
             continue;
         }
         let volumes = tx.list(&prefix(Kind::PersistentVolume, ""));

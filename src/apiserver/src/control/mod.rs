@@ -58,7 +58,7 @@ pub(crate) fn spawn(api: &Arc<Api>, tasks: &mut JoinSet<()>) {
     tasks.spawn(run(Arc::clone(api), &[Kind::Service, Kind::EndpointSlice], |api| async move {
         kubernetes::reconcile(&api).await
     }));
-    let storage: &[Kind] = &[Kind::PersistentVolume, Kind::PersistentVolumeClaim];
+    let storage: &[Kind] = &[Kind::PersistentVolume, Kind::PersistentVolumeClaim, Kind::Pod];
     tasks.spawn(run(Arc::clone(api), storage, |api| async move { claims::reconcile(&api).await }));
     let scheduled: &[Kind] = &[Kind::Pod, Kind::Node, Kind::PersistentVolumeClaim];
     tasks.spawn(run(

@@ -195,7 +195,7 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
         (Kind::ServiceAccount, Some(Subresource::Token)) => attempt.verb == "create",
         (Kind::Event, None) => attempt.verb == "create" || changes,
         // What a real cluster grants to the service proxy, too.
-        (Kind::Service | Kind::EndpointSlice, None) => reads,
+        (Kind::Service | Kind::EndpointSlice | Kind::ClusterTrustBundle, None) => reads,
         // One at a time, and claims and volumes cannot be watched, as under upstream's Node authorizer.
         (Kind::ConfigMap | Kind::Secret, None) => reads && named,
         (

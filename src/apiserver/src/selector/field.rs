@@ -113,7 +113,9 @@ fn pointer_of(kind: Kind, field: &str) -> Option<&'static str> {
         (Kind::Node, "spec.unschedulable") => "/spec/unschedulable",
         (Kind::Namespace | Kind::Node, _) => return None,
         (_, "metadata.namespace") => "/metadata/namespace",
-        (Kind::CertificateSigningRequest, "spec.signerName") => "/spec/signerName",
+        (Kind::CertificateSigningRequest | Kind::ClusterTrustBundle, "spec.signerName") => {
+            "/spec/signerName"
+        }
         (Kind::Pod, "spec.nodeName") => "/spec/nodeName",
         (Kind::Pod, "spec.restartPolicy") => "/spec/restartPolicy",
         (Kind::Pod, "spec.schedulerName") => "/spec/schedulerName",

@@ -160,6 +160,7 @@ fn columns(kind: Kind) -> &'static [Column] {
             ("RequestedDuration", "string", Always),
             ("Condition", "string", Always),
         ],
+        Kind::ClusterTrustBundle => &[("Name", "string", Always), ("SignerName", "string", Always)],
         Kind::Event => &[
             ("Last Seen", "string", Always),
             ("Type", "string", Always),
@@ -215,6 +216,10 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
             vec![object.name().into(), role.into(), age.into()]
         }
         Kind::CertificateSigningRequest => kinds::signing_request(object, age),
+        Kind::ClusterTrustBundle => {
+            let signer = Some(object.text("/spec/signerName")).filter(|name| !name.is_empty());
+            vec![object.name().into(), signer.unwrap_or("<none>").into()]
+        }
         Kind::Lease => {
             vec![object.name().into(), object.text("/spec/holderIdentity").into(), age.into()]
         }
