@@ -429,7 +429,7 @@ fn huge_pages_are_mounted_with_the_size_that_the_pod_asks_for() {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let lines: Vec<_> = table.lines().filter(|line| line.contains(place)).collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
-    for part in [" - hugetlbfs ", "pagesize=2M", "size=6M"] {
+    for part in [" - hugetlbfs ", "pagesize=2M", "size=6291456"] {
         assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
     }
     let made = fs::metadata(&path).unwrap();
