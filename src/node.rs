@@ -338,6 +338,7 @@ fn kubelet_config(
         client_ca,
         streaming_idle_timeout: settings.streaming_idle_timeout,
         tls: settings.kubelet.tls.clone(),
+        system_logs: settings.kubelet.system_logs,
         configuration: settings.in_force.clone(),
     };
     config.labels = settings.node_labels.iter().cloned().collect();

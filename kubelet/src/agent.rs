@@ -120,6 +120,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         },
         node: server::Measured::new(config.node_name.clone(), config.root_dir.clone()),
         configuration: Arc::new(config.server.configuration.clone()),
+        system_logs: server::SystemLogs::of_host(config.server.system_logs),
     };
     let reviewer = Arc::new(auth::ApiServer(parts.client.clone()));
     let guard = Guard::new(config.node_name.clone(), reviewer);

@@ -96,8 +96,22 @@ pub struct Server {
     pub streaming_idle_timeout: Duration,
     /// How strict TLS is.
     pub tls: Tls,
+    /// What is served of the host's logs.
+    pub system_logs: SystemLogs,
     /// The configuration in force, for whoever asks for `/configz`.
     pub configuration: serde_json::Value,
+}
+
+/// What is served of the host's logs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SystemLogs {
+    /// Nothing.
+    Off,
+    /// The files of `/var/log`.
+    #[default]
+    Files,
+    /// These, and what services wrote to the journal.
+    Query,
 }
 
 /// What of TLS is offered. The least is TLS 1.2 with forward secrecy.
@@ -174,6 +188,7 @@ impl Config {
                 client_ca: None,
                 streaming_idle_timeout: Duration::from_secs(4 * 3600),
                 tls: Tls::default(),
+                system_logs: SystemLogs::default(),
                 configuration: serde_json::Value::Null,
             },
             labels: BTreeMap::new(),

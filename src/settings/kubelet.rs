@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use berth_kubelet::config::{Heartbeat, Reserved, Tls};
+use berth_kubelet::config::{Heartbeat, Reserved, SystemLogs, Tls};
 use berth_kubelet::quantity::Quantity;
 use berth_kubelet::server::tls;
 use serde_json::{Map, Value, json};
@@ -22,6 +22,7 @@ pub(crate) struct Kubelet {
     /// Where health is told; `None` leaves it out.
     pub(crate) healthz: Option<SocketAddr>,
     pub(crate) tls: Tls,
+    pub(crate) system_logs: SystemLogs,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) allowed_unsafe_sysctls: Vec<String>,
     pub(crate) seccomp_default: bool,
@@ -63,6 +64,17 @@ impl Kubelet {
         {
             faults.push(format!("cgroupDriver: {driver:?} is neither cgroupfs nor systemd"));
         }
+        let logs = (given.enable_system_log_handler != Some(false), given.enable_system_log_query);
+        let system_logs = match logs {
+            (true, true) => SystemLogs::Query,
+            (true, false) => SystemLogs::Files,
+            (false, false) => SystemLogs::Off,
+            (false, true) => {
+                let field = "enableSystemLogQuery";
+                faults.push(format!("{field}: enableSystemLogHandler is needed for that"));
+                SystemLogs::Off
+            }
+        };
         let mut reserved = Reserved::default();
         for (field, all) in
             [("kubeReserved", &given.kube_reserved), ("systemReserved", &given.system_reserved)]
@@ -77,6 +89,7 @@ impl Kubelet {
         Ok(Self {
             healthz: (port != 0).then_some(SocketAddr::new(address, port)),
             tls,
+            system_logs,
             heartbeat: Heartbeat { lease_duration, status_check, status_report },
             allowed_unsafe_sysctls: given.allowed_unsafe_sysctls.clone(),
             seccomp_default: given.seccomp_default.unwrap_or(true),
@@ -173,6 +186,8 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         },
         "rotateCertificates": settings.rotate_certificates,
         "serverTLSBootstrap": settings.server_tls_bootstrap,
+        "enableSystemLogHandler": node.system_logs != SystemLogs::Off,
+        "enableSystemLogQuery": node.system_logs == SystemLogs::Query,
         "streamingConnectionIdleTimeout": text(settings.streaming_idle_timeout),
         "clusterDNS": settings.cluster_dns,
         "clusterDomain": settings.cluster_domain,
@@ -225,6 +240,17 @@ mod tests {
         assert_eq!(usual.healthz, Some("127.0.0.1:10248".parse().unwrap()));
         let often = resolve("nodeStatusUpdateFrequency: 4s\n").unwrap().heartbeat;
         assert_eq!(often.status_report, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn the_hosts_logs_are_served_as_far_as_was_said() {
+        let logs = |fields: &str| resolve(fields).unwrap().system_logs;
+        assert_eq!(logs(""), SystemLogs::Files);
+        assert_eq!(logs("enableSystemLogHandler: false\n"), SystemLogs::Off);
+        let on = "featureGates: {NodeLogQuery: true}\nenableSystemLogQuery: true\n";
+        assert_eq!(logs(on), SystemLogs::Query);
+        let faults = resolve("enableSystemLogHandler: false\nenableSystemLogQuery: true\n");
+        assert!(faults.unwrap_err()[0].starts_with("enableSystemLogQuery"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod activity;
 pub mod auth;
 mod logs;
+mod node_logs;
 mod numbers;
 mod pods;
 mod spdy;
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::shelf::Shelf;
 use auth::{Guard, Identity};
+pub use node_logs::Logs as SystemLogs;
 pub use numbers::Node as Measured;
 
 /// How many connections may be open at once.
@@ -84,6 +86,8 @@ pub struct State {
     pub node: Measured,
     /// The configuration in force.
     pub configuration: Arc<serde_json::Value>,
+    /// The host's logs.
+    pub system_logs: SystemLogs,
 }
 
 /// What bounds live streams: exec, attach, port-forward.
@@ -114,6 +118,7 @@ pub fn routes(state: State) -> Router {
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::serve))
         .merge(streams::routes())
         .merge(numbers::routes())
+        .merge(node_logs::routes())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .with_state(state)
 }

@@ -114,7 +114,9 @@ fn state(root: &Path) -> State {
     let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown };
     let node = Measured::new("node".to_owned(), root.to_owned());
     let configuration = Arc::new(json!({"maxPods": 7}));
-    State { shelf, runtime, log_root: root.to_owned(), clock, streaming, node, configuration }
+    let log_root = root.to_owned();
+    let system_logs = SystemLogs::of_host(crate::config::SystemLogs::Off);
+    State { shelf, runtime, log_root, clock, streaming, node, configuration, system_logs }
 }
 
 /// The same with the pod's container running.

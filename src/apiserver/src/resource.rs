@@ -82,6 +82,7 @@ pub(crate) enum Subresource {
     Attach,
     PortForward,
     Approval,
+    Proxy,
 }
 
 impl Subresource {
@@ -100,6 +101,7 @@ impl Subresource {
             Self::Attach => "attach",
             Self::PortForward => "portforward",
             Self::Approval => "approval",
+            Self::Proxy => "proxy",
         }
     }
 
@@ -111,7 +113,7 @@ impl Subresource {
             }
             Self::Finalize => &["update"],
             Self::Binding | Self::Eviction | Self::Token => &["create"],
-            Self::Log => &["get"],
+            Self::Log | Self::Proxy => &["get"],
             Self::Exec | Self::Attach | Self::PortForward => &["create", "get"],
         }
     }
@@ -136,6 +138,7 @@ impl Subresource {
             Self::Exec => Some(("", "v1", "PodExecOptions")),
             Self::Attach => Some(("", "v1", "PodAttachOptions")),
             Self::PortForward => Some(("", "v1", "PodPortForwardOptions")),
+            Self::Proxy => Some(("", "v1", "NodeProxyOptions")),
         }
     }
 }
@@ -364,7 +367,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         short: &["no"],
         categories: &[],
         scope: Scope::Cluster,
-        subresources: STATUS,
+        subresources: &[Subresource::Proxy, Subresource::Status],
         canonical: canonical!(core::v1::Node),
     },
     Resource {

@@ -34,7 +34,7 @@ const GATES: [(&str, bool); 45] = [
     ("KubeletTracing", false),
     ("LocalStorageCapacityIsolationFSQuotaMonitoring", false),
     ("MemoryQoS", false),
-    ("NodeLogQuery", false),
+    ("NodeLogQuery", true),
     ("PodCertificateRequest", false),
     ("PodLifecycleSleepAction", true),
     ("PodLifecycleSleepActionAllowZero", true),

@@ -76,6 +76,10 @@ configuration! {
         #[serde(rename = "serverTLSBootstrap")]
         server_tls_bootstrap: Option<bool>,
         streaming_connection_idle_timeout: Option<String>,
+        /// Whether `/logs/` is served; it is when absent.
+        enable_system_log_handler: Option<bool>,
+        /// Whether queries are, too.
+        enable_system_log_query: bool,
         #[serde(rename = "clusterDNS")]
         cluster_dns: Vec<IpAddr>,
         cluster_domain: Option<String>,
@@ -130,8 +134,6 @@ configuration! {
         "enableDebuggingHandlers" as debugging_handlers: Only(&["true"]),
         "enableProfilingHandler" as profiling_handler: Told("/debug/pprof is not served"),
         "enableServer" as enable_server: Only(&["true"]),
-        "enableSystemLogHandler" as log_handler: Told("/logs is not served"),
-        "enableSystemLogQuery" as log_query: Usual(&[]),
         "enforceNodeAllocatable" as enforce_allocatable:
             Told("what is reserved is kept from the scheduler, not by a cgroup above the pods"),
         "eventBurst" as event_burst: Told("events are held back as upstream's spam filter does"),

@@ -34,6 +34,7 @@ use super::State;
 use super::activity::Activity;
 use super::spdy::session as spdy;
 use find::Container;
+pub(super) use query::pairs;
 use query::{ForwardProtocol, Options, Refusal, Upgrade};
 use remote::{Outcome, Remote};
 

@@ -24,7 +24,7 @@ fn refuse<T>(message: &str) -> Result<T, Refusal> {
 }
 
 /// `a=b&c=d` with percent-escapes and `+` for space.
-fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+pub(in crate::server) fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query.split('&').filter(|part| !part.is_empty()).map(|part| {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         (decode(name), decode(value))

@@ -167,13 +167,13 @@ fn refused(identity: &Identity, attempt: &Attempt<'_>) -> Result<(), Failure> {
 }
 
 fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
-    use Subresource::{Attach, Eviction, Exec, Log, PortForward, Status};
+    use Subresource::{Attach, Eviction, Exec, Log, PortForward, Proxy, Status};
     let reads = matches!(attempt.verb, "get" | "list" | "watch");
     let changes = matches!(attempt.verb, "update" | "patch");
     let own = attempt.name == node;
     let named = !attempt.name.is_empty();
     match (attempt.resource.kind, attempt.subresource) {
-        (_, Some(Log | Exec | Attach | PortForward)) => false,
+        (_, Some(Log | Exec | Attach | PortForward | Proxy)) => false,
         // All pods are nobody's business but the scheduler's: a node lists those on it.
         (Kind::Pod, None) => match attempt.verb {
             "list" | "watch" => attempt.node == node || named,

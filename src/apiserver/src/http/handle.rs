@@ -227,6 +227,9 @@ async fn object(
             false => Ok(log),
         };
     }
+    if target.subresource == Some(Subresource::Proxy) {
+        return verbs::proxy::read(&api, &target, &request).await;
+    }
     if connects {
         return verbs::connect::stream(&api, &target, (&query, request)).await;
     }

@@ -110,11 +110,11 @@ fn object(group: &str, version: &str, rest: &[&str]) -> Route {
         [] => target("", None),
         [_] | [_, _] if resource.is_namespaced() && namespace.is_empty() => Route::Nothing,
         [name] => target(name, None),
-        [name, sub] => match resource.subresource(sub) {
-            Some(sub) => target(name, Some(sub)),
-            None => Route::Nothing,
+        [name, sub, rest @ ..] => match resource.subresource(sub) {
+            // Only what is passed on to a node has paths of its own.
+            Some(sub) if rest.is_empty() || sub == Subresource::Proxy => target(name, Some(sub)),
+            _ => Route::Nothing,
         },
-        _ => Route::Nothing,
     }
 }
 
@@ -161,6 +161,15 @@ mod tests {
             named("/apis/events.k8s.io/v1/namespaces/a/events"),
             case("events.events.k8s.io", "a", "", None)
         );
+    }
+
+    #[test]
+    fn what_is_below_a_nodes_proxy_is_the_nodes_business() {
+        let proxy = Some(("nodes".into(), String::new(), "n".into(), Some("proxy")));
+        for path in ["", "/", "/logs/a", "/status"] {
+            assert_eq!(named(&format!("/api/v1/nodes/n/proxy{path}")), proxy, "{path}");
+        }
+        assert_eq!(named("/api/v1/nodes/n/status/x"), None);
     }
 
     #[test]

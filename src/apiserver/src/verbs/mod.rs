@@ -7,6 +7,7 @@ pub(crate) mod log;
 pub(crate) mod log_socket;
 pub(crate) mod node;
 pub(crate) mod pod;
+pub(crate) mod proxy;
 pub(crate) mod read;
 pub(crate) mod review;
 pub(crate) mod token;
