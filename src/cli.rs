@@ -2,6 +2,7 @@
 //!
 //! Resolving it against the system and the configuration files is [`crate::settings`]'s job.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -123,6 +124,43 @@ pub(crate) struct AgentFlags {
     /// The node's certificates [default: pki in the state directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) cert_dir: Option<PathBuf>,
+}
+
+impl NodeFlags {
+    /// The flags that were given, by their names.
+    pub(crate) fn told(&self) -> BTreeMap<String, String> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let list = |all: Vec<String>| (!all.is_empty()).then(|| all.join(","));
+        let Self { host, node_name, node_ip, node_label } = self;
+        let given = [
+            ("config", path(&host.config)),
+            ("config-dir", path(&host.config_dir)),
+            ("state-dir", path(&host.state_dir)),
+            ("run-dir", path(&host.run_dir)),
+            ("log-dir", path(&host.log_dir)),
+            ("node-name", node_name.clone()),
+            ("node-ip", list(node_ip.iter().map(ToString::to_string).collect())),
+            ("node-label", list(node_label.clone())),
+        ];
+        given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+}
+
+impl AgentFlags {
+    /// The flags that were given, by their names.
+    pub(crate) fn told(&self) -> BTreeMap<String, String> {
+        let mut all = self.node.told();
+        let own = [
+            ("kubeconfig", &self.kubeconfig),
+            ("bootstrap-kubeconfig", &self.bootstrap_kubeconfig),
+            ("cert-dir", &self.cert_dir),
+        ];
+        let own = own.into_iter().filter_map(|(name, path)| {
+            Some((name.to_owned(), path.as_ref()?.display().to_string()))
+        });
+        all.extend(own);
+        all
+    }
 }
 
 /// `berth join`. The flags are kubeadm's.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use berth_kubelet::events::recent::Recent;
 use berth_runtime::cgroup::Hierarchy;
 use berth_runtime::engine::{self, Engine};
 use berth_runtime::images::{self, Store};
@@ -23,6 +24,8 @@ pub(crate) struct Host {
     pub(crate) images: Arc<Store>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) network: Arc<LateNetwork>,
+    /// What the agent has recorded.
+    pub(crate) events: Recent,
     _lock: Lock,
 }
 
@@ -43,7 +46,7 @@ impl Host {
             resolv_conf: resolv_conf.to_owned(),
         };
         let engine = Engine::open(config, images.clone(), network.clone()).await?;
-        Ok(Self { images, engine, network, _lock: lock })
+        Ok(Self { images, engine, network, events: Recent::default(), _lock: lock })
     }
 }
 

@@ -6,6 +6,7 @@
 //!                                        └─► routes to peers, proxy, kubelet, local socket
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -47,6 +48,8 @@ pub(crate) struct Identity {
     pub(crate) requested: Option<Store>,
     /// Whose client certificates the node's API believes; the cluster's authority where absent.
     pub(crate) client_ca: Option<PathBuf>,
+    /// The flags that the agent was given, for whoever asks for them.
+    pub(crate) flags: BTreeMap<String, String>,
 }
 
 /// `berth agent`.
@@ -66,6 +69,7 @@ async fn identity(
     flags: AgentFlags,
     shutdown: &CancellationToken,
 ) -> Result<Option<Identity>> {
+    let told = flags.told();
     let mut files = Files::of(&settings.places);
     files.pki = flags.cert_dir.unwrap_or(files.pki);
     let mut node = join::identity(settings, &files);
@@ -90,6 +94,7 @@ async fn identity(
         serving: serving.map(|(certificate, key)| CertificateFiles { certificate, key }),
         requested,
         client_ca: settings.client_ca_file.clone(),
+        flags: told,
     }))
 }
 
@@ -112,6 +117,7 @@ pub(crate) async fn run(
         (file, _) => file,
     };
     let mut config = kubelet_config(&settings, &node_ips, identity.serving, client_ca)?;
+    config.server.flags = identity.flags;
     config.user_namespaces = host.engine.user_namespaces().is_ok();
     let mut tasks = JoinSet::new();
     let control = control::serve(settings.places.run_dir.clone(), host.clone(), shutdown.clone());
@@ -143,8 +149,13 @@ pub(crate) async fn run(
         shutdown.clone(),
     );
     tasks.spawn(async move { proxy.await.context("running the service proxy") });
-    let parts =
-        Parts { client, runtime: host.engine.clone(), images: host.images.clone(), services: None };
+    let parts = Parts {
+        client,
+        runtime: host.engine.clone(),
+        images: host.images.clone(),
+        recent: host.events.clone(),
+        services: None,
+    };
     let kubelet = berth_kubelet::run(config, parts, shutdown.clone());
     tasks.spawn(async move { kubelet.await.context("running the kubelet") });
 
@@ -339,6 +350,7 @@ fn kubelet_config(
         streaming_idle_timeout: settings.streaming_idle_timeout,
         tls: settings.kubelet.tls.clone(),
         system_logs: settings.kubelet.system_logs,
+        flags: BTreeMap::new(),
         configuration: settings.in_force.clone(),
     };
     config.labels = settings.node_labels.iter().cloned().collect();
@@ -353,6 +365,7 @@ fn kubelet_config(
     config.heartbeat = settings.kubelet.heartbeat;
     config.allowed_unsafe_sysctls.clone_from(&settings.kubelet.allowed_unsafe_sysctls);
     config.reserved = settings.kubelet.reserved;
+    config.max_images = settings.kubelet.max_images;
     config.provider_id.clone_from(&settings.kubelet.provider_id);
     Ok(config)
 }

@@ -1,5 +1,6 @@
 //! `berth up`: the embedded API server, then a node against it, then the given manifests.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -44,7 +45,7 @@ pub(crate) async fn run(flags: UpFlags) -> Result<()> {
     let credentials = &server.credentials;
     let kubeconfig = credentials.admin_kubeconfig.display();
     info!(url = %server.url, %kubeconfig, "API server is up");
-    let identity = identity(credentials);
+    let identity = identity(credentials, flags.node.told());
     let apply = apply(
         credentials.admin_kubeconfig.clone(),
         settings.node_name.clone(),
@@ -59,7 +60,7 @@ pub(crate) async fn run(flags: UpFlags) -> Result<()> {
     node.and(applied)
 }
 
-fn identity(credentials: &Credentials) -> Identity {
+fn identity(credentials: &Credentials, flags: BTreeMap<String, String>) -> Identity {
     Identity {
         kubeconfig: credentials.agent_kubeconfig.clone(),
         serving: Some(CertificateFiles {
@@ -69,6 +70,7 @@ fn identity(credentials: &Credentials) -> Identity {
         client_ca: Some(credentials.ca_file.clone()),
         renewal: None,
         requested: None,
+        flags,
     }
 }
 

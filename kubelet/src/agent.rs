@@ -16,10 +16,12 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::container_config::NodeFacts;
 use crate::environment::Service;
+use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
 use crate::gate::Gate;
 use crate::node::facts::{self, Facts, Places};
 use crate::node::{self, Shared, heartbeat, object};
+use crate::probe::counts::Counts;
 use crate::qos;
 use crate::server;
 use crate::server::auth::{self, Guard};
@@ -42,6 +44,8 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     /// Keeps images.
     pub images: Arc<dyn Images>,
+    /// Where what is recorded is kept for whoever asks on the node.
+    pub recent: Recent,
     /// The cluster's Services, where somebody follows them already; `None` inside means not yet
     /// known. Without it they are followed here.
     pub services: Option<watch::Receiver<Option<Vec<Service>>>>,
@@ -92,6 +96,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let facts = facts::read(&Places::host(&config.root_dir));
     let listeners = Listeners::bind(&config).await?;
     let (recorder, occurrences) = Recorder::new();
+    let recorder = recorder.keeping(parts.recent.clone(), Arc::clone(&config.clock));
     let now = config.clock.now();
     let pressure = object::Pressure::default();
     let node: Shared = Arc::new(RwLock::new(object::node(&config, &facts, pressure, now)));
@@ -109,6 +114,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let shelf = context.shelf.clone();
     let weighing = qos::keep_classes(shelf.clone(), Arc::clone(&parts.runtime), shutdown.clone());
     tasks.spawn(weighing);
+    let (changes, receiver) = mpsc::channel(CHANGES);
     let state = server::State {
         shelf,
         runtime: Arc::clone(&parts.runtime),
@@ -121,6 +127,9 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         node: server::Measured::new(config.node_name.clone(), config.root_dir.clone()),
         configuration: Arc::new(config.server.configuration.clone()),
         system_logs: server::SystemLogs::of_host(config.server.system_logs),
+        probes: context.probes.clone(),
+        health: server::Health::new(takes(changes.downgrade())),
+        process: server::Process { started: now, flags: Arc::new(config.server.flags.clone()) },
     };
     let reviewer = Arc::new(auth::ApiServer(parts.client.clone()));
     let guard = Guard::new(config.node_name.clone(), reviewer);
@@ -129,12 +138,11 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     tasks.spawn(keep_node(
         config.clone(),
         parts.client.clone(),
-        (Arc::clone(&node), facts),
+        (Arc::clone(&node), facts, Arc::clone(&parts.images)),
         recorder,
         shutdown.clone(),
     ));
     follow_node(&config, &parts.client, &node, (&mut tasks, &shutdown));
-    let (changes, receiver) = mpsc::channel(CHANGES);
     let selection =
         Selection { fields: Some(format!("spec.nodeName={}", config.node_name)), labels: None };
     let pods: Api<Pod> = Api::all(parts.client.clone());
@@ -153,6 +161,11 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     shutdown.cancel();
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Whether what is sent is taken: the receiver is there, and not hopelessly behind.
+fn takes<T: Send + 'static>(sender: mpsc::WeakSender<T>) -> impl Fn() -> bool + Send + Sync {
+    move || sender.upgrade().is_some_and(|sender| !sender.is_closed() && sender.capacity() > 0)
 }
 
 fn make_directories(config: &Config) -> Result<(), Error> {
@@ -255,6 +268,7 @@ fn context(
         node_ips: config.node_ips.clone(),
         pacing: config.pacing,
         shelf: Shelf::default(),
+        probes: Counts::default(),
     };
     (context, gate)
 }
@@ -336,7 +350,7 @@ fn follow_node(
 async fn keep_node(
     config: Config,
     client: kube::Client,
-    (node, facts): (Shared, Facts),
+    (node, facts, images): (Shared, Facts, Arc<dyn Images>),
     recorder: Recorder,
     shutdown: CancellationToken,
 ) {
@@ -359,6 +373,6 @@ async fn keep_node(
     }
     let lease =
         heartbeat::keep_lease(config.clone(), client.clone(), Arc::clone(&node), shutdown.clone());
-    let status = heartbeat::keep_status(config, client, node, recorder, shutdown);
+    let status = heartbeat::keep_status(config, client, (node, images), recorder, shutdown);
     tokio::join!(lease, status);
 }

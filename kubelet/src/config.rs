@@ -73,6 +73,8 @@ pub struct Config {
     pub memory_reserved_bytes: u64,
     /// What else is kept back from pods.
     pub reserved: Reserved,
+    /// How many images the node's status names; `None` is all.
+    pub max_images: Option<usize>,
     /// The node's identity at its cloud.
     pub provider_id: Option<String>,
     /// The time of day.
@@ -98,6 +100,8 @@ pub struct Server {
     pub tls: Tls,
     /// What is served of the host's logs.
     pub system_logs: SystemLogs,
+    /// The flags that the agent was given, for whoever asks for `/flagz`.
+    pub flags: BTreeMap<String, String>,
     /// The configuration in force, for whoever asks for `/configz`.
     pub configuration: serde_json::Value,
 }
@@ -189,6 +193,7 @@ impl Config {
                 streaming_idle_timeout: Duration::from_secs(4 * 3600),
                 tls: Tls::default(),
                 system_logs: SystemLogs::default(),
+                flags: BTreeMap::new(),
                 configuration: serde_json::Value::Null,
             },
             labels: BTreeMap::new(),
@@ -205,6 +210,7 @@ impl Config {
             heartbeat: Heartbeat::default(),
             memory_reserved_bytes: 100 << 20,
             reserved: Reserved::default(),
+            max_images: Some(50),
             provider_id: None,
             clock: Arc::new(SystemClock),
         }

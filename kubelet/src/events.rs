@@ -6,6 +6,7 @@
 //! be delivered is dropped with a log line, and nothing waits for it.
 
 mod correlator;
+pub mod recent;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::worker::members::{self, Role};
 use correlator::{Correlator, Decision};
+use recent::Recent;
 
 /// How many events may wait for delivery.
 const QUEUE: usize = 1024;
@@ -58,16 +60,23 @@ pub struct Occurrence {
 }
 
 /// Takes events.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Recorder {
     queue: mpsc::Sender<Occurrence>,
+    recent: Option<(Recent, Arc<dyn Clock>)>,
 }
 
 impl Recorder {
     /// A recorder and the queue that [`run`] (or a test) reads.
     pub fn new() -> (Self, mpsc::Receiver<Occurrence>) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue }, receiver)
+        (Self { queue, recent: None }, receiver)
+    }
+
+    /// The same, which also keeps what is recorded in `recent`.
+    pub fn keeping(mut self, recent: Recent, clock: Arc<dyn Clock>) -> Self {
+        self.recent = Some((recent, clock));
+        self
     }
 
     /// Records something that happened to a pod.
@@ -94,6 +103,9 @@ impl Recorder {
 
     fn record(&self, object: ObjectReference, severity: Severity, reason: &str, message: String) {
         let occurrence = Occurrence { object, severity, reason: reason.to_owned(), message };
+        if let Some((recent, clock)) = &self.recent {
+            recent.note(&occurrence, clock.now());
+        }
         if let Err(error) = self.queue.try_send(occurrence) {
             tracing::debug!(reason, %error, "event dropped");
         }

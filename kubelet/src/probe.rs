@@ -12,6 +12,8 @@
 //! probe first succeeds it is tried again every 0.1 to 1 s. Failures are counted once a period all
 //! the same, so thresholds mean what they say.
 
+pub mod counts;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::http_call::{self, Call};
 use crate::worker::memory::ProbeResults;
 use crate::{expansion, grpc_call};
+use counts::{OfPod, Outcome};
 
 /// How often a probe that could not be run at all is tried before that counts as a failure.
 const TRIES: usize = 3;
@@ -38,7 +41,7 @@ const FAST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_s
 const REPORTS: usize = 16;
 
 /// Which probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Whether the application has started.
     Startup,
@@ -117,6 +120,7 @@ pub struct Found<'a> {
 /// The probes of one pod.
 pub struct Probers {
     runtime: Arc<dyn Runtime>,
+    counts: Arc<OfPod>,
     tasks: HashMap<ContainerId, JoinHandle<()>>,
     /// Cancelled once the pod ends: only readiness is of interest then.
     calm: CancellationToken,
@@ -126,9 +130,10 @@ pub struct Probers {
 
 impl Probers {
     /// None yet.
-    pub fn new(runtime: Arc<dyn Runtime>) -> Self {
+    pub fn new(runtime: Arc<dyn Runtime>, counts: Arc<OfPod>) -> Self {
         let (reports, inbox) = mpsc::channel(REPORTS);
-        Self { runtime, tasks: HashMap::new(), calm: CancellationToken::new(), reports, inbox }
+        let (tasks, calm) = (HashMap::new(), CancellationToken::new());
+        Self { runtime, counts, tasks, calm, reports, inbox }
     }
 
     /// Ends startup and liveness probes for good: the pod is ending. Readiness is still probed, so
@@ -150,6 +155,7 @@ impl Probers {
             return;
         }
         let prober = Prober {
+            counts: Arc::clone(&self.counts),
             runtime: Arc::clone(&self.runtime),
             id: record.id.clone(),
             container: container.clone(),
@@ -192,6 +198,7 @@ impl Drop for Probers {
 
 struct Prober {
     runtime: Arc<dyn Runtime>,
+    counts: Arc<OfPod>,
     id: ContainerId,
     container: Container,
     ips: Vec<IpAddr>,
@@ -301,7 +308,7 @@ impl Prober {
         let mut tally = Tally { verdict: before, ..Tally::default() };
         loop {
             let next = Instant::now() + numbers.period;
-            let mut result = self.attempt(probe, &numbers).await;
+            let mut result = self.attempt(kind, probe, &numbers).await;
             let verdict = tally.count(result.is_healthy(), &numbers);
             let mut ended = self.tell(kind, probe, verdict, &result).await;
             let mut pause = FAST.0;
@@ -314,7 +321,7 @@ impl Prober {
             {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(FAST.1);
-                result = self.attempt(probe, &numbers).await;
+                result = self.attempt(kind, probe, &numbers).await;
                 if result.is_healthy() {
                     let verdict = tally.count(true, &numbers);
                     ended = self.tell(kind, probe, verdict, &result).await;
@@ -363,7 +370,8 @@ impl Prober {
     }
 
     /// One probe; tried again where it could not be run at all.
-    async fn attempt(&self, probe: &Probe, numbers: &Numbers) -> Answer {
+    async fn attempt(&self, kind: Kind, probe: &Probe, numbers: &Numbers) -> Answer {
+        let begun = Instant::now();
         let mut last = Answer::NotRun(String::new());
         for _ in 0..TRIES {
             last = self.once(probe, numbers).await.unwrap_or_else(Answer::NotRun);
@@ -371,6 +379,12 @@ impl Prober {
                 break;
             }
         }
+        let outcome = match last {
+            Answer::Healthy | Answer::Suspect(_) => Outcome::Successful,
+            Answer::Unhealthy(_) => Outcome::Failed,
+            Answer::NotRun(_) => Outcome::Unknown,
+        };
+        self.counts.note((&self.container.name, kind), outcome, begun.elapsed());
         last
     }
 

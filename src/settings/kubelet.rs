@@ -27,6 +27,8 @@ pub(crate) struct Kubelet {
     pub(crate) allowed_unsafe_sysctls: Vec<String>,
     pub(crate) seccomp_default: bool,
     pub(crate) provider_id: Option<String>,
+    /// How many images the node's status names.
+    pub(crate) max_images: Option<usize>,
     pub(crate) reserved: Reserved,
     /// Whether a host with swap is refused.
     pub(crate) fail_swap_on: bool,
@@ -81,6 +83,13 @@ impl Kubelet {
         {
             reserve(&mut reserved, (field, all), (&mut faults, &mut told));
         }
+        let max_images = match given.node_status_max_images.unwrap_or(50) {
+            -1 => None,
+            count => usize::try_from(count).map(Some).unwrap_or_else(|_| {
+                faults.push(format!("nodeStatusMaxImages: {count} is less than -1"));
+                None
+            }),
+        };
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -94,6 +103,7 @@ impl Kubelet {
             allowed_unsafe_sysctls: given.allowed_unsafe_sysctls.clone(),
             seccomp_default: given.seccomp_default.unwrap_or(true),
             provider_id: given.provider_id.clone().filter(|id| !id.is_empty()),
+            max_images,
             reserved,
             fail_swap_on: given.fail_swap_on.unwrap_or(false),
             protect_kernel_defaults: given.protect_kernel_defaults,
@@ -201,6 +211,7 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "nodeStatusUpdateFrequency": text(node.heartbeat.status_check),
         "nodeStatusReportFrequency": text(node.heartbeat.status_report),
         "nodeLeaseDurationSeconds": node.heartbeat.lease_duration.as_secs(),
+        "nodeStatusMaxImages": node.max_images.map_or(-1, |count| i64::try_from(count).unwrap_or(-1)),
         "seccompDefault": node.seccomp_default,
         "failSwapOn": node.fail_swap_on,
         "protectKernelDefaults": node.protect_kernel_defaults,

@@ -1,9 +1,10 @@
 //! Keeps the API server believing in the node: the Lease every few seconds, the status when it
 //! changes and from time to time. A server that is away is asked again; pods do not notice.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use berth_runtime::interface::Images;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
@@ -130,7 +131,7 @@ fn renewed(mut lease: Lease, config: &Config, now: Timestamp) -> Lease {
 pub async fn keep_status(
     config: Config,
     client: kube::Client,
-    node: Shared,
+    (node, images): (Shared, Arc<dyn Images>),
     events: Recorder,
     shutdown: CancellationToken,
 ) {
@@ -145,8 +146,15 @@ pub async fn keep_status(
         let previous = reported.as_ref().map(|(status, _)| status.clone()).or(known);
         let facts = facts::read(&places);
         let pressure = pressure(&config);
-        let wanted =
+        let mut wanted =
             object::status(&config, &facts, pressure, (config.clock.now(), previous.as_ref()));
+        wanted.images = match images.list().await {
+            Ok(all) => Some(super::images::told(all, config.max_images)),
+            Err(error) => {
+                tracing::warn!(%error, "images not listed");
+                previous.as_ref().and_then(|status| status.images.clone())
+            }
+        };
         let is_due = reported.as_ref().is_none_or(|(status, at)| {
             !object::says_the_same(status, &wanted)
                 || at.elapsed() >= config.heartbeat.status_report

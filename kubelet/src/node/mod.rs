@@ -5,6 +5,7 @@
 
 pub mod facts;
 pub mod heartbeat;
+mod images;
 pub mod object;
 pub mod peers;
 

@@ -16,6 +16,11 @@ use super::facts::Facts;
 use crate::clock;
 use crate::config::{Config, KUBELET_VERSION};
 
+/// What API servers and schedulers of 1.36 ask before they rely on it, and what is so here: API servers
+/// pass WebSockets on to nodes that declare it, else they translate; pods with such restart rules come
+/// to no node that does not.
+const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
+
 /// The part of the storage that is kept back, as upstream's default eviction threshold keeps it.
 const STORAGE_RESERVED_PERCENT: u64 = 10;
 
@@ -81,8 +86,7 @@ pub fn status(
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(address.port()) }),
         }),
         node_info: Some(system_info(facts)),
-        // API servers from 1.36 pass WebSockets on to nodes that declare it; else they translate.
-        declared_features: Some(vec!["ExtendWebSocketsToKubelet".to_owned()]),
+        declared_features: Some(DECLARED.map(str::to_owned).into()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         runtime_handlers: Some(vec![NodeRuntimeHandler {
             // The one that pods without a runtime class get.
@@ -318,6 +322,27 @@ mod tests {
         assert_eq!((&*capacity["cpu"].0, &*allocatable["cpu"].0), ("4", "2500m"));
         assert_eq!(allocatable["memory"].0, "941056Ki");
         assert_eq!(allocatable["ephemeral-storage"].0, "0");
+    }
+
+    #[test]
+    fn what_schedulers_ask_for_is_told_as_it_is() {
+        let mut config = Config::new("n", Vec::new());
+        for users in [false, true] {
+            config.user_namespaces = users;
+            let now = (Timestamp::UNIX_EPOCH, None);
+            let status = status(&config, &facts(), Pressure::default(), now);
+            let handler = status.runtime_handlers.unwrap().remove(0);
+            let features = handler.features.unwrap();
+            assert_eq!(
+                (handler.name.as_deref(), features.user_namespaces),
+                (Some(""), Some(users))
+            );
+            assert_eq!(features.recursive_read_only_mounts, Some(true));
+            assert_eq!(status.features.unwrap().supplemental_groups_policy, Some(true));
+            let declared = status.declared_features.unwrap();
+            assert!(declared.is_sorted(), "the API takes them sorted only");
+            assert!(declared.contains(&"RestartAllContainersOnContainerExits".to_owned()));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod activity;
 pub mod auth;
+mod health;
 mod logs;
 mod node_logs;
 mod numbers;
@@ -13,7 +14,10 @@ mod pods;
 mod spdy;
 mod streams;
 pub mod tls;
+mod zpages;
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;
 
@@ -38,10 +42,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
 use auth::{Guard, Identity};
+pub use health::Health;
 pub use node_logs::Logs as SystemLogs;
 pub use numbers::Node as Measured;
+pub use zpages::Process;
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 512;
@@ -88,6 +95,12 @@ pub struct State {
     pub configuration: Arc<serde_json::Value>,
     /// The host's logs.
     pub system_logs: SystemLogs,
+    /// How probes came out.
+    pub probes: Counts,
+    /// Whether the node is well.
+    pub health: Health,
+    /// What the agent says of itself.
+    pub process: Process,
 }
 
 /// What bounds live streams: exec, attach, port-forward.
@@ -106,10 +119,6 @@ struct Slot(#[allow(dead_code, reason = "dropping it frees the share")] Arc<Owne
 /// The routes, for a caller who has been let in.
 pub fn routes(state: State) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/healthz/ping", get(|| async { "ok" }))
-        .route("/healthz/log", get(|| async { "ok" }))
-        .route("/healthz/syncloop", get(|| async { "ok" }))
         .route("/configz", get(configuration))
         .route("/pods", get(pods::all))
         .route("/pods/", get(pods::all))
@@ -119,6 +128,8 @@ pub fn routes(state: State) -> Router {
         .merge(streams::routes())
         .merge(numbers::routes())
         .merge(node_logs::routes())
+        .merge(health::routes())
+        .merge(zpages::routes())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .with_state(state)
 }

@@ -54,6 +54,12 @@ impl Logs {
         Self::new(offer, "/var/log".into(), vec!["journalctl".to_owned()])
     }
 
+    /// Those of a test: files and nothing else.
+    #[cfg(test)]
+    pub(super) fn in_directory(directory: PathBuf) -> Self {
+        Self::new(SystemLogs::Query, directory, vec!["/nonexistent/journalctl".to_owned()])
+    }
+
     /// Those in `directory`, and what `journalctl` says.
     fn new(offer: SystemLogs, directory: PathBuf, journalctl: Vec<String>) -> Self {
         let journal = Journal::new(journalctl, Arc::new(Semaphore::new(READERS)));

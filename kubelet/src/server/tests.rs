@@ -100,7 +100,7 @@ async fn ask(
     Some((status, String::from_utf8(body.to_vec()).unwrap()))
 }
 
-fn state(root: &Path) -> State {
+pub(super) fn state(root: &Path) -> State {
     let clock: Arc<dyn Clock> = Arc::new(FakeClock::new());
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "p", "namespace": "ns", "uid": "u1"},
@@ -116,7 +116,20 @@ fn state(root: &Path) -> State {
     let configuration = Arc::new(json!({"maxPods": 7}));
     let log_root = root.to_owned();
     let system_logs = SystemLogs::of_host(crate::config::SystemLogs::Off);
-    State { shelf, runtime, log_root, clock, streaming, node, configuration, system_logs }
+    let started = clock.now();
+    State {
+        shelf,
+        runtime,
+        log_root,
+        clock,
+        streaming,
+        node,
+        configuration,
+        system_logs,
+        probes: Counts::default(),
+        health: Health::new(|| true),
+        process: Process { started, flags: Arc::new([("v".into(), "2".into())].into()) },
+    }
 }
 
 /// The same with the pod's container running.
@@ -297,4 +310,69 @@ fn an_authority_that_is_none_is_an_error_with_its_path() {
     config.server.client_ca = Some(path.clone());
     let error = tls::acceptor(&config).map(drop).unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
+}
+
+/// What a state answers to a request that has been let in.
+async fn answer(state: &State, path: &str, accept: &str) -> (u16, String) {
+    use tower_service::Service as _;
+    let request = Request::get(path).header("accept", accept).body(Body::empty()).unwrap();
+    let response = routes(state.clone()).call(request).await.unwrap();
+    let status = response.status().as_u16();
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn health_is_told_check_by_check_and_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let mut state = state(root.path());
+    let syncs = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let seen = Arc::clone(&syncs);
+    state.health = Health::new(move || seen.load(std::sync::atomic::Ordering::Relaxed));
+    for path in ["/healthz", "/healthz/ping", "/healthz/log", "/healthz/syncloop"] {
+        assert_eq!(answer(&state, path, "").await, (200, "ok".to_owned()), "{path}");
+    }
+    assert_eq!(answer(&state, "/healthz/other", "").await.0, 404);
+    let verbose = "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n";
+    assert_eq!(answer(&state, "/healthz?verbose", "").await, (200, verbose.to_owned()));
+    syncs.store(false, std::sync::atomic::Ordering::Relaxed);
+    let ill = "[+]ping ok\n[+]log ok\n[-]syncloop failed: reason withheld\nhealthz check failed\n";
+    assert_eq!(answer(&state, "/healthz", "").await, (500, ill.to_owned()));
+    assert_eq!(answer(&state, "/healthz/ping", "").await.0, 200);
+    assert_eq!(answer(&state, "/healthz/syncloop", "").await.0, 500);
+    let (_, text) = answer(&state, "/metrics/slis", "").await;
+    for line in [
+        r#"kubernetes_healthcheck{name="ping",type="healthz"} 1"#,
+        r#"kubernetes_healthcheck{name="syncloop",type="healthz"} 0"#,
+        r#"kubernetes_healthchecks_total{name="syncloop",status="error",type="healthz"} 2"#,
+        r#"kubernetes_healthchecks_total{name="syncloop",status="success",type="healthz"} 3"#,
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+    }
+    assert_eq!(answer(&state, "/metrics/probes", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn the_agent_tells_of_itself_in_words_or_as_an_object() {
+    let root = tempfile::tempdir().unwrap();
+    let state = state(root.path());
+    for accept in ["", "text/plain", "*/*", "application/xml, text/*"] {
+        let (status, text) = answer(&state, "/statusz", accept).await;
+        assert!(status == 200 && text.starts_with("\nkubelet statusz\nWarning: "), "{text}");
+        assert!(text.contains("\nUp: 0 hr 00 min 00 sec\n"), "{text}");
+        let (status, text) = answer(&state, "/flagz", accept).await;
+        assert!(status == 200 && text.starts_with("\nkubelet flagz\n"), "{text}");
+        assert!(text.ends_with("\nv=2\n"), "{text}");
+    }
+    let object = |kind: &str| format!("application/json;v=v1beta1;g=config.k8s.io;as={kind}");
+    let (_, text) = answer(&state, "/statusz", &object("Statusz")).await;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&status["kind"], &status["uptimeSeconds"]), (&json!("Statusz"), &json!(0)));
+    assert_eq!(status["apiVersion"], "config.k8s.io/v1beta1");
+    let (_, text) = answer(&state, "/flagz", &object("Flagz")).await;
+    let flags: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(flags["flags"], json!({"v": "2"}));
+    for accept in ["application/json", "application/xml", &object("Flagz"), "\u{e9}"] {
+        assert_eq!(answer(&state, "/statusz", accept).await.0, 406, "{accept}");
+    }
 }

@@ -78,6 +78,8 @@ pub struct Context {
     pub pacing: Pacing,
     /// The pods and statuses that the HTTP API serves.
     pub shelf: crate::shelf::Shelf,
+    /// Takes the counts of probes.
+    pub probes: probe::counts::Counts,
 }
 
 /// What the API server wants of a pod.
@@ -151,8 +153,10 @@ impl Worker {
     ) -> Self {
         let pod = Arc::clone(&wishes.borrow().pod);
         let status = pod.status.clone().unwrap_or_default();
+        let key = PodKey::of(&pod);
+        let counts = context.probes.of_pod((&key.namespace, &key.name, &key.uid));
         Self {
-            key: PodKey::of(&pod),
+            key,
             memory: Memory::new(context.pacing, std::iter::empty()),
             published: status,
             disputed: None,
@@ -163,7 +167,7 @@ impl Worker {
             tasks: HashMap::new(),
             announced: BTreeSet::new(),
             saved: None,
-            probes: probe::Probers::new(Arc::clone(&context.runtime)),
+            probes: probe::Probers::new(Arc::clone(&context.runtime), counts),
             sources: context.materials.changes(&pod),
             context,
         }

@@ -28,6 +28,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::events::{Occurrence, Recorder};
 use crate::fake::{FakeApi, FakeClock, FakeImages, FakeMaterials, FakeRuntime};
+use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
 use crate::source::Event;
 use crate::static_pods::mirror::Mirrors;
@@ -39,6 +40,7 @@ pub(super) struct Node {
     pub(super) materials: Arc<FakeMaterials>,
     pub(super) api: FakeApi,
     pub(super) shelf: Shelf,
+    pub(super) probes: Counts,
     clock: Arc<dyn Clock>,
     root: tempfile::TempDir,
     /// Whether agents are given static pods.
@@ -63,6 +65,7 @@ impl Node {
             materials: Arc::default(),
             api: FakeApi::default(),
             shelf: Shelf::default(),
+            probes: Counts::default(),
             clock,
             root: tempfile::tempdir().unwrap(),
             has_files: false,
@@ -91,6 +94,7 @@ impl Node {
         *self.materials.cache.lock().unwrap() = Some(Cache::new(self.root.path()));
         let shutdown = CancellationToken::new();
         self.shelf = Shelf::default();
+        self.probes = Counts::default();
         let statuses = Writer::new(self.api.client(), shutdown.clone());
         let context = Arc::new(Context {
             runtime: self.runtime.clone(),
@@ -104,6 +108,7 @@ impl Node {
             node_ips: vec!["192.0.2.1".parse().unwrap()],
             pacing: Pacing::default(),
             shelf: self.shelf.clone(),
+            probes: self.probes.clone(),
         });
         let (changes, receiver) = mpsc::channel(64);
         let node = json!({"metadata": {"name": "node-1", "uid": "node-uid"}});

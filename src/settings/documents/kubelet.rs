@@ -102,6 +102,8 @@ configuration! {
         node_status_update_frequency: Option<String>,
         node_status_report_frequency: Option<String>,
         node_lease_duration_seconds: Option<u32>,
+        /// 50 when absent, all when -1.
+        node_status_max_images: Option<i32>,
         #[serde(rename = "providerID")]
         provider_id: Option<String>,
         /// Kept back from pods for the rest of the system.
@@ -178,7 +180,6 @@ configuration! {
             Usual(&["{\"swapBehavior\": \"\"}", "{\"swapBehavior\": \"NoSwap\"}"]),
         "memoryThrottlingFactor" as throttling: Told("memory.high is not set"),
         "mergeDefaultEvictionSettings" as merge_eviction: Told("pods are not evicted under pressure"),
-        "nodeStatusMaxImages" as max_images: Told("the node's status names no images"),
         "oomScoreAdj" as oom_score: Told("the service manager sets it"),
         "podLogsDir" as logs_dir: Usual(&["\"/var/log/pods\"", "\"/var/log/pods/\""]),
         "preloadedImagesVerificationAllowlist" as preloaded: Usual(&[]),

@@ -4,7 +4,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use super::*;
-use crate::fake::{FakeApi, FakeClock};
+use crate::fake::{FakeApi, FakeClock, FakeImages};
 
 struct Scene {
     api: FakeApi,
@@ -72,13 +72,20 @@ async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
     let client = scene.api.client();
     let (events, _occurrences) = Recorder::new();
     let (node, shutdown) = (Arc::clone(&scene.node), scene.shutdown.clone());
+    let images = Arc::new(FakeImages::default());
+    images.present.lock().unwrap().insert("a:1".to_owned());
+    let node = (node, Arc::clone(&images) as Arc<dyn Images>);
     let keeping = keep_status(scene.config.clone(), client, node, events, shutdown);
     tokio::spawn(keeping);
     tokio::time::sleep(Duration::from_secs(299)).await;
     let early = scene.count(&["PATCH"], "/nodes/n/status");
     assert!((1..=2).contains(&early), "{early} reports in five minutes");
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert!(scene.count(&["PATCH"], "/nodes/n/status") > early);
+    let late = scene.count(&["PATCH"], "/nodes/n/status");
+    assert!(late > early);
+    images.present.lock().unwrap().insert("b:1".to_owned());
+    tokio::time::sleep(scene.config.heartbeat.status_check * 2).await;
+    assert!(scene.count(&["PATCH"], "/nodes/n/status") > late, "another image is news");
 }
 
 #[test]

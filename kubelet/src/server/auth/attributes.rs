@@ -19,7 +19,7 @@ pub(super) const PROXY: Attributes = Attributes { verb: "get", subresource: "pro
 ///
 /// Streams need `create` whatever the method: a WebSocket begins with GET, and who may read is not to
 /// run commands by it.
-pub(super) fn of(method: &Method, path: &str) -> Vec<Attributes> {
+pub(in crate::server) fn of(method: &Method, path: &str) -> Vec<Attributes> {
     let mut segments = path.split('/').filter(|segment| !segment.is_empty());
     let first = segments.next().unwrap_or_default();
     let streams = matches!(first, "exec" | "attach" | "portForward" | "run" | "cri");
@@ -35,6 +35,8 @@ pub(super) fn of(method: &Method, path: &str) -> Vec<Attributes> {
         "stats" => return vec![Attributes { verb, subresource: "stats" }],
         "metrics" => return vec![Attributes { verb, subresource: "metrics" }],
         "logs" => return vec![Attributes { verb, subresource: "log" }],
+        "statusz" => return vec![Attributes { verb, subresource: "statusz" }],
+        "flagz" => return vec![Attributes { verb, subresource: "configz" }],
         "checkpoint" => return vec![Attributes { verb, subresource: "checkpoint" }],
         "pods" | "runningpods" => Some("pods"),
         "healthz" => Some("healthz"),
@@ -64,6 +66,8 @@ mod tests {
             (Method::GET, "/runningpods/", &["get pods", "get proxy"]),
             (Method::GET, "/healthz/ping", &["get healthz", "get proxy"]),
             (Method::GET, "/configz", &["get configz", "get proxy"]),
+            (Method::GET, "/statusz", &["get statusz"]),
+            (Method::GET, "/flagz", &["get configz"]),
             (Method::GET, "/containerLogs/a/b/c", &["get proxy"]),
             (Method::GET, "/exec/a/b/c", &["create proxy"]),
             (Method::POST, "/exec/a/b/c", &["create proxy"]),

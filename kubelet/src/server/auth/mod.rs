@@ -12,7 +12,7 @@
 //! Differs: `system:masters` is not asked about. Every API server lets that group do everything, and
 //! an administrator can so reach a node whose API server is down.
 
-mod attributes;
+pub(super) mod attributes;
 mod review;
 
 #[cfg(test)]

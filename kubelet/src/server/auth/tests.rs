@@ -64,7 +64,7 @@ async fn ask(service: &Router, method: &Method, path: &str, token: &str) -> u16 
     TowerToHyperService::new(service.clone()).call(request).await.unwrap().status().as_u16()
 }
 
-const PATHS: [&str; 18] = [
+const PATHS: [&str; 23] = [
     "/healthz",
     "/healthz/ping",
     "/pods",
@@ -74,8 +74,13 @@ const PATHS: [&str; 18] = [
     "/metrics/cadvisor",
     "/metrics/resource",
     "/metrics/probes",
+    "/metrics/slis",
     "/stats/summary",
+    "/statusz",
+    "/flagz",
+    "/checkpoint/a/b/c",
     "/logs/",
+    "/logs/pods/x",
     "/containerLogs/a/b/c",
     "/exec/a/b/c",
     "/attach/a/b/c",
@@ -105,10 +110,21 @@ async fn each_right_opens_its_paths_and_no_other() {
     for (rights, expected) in [
         ("get:healthz", &["/healthz", "/healthz/ping"][..]),
         ("get:pods", &["/pods", "/runningpods/"]),
-        ("get:configz", &["/configz"]),
-        ("get:metrics", &["/metrics", "/metrics/cadvisor", "/metrics/resource", "/metrics/probes"]),
+        ("get:configz", &["/configz", "/flagz"]),
+        ("get:statusz", &["/statusz"]),
+        ("get:checkpoint", &["/checkpoint/a/b/c"]),
+        (
+            "get:metrics",
+            &[
+                "/metrics",
+                "/metrics/cadvisor",
+                "/metrics/resource",
+                "/metrics/probes",
+                "/metrics/slis",
+            ],
+        ),
         ("get:stats", &["/stats/summary"]),
-        ("get:log", &["/logs/"]),
+        ("get:log", &["/logs/", "/logs/pods/x"]),
         ("create:proxy", &streams),
         (
             "get:proxy",
@@ -127,6 +143,69 @@ async fn each_right_opens_its_paths_and_no_other() {
         ("nothing", &[]),
     ] {
         assert_eq!(reach(rights).await, expected, "{rights}");
+    }
+}
+
+/// The subresources that each path asks for, any of which is enough.
+const SUBRESOURCES: [(&str, &[&str]); 23] = [
+    ("/healthz", &["healthz", "proxy"]),
+    ("/healthz/ping", &["healthz", "proxy"]),
+    ("/pods", &["pods", "proxy"]),
+    ("/runningpods/", &["pods", "proxy"]),
+    ("/configz", &["configz", "proxy"]),
+    ("/metrics", &["metrics"]),
+    ("/metrics/cadvisor", &["metrics"]),
+    ("/metrics/resource", &["metrics"]),
+    ("/metrics/probes", &["metrics"]),
+    ("/metrics/slis", &["metrics"]),
+    ("/stats/summary", &["stats"]),
+    ("/statusz", &["statusz"]),
+    ("/flagz", &["configz"]),
+    ("/checkpoint/a/b/c", &["checkpoint"]),
+    ("/logs/", &["log"]),
+    ("/logs/pods/x", &["log"]),
+    ("/containerLogs/a/b/c", &["proxy"]),
+    ("/exec/a/b/c", &["proxy"]),
+    ("/attach/a/b/c", &["proxy"]),
+    ("/portForward/a/b", &["proxy"]),
+    ("/run/a/b/c", &["proxy"]),
+    ("/debug/pprof/", &["proxy"]),
+    ("/nothing", &["proxy"]),
+];
+
+/// Every path by every method as everybody who has one right.
+#[tokio::test]
+async fn one_right_opens_what_it_is_for_by_its_method_and_nothing_else() {
+    let service = service(&Arc::default());
+    let methods = [
+        (Method::GET, "get"),
+        (Method::HEAD, "get"),
+        (Method::OPTIONS, "get"),
+        (Method::POST, "create"),
+        (Method::PUT, "update"),
+        (Method::PATCH, "patch"),
+        (Method::DELETE, "delete"),
+    ];
+    let verbs = ["get", "create", "update", "patch", "delete"];
+    let subresources: std::collections::BTreeSet<_> =
+        SUBRESOURCES.iter().flat_map(|(_, all)| all.iter().copied()).collect();
+    assert_eq!(SUBRESOURCES.map(|(path, _)| path), PATHS);
+    for (path, needed) in SUBRESOURCES {
+        let streams = ["/exec/", "/attach/", "/portForward/", "/run/"];
+        let streams = streams.iter().any(|start| path.starts_with(start));
+        for (method, verb) in &methods {
+            let needed_verb = if streams { "create" } else { verb };
+            for has_verb in verbs {
+                for has in &subresources {
+                    let status =
+                        ask(&service, method, path, &format!("Bearer token-{has_verb}:{has}"))
+                            .await;
+                    let opens = has_verb == needed_verb && needed.contains(has);
+                    let expected = if opens { 200 } else { 403 };
+                    assert_eq!(status, expected, "{method} {path} as {has_verb} {has}");
+                }
+            }
+        }
     }
 }
 

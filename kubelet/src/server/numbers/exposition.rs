@@ -4,19 +4,21 @@ use std::fmt::Write as _;
 
 /// What a family's numbers mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::server) enum Kind {
     /// Only grows.
     Counter,
     /// Goes up and down.
     Gauge,
+    /// How many were at most how large.
+    Histogram,
 }
 
 /// A text being written, family by family.
 #[derive(Debug, Default)]
-pub(super) struct Exposition(String);
+pub(in crate::server) struct Exposition(String);
 
 /// A family being written. A family without samples leaves no trace.
-pub(super) struct Family<'a> {
+pub(in crate::server) struct Family<'a> {
     text: &'a mut String,
     name: &'static str,
     help: &'static str,
@@ -26,7 +28,7 @@ pub(super) struct Family<'a> {
 
 impl Exposition {
     /// Begins a family.
-    pub(super) fn family(
+    pub(in crate::server) fn family(
         &mut self,
         name: &'static str,
         kind: Kind,
@@ -35,35 +37,70 @@ impl Exposition {
         Family { text: &mut self.0, name, help, kind, begun: false }
     }
 
+    /// When the process started, in seconds since the epoch.
+    pub(in crate::server) fn started(&mut self, seconds: f64) {
+        let help = "Start time of the process since unix epoch in seconds.";
+        self.family("process_start_time_seconds", Kind::Gauge, help).sample(&[], seconds);
+    }
+
     /// The text.
-    pub(super) fn finish(self) -> String {
+    pub(in crate::server) fn finish(self) -> String {
         self.0
     }
 }
 
 impl Family<'_> {
     /// Writes a sample of now.
-    pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
+    pub(in crate::server) fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
         self.at(labels, value, None);
     }
 
     /// Writes a sample of a time in milliseconds since the epoch.
-    pub(super) fn at(&mut self, labels: &[(&str, &str)], value: f64, at_ms: Option<i64>) {
+    pub(in crate::server) fn at(
+        &mut self,
+        labels: &[(&str, &str)],
+        value: f64,
+        at_ms: Option<i64>,
+    ) {
+        self.write(("", labels, None), value, at_ms);
+    }
+
+    /// Writes a sample of a histogram: one of its parts, a bucket's with its bound.
+    pub(in crate::server) fn part(
+        &mut self,
+        suffix: &str,
+        labels: &[(&str, &str)],
+        bound: Option<&str>,
+        value: f64,
+    ) {
+        self.write((suffix, labels, bound), value, None);
+    }
+
+    fn write(
+        &mut self,
+        (suffix, labels, bound): (&str, &[(&str, &str)], Option<&str>),
+        value: f64,
+        at_ms: Option<i64>,
+    ) {
         let Self { text, name, help, kind, .. } = self;
         if !std::mem::replace(&mut self.begun, true) {
             let kind = match kind {
                 Kind::Counter => "counter",
                 Kind::Gauge => "gauge",
+                Kind::Histogram => "histogram",
             };
             // Writing to a string cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         }
-        text.push_str(name);
-        for (at, (label, value)) in labels.iter().enumerate() {
-            text.push(if at == 0 { '{' } else { ',' });
+        let _ = write!(text, "{name}{suffix}");
+        let labels = labels.iter().copied().chain(bound.map(|bound| ("le", bound)));
+        let mut opened = false;
+        for (label, value) in labels {
+            text.push(if opened { ',' } else { '{' });
             let _ = write!(text, "{label}=\"{}\"", escaped(value));
+            opened = true;
         }
-        if !labels.is_empty() {
+        if opened {
             text.push('}');
         }
         let _ = write!(text, " {value}");
@@ -83,13 +120,13 @@ fn escaped(value: &str) -> std::borrow::Cow<'_, str> {
 
 /// Microseconds in seconds.
 #[allow(clippy::cast_precision_loss, reason = "a counter beyond 2^53 µs is 285 years")]
-pub(super) fn seconds(microseconds: u64) -> f64 {
+pub(in crate::server) fn seconds(microseconds: u64) -> f64 {
     microseconds as f64 / 1e6
 }
 
 /// A number as samples have it.
 #[allow(clippy::cast_precision_loss, reason = "the format has no other numbers")]
-pub(super) fn number(value: u64) -> f64 {
+pub(in crate::server) fn number(value: u64) -> f64 {
     value as f64
 }
 

@@ -1,13 +1,14 @@
-//! What the node and its pods use: `/metrics`, `/metrics/resource`, `/metrics/cadvisor` and
-//! `/stats/summary`.
+//! What the node and its pods use: `/metrics`, `/metrics/resource`, `/metrics/cadvisor`,
+//! `/metrics/probes`, `/metrics/slis` and `/stats/summary`.
 //!
 //! Each request reads the kernel's files anew, on a thread that may block, one request at a time:
 //! nothing is sampled when nobody asks, and many who ask cost no more than one after the other.
 
 mod cadvisor;
-mod exposition;
+pub(super) mod exposition;
 mod host;
 mod own;
+mod probes;
 mod resource;
 mod summary;
 
@@ -53,6 +54,8 @@ pub(super) fn routes() -> Router<State> {
         .route("/metrics", get(own))
         .route("/metrics/resource", get(resource))
         .route("/metrics/cadvisor", get(cadvisor))
+        .route("/metrics/probes", get(probe_counts))
+        .route("/metrics/slis", get(health))
         .route("/stats/summary", get(summary))
         .route("/stats/summary/", get(summary))
 }
@@ -111,6 +114,25 @@ async fn own(Shared(state): Shared<State>) -> Response {
         Ok((host, own)) => exposition(own::render(&state.node.name, (&host, own), &sandboxes)),
         Err(error) => failed(error),
     }
+}
+
+async fn probe_counts(Shared(state): Shared<State>) -> Response {
+    match started_at().await {
+        Ok(at) => exposition(probes::render(&state.probes.rows(), at)),
+        Err(failure) => failure,
+    }
+}
+
+async fn health(Shared(state): Shared<State>) -> Response {
+    match started_at().await {
+        Ok(at) => exposition(state.health.render(at)),
+        Err(failure) => failure,
+    }
+}
+
+async fn started_at() -> Result<f64, Response> {
+    let measured = tokio::task::spawn_blocking(|| own::started_at(&host::read(), host::own()));
+    measured.await.map_err(failed)
 }
 
 async fn summary(Shared(state): Shared<State>, RawQuery(query): RawQuery) -> Response {

@@ -10,6 +10,11 @@ use crate::config::KUBELET_VERSION;
 /// Whether a container is in a state.
 type Is = fn(&ContainerState) -> bool;
 
+/// When the agent started, in seconds since the epoch.
+pub(super) fn started_at(host: &Host, own: Own) -> f64 {
+    number(u64::try_from(host.booted_at).unwrap_or(0)) + number(own.started_ticks) / 100.0
+}
+
 /// Renders the page.
 pub(super) fn render(node: &str, (host, own): (&Host, Own), pods: &[SandboxStatus]) -> String {
     let mut text = Exposition::default();
@@ -26,18 +31,13 @@ pub(super) fn render(node: &str, (host, own): (&Host, Own), pods: &[SandboxStatu
     );
     gauge("process_open_fds", "Number of open file descriptors.", number(own.descriptors));
     gauge("process_threads", "Number of threads of the process.", number(own.threads));
-    let booted = number(u64::try_from(host.booted_at).unwrap_or(0));
-    gauge(
-        "process_start_time_seconds",
-        "Start time of the process since unix epoch in seconds.",
-        booted + number(own.started_ticks) / 100.0,
-    );
     let ready = pods.iter().filter(|s| s.state == SandboxState::Ready).count();
     gauge(
         "kubelet_running_pods",
         "Number of pods that have a running pod sandbox",
         number(u64::try_from(ready).unwrap_or(0)),
     );
+    text.started(started_at(host, own));
     let cpu = seconds(own.cpu_us);
     text.family(
         "process_cpu_seconds_total",

@@ -12,9 +12,9 @@
 mod find;
 mod forward;
 mod multiplex;
-mod query;
+pub(super) mod query;
 mod remote;
-mod websocket;
+pub(super) mod websocket;
 
 #[cfg(test)]
 mod tests;

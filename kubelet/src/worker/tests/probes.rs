@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use super::scene::{Scene, container, plain, sidecar};
+use crate::probe::Kind;
 
 /// A probe by the command `name`, with these other numbers.
 fn probe(name: &str, more: Value) -> Value {
@@ -163,4 +164,25 @@ async fn commands_of_probes_know_the_variables_with_fixed_values() {
     let [scene, _] = both(&fields);
     let scene = scene.start().await;
     assert!(scene.times("exec x check 80 $(OTHER)") >= 1, "{:?}", scene.history());
+}
+
+/// What `/metrics/probes` tells: of each container's probe, across its restarts.
+#[tokio::test(start_paused = true)]
+async fn probes_are_counted_by_what_came_of_them() {
+    let fields = json!({
+        "readinessProbe": probe("ok", json!({})),
+        "livenessProbe": probe("live", json!({"initialDelaySeconds": 5})),
+    });
+    for scene in both(&fields) {
+        scene.command("live", 1, 0.0);
+        let scene = scene.start().await;
+        scene.pass(30.0).await;
+        let rows = scene.node.probes.rows();
+        let of = |kind| rows.iter().find(|row| row.kind == kind).unwrap();
+        let (ready, live) = (of(Kind::Readiness), of(Kind::Liveness));
+        assert_eq!((rows.len(), live.container.as_str()), (2, "x"));
+        assert_eq!(ready.tally.successful as usize, scene.times("exec x ok"));
+        assert_eq!(live.tally.failed as usize, scene.times("exec x live"));
+        assert!(live.tally.failed > 1 && scene.restarts("x") > 0, "counted on after a restart");
+    }
 }
