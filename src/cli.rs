@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Attach(AttachFlags),
     /// Forward ports of this host to a pod, also when the API server is down
     PortForward(PortForwardFlags),
+    /// List what happened on this node lately, also what the API server was not told
+    Events(EventsFlags),
     /// Print what the pods on this node use, also when the API server is down
     Stats(PodsFlags),
     /// List, import or remove images
@@ -236,6 +238,18 @@ pub(crate) struct PodsFlags {
     pub(crate) json: bool,
 }
 
+/// `berth events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsFlags {
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// Only what is about this pod: its name, or namespace/name
+    pub(crate) pod: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `berth logs`.
 #[derive(Debug, Args)]
 pub(crate) struct LogsFlags {
@@ -260,7 +274,7 @@ pub(crate) struct LogsFlags {
     pub(crate) timestamps: bool,
 }
 
-/// `berth exec`. There is no terminal: streams are pipes.
+/// `berth exec`.
 #[derive(Debug, Args)]
 pub(crate) struct ExecFlags {
     #[command(flatten)]
@@ -273,6 +287,9 @@ pub(crate) struct ExecFlags {
     /// Give the command this command's input
     #[arg(short = 'i', long)]
     pub(crate) stdin: bool,
+    /// Give the command a terminal
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
     /// The command and its arguments
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
@@ -291,12 +308,15 @@ pub(crate) struct AttachFlags {
     /// Give the process this command's input
     #[arg(short = 'i', long)]
     pub(crate) stdin: bool,
+    /// The process has a terminal
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
 }
 
 impl From<AttachFlags> for ExecFlags {
     fn from(flags: AttachFlags) -> Self {
-        let AttachFlags { host, pod, container, stdin } = flags;
-        Self { host, pod, container, stdin, command: Vec::new() }
+        let AttachFlags { host, pod, container, stdin, tty } = flags;
+        Self { host, pod, container, stdin, tty, command: Vec::new() }
     }
 }
 

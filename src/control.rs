@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use berth_kubelet::events::recent::Recorded;
 use berth_runtime::interface::{
     Credentials, Image, Images, PodUsage, ProgressSink, Runtime, SandboxId, SandboxStatus, Session,
-    Streams,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::host::{Host, make_private};
-use crate::session::{self, Place};
+use crate::session::{self, Place, Wanted};
 use crate::settings::Places;
 
 /// The longest request line.
@@ -54,8 +54,10 @@ pub(crate) enum Request {
     Stop { sandbox: SandboxId },
     /// Remove a sandbox.
     Discard { sandbox: SandboxId },
+    /// What the agent recorded lately.
+    Events,
     /// Run a command, or attach where there is none; frames follow ([`session`]).
-    Session { place: Place, command: Vec<String>, stdin: bool },
+    Session { place: Place, command: Vec<String>, streams: Wanted },
     /// A connection to a port of a pod, whose bytes follow.
     Forward { place: Place, port: u16 },
 }
@@ -75,6 +77,7 @@ pub(crate) enum Answer {
     Images(Vec<Image>),
     Pods(Vec<SandboxStatus>),
     Usage(Vec<PodUsage>),
+    Events(Vec<Recorded>),
     Started,
     Failed(String),
 }
@@ -210,8 +213,7 @@ enum Opened {
 
 async fn open_stream(host: &Host, request: Request) -> Result<Opened> {
     match request {
-        Request::Session { place, command, stdin } => {
-            let streams = Streams { stdin, stdout: true, stderr: true };
+        Request::Session { place, command, streams } => {
             let session = session::open(host, &place, (command, streams)).await?;
             Ok(Opened::Session(Box::new(session)))
         }
@@ -231,6 +233,7 @@ async fn answer(
     let store = &host.images;
     let images = match request? {
         Request::Pods => return Ok(Answer::Pods(host.engine.list().await?)),
+        Request::Events => return Ok(Answer::Events(host.events.list())),
         Request::Usage => return Ok(Answer::Usage(host.engine.usage().await?)),
         Request::Session { .. } | Request::Forward { .. } => bail!("this request begins a stream"),
         Request::Stop { sandbox } => {
@@ -297,6 +300,18 @@ pub(crate) async fn pods(places: &Places) -> Result<Vec<SandboxStatus>> {
 pub(crate) async fn usage(places: &Places) -> Result<Vec<PodUsage>> {
     match ask(places, &Request::Usage, &mut |_, _| ()).await? {
         Answer::Usage(pods) => Ok(pods),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks what the agent has recorded; nobody else knows.
+pub(crate) async fn events(places: &Places) -> Result<Vec<Recorded>> {
+    let path = places.run_dir.join("agent.sock");
+    let stream = UnixStream::connect(&path).await.with_context(|| {
+        format!("events are kept by the agent, and none answers at {}", path.display())
+    })?;
+    match exchange(stream, &Request::Events, &mut |_, _| ()).await? {
+        Answer::Events(events) => Ok(events),
         other => Err(unexpected(&other)),
     }
 }

@@ -6,39 +6,65 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::cli::{ExecFlags, PortForwardFlags};
 use crate::control::{self, Answer, Request};
-use crate::session::{Kind, Place, read_frame, write_frame};
+use crate::session::{Kind, Place, Wanted, read_frame, size_bytes, write_frame};
 use crate::settings::Places;
+use crate::terminal::{self, Raw};
 
 /// Runs a command in a container, or attaches to its first process where there is none; ends with the
 /// process's exit code.
 pub(crate) async fn run(flags: ExecFlags) -> Result<ExitCode> {
     let places = Places::resolve(&flags.host)?;
     let place = Place { pod: flags.pod, container: flags.container };
-    let request = Request::Session { place, command: flags.command, stdin: flags.stdin };
-    let (mut reader, mut writer) = begin(&places, &request).await?;
+    let size = terminal::size().filter(|_| flags.tty).map(|size| (size.columns, size.rows));
+    let streams = Wanted { stdin: flags.stdin, tty: flags.tty, size };
+    let request = Request::Session { place, command: flags.command, streams };
+    let (mut reader, writer) = begin(&places, &request).await?;
+    // From here on every key is the process's, until this function ends.
+    let _raw = if flags.tty && flags.stdin { Raw::enter()? } else { None };
+    let mut ended = signal(SignalKind::terminate())?;
+    let writer = Mutex::new(writer);
     let input = async {
-        if flags.stdin {
-            let mut buffer = vec![0; 32 << 10];
-            let mut stdin = tokio::io::stdin();
-            loop {
-                let count = stdin.read(&mut buffer).await?;
-                write_frame(&mut writer, Kind::Input, &buffer[..count]).await?;
-                if count == 0 {
-                    break;
-                }
-            }
-        }
+        let inputs = async { if flags.stdin { feed(&writer).await } else { Ok(()) } };
+        let sizes = async { if flags.tty { follow_size(&writer).await } else { Ok(()) } };
+        tokio::try_join!(inputs, sizes)?;
         std::future::pending::<std::io::Result<ExitCode>>().await
     };
     tokio::select! {
         code = print(&mut reader) => code,
+        _ = ended.recv() => Ok(ExitCode::from(128 + 15)),
         // A process that has ended takes no more input; its end comes by the other way.
         Err(_) = input => print(&mut reader).await,
     }
+}
+
+/// Sends standard input.
+async fn feed<W: AsyncWrite + Unpin>(writer: &Mutex<W>) -> std::io::Result<()> {
+    let mut buffer = vec![0; 32 << 10];
+    let mut stdin = tokio::io::stdin();
+    loop {
+        let count = stdin.read(&mut buffer).await?;
+        write_frame(&mut *writer.lock().await, Kind::Input, &buffer[..count]).await?;
+        if count == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends the terminal's size whenever it changes.
+async fn follow_size<W: AsyncWrite + Unpin>(writer: &Mutex<W>) -> std::io::Result<()> {
+    let mut changes = signal(SignalKind::window_change())?;
+    while changes.recv().await.is_some() {
+        if let Some(size) = terminal::size() {
+            write_frame(&mut *writer.lock().await, Kind::Size, &size_bytes(size)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Prints what the process prints, until it has ended.
@@ -60,7 +86,7 @@ async fn print<R: AsyncRead + Unpin>(reader: &mut R) -> Result<ExitCode> {
                 return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
             }
             Kind::Failed => bail!("{}", String::from_utf8_lossy(&bytes)),
-            Kind::Input => {}
+            Kind::Input | Kind::Size => {}
         }
     }
     bail!("the agent ended before the process")

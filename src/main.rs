@@ -9,6 +9,7 @@ mod control;
 mod cri;
 mod demo;
 mod embedded;
+mod events;
 mod exec;
 mod host;
 mod images;
@@ -24,6 +25,7 @@ mod session;
 mod settings;
 mod signals;
 mod stats;
+mod terminal;
 mod unit;
 mod up;
 
@@ -80,9 +82,14 @@ fn start(cli: Cli) -> Result<ExitCode> {
     if provider.install_default().is_err() {
         anyhow::bail!("a TLS provider is installed already");
     }
+    // What reads standard input waits for it, which nobody has to do once the command has ended.
+    let patience = match &cli.command {
+        Command::Exec(_) | Command::Attach(_) => std::time::Duration::ZERO,
+        _ => std::time::Duration::from_secs(5),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(run(cli.command));
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    runtime.shutdown_timeout(patience);
     outcome
 }
 
@@ -92,6 +99,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Attach(flags) => return exec::run(flags.into()).await,
         Command::PortForward(flags) => exec::forward(flags).await,
         Command::Stats(flags) => stats::run(flags).await,
+        Command::Events(flags) => events::run(flags).await,
         Command::Up(flags) => up::run(flags).await,
         Command::Agent(flags) => node::agent(flags).await,
         Command::Join(flags) => join::run(flags).await,

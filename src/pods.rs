@@ -67,7 +67,7 @@ fn state(state: &ContainerState) -> String {
 }
 
 /// A duration as kubectl writes ages, in its largest unit.
-fn age(elapsed: Duration) -> String {
+pub(crate) fn age(elapsed: Duration) -> String {
     let seconds = elapsed.as_secs();
     match seconds {
         0..120 => format!("{seconds}s"),

@@ -5,11 +5,12 @@
 //! ports have no frames: the connection is the port's from then on.
 
 use std::io;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use berth_runtime::interface::{
     ContainerId, ContainerState, Exec, Runtime, RuntimeError, SandboxId, SandboxState, Session,
-    SessionInput, SessionOutput, Streams,
+    SessionInput, SessionOutput, Streams, Terminal, TerminalSize,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -33,9 +34,36 @@ pub(crate) enum Kind {
     Exit,
     /// Why there is none; nothing follows.
     Failed,
+    /// The size of the client's terminal: columns and lines, two bytes each.
+    Size,
 }
 
-const KINDS: [Kind; 5] = [Kind::Input, Kind::Output, Kind::Error, Kind::Exit, Kind::Failed];
+const KINDS: [Kind; 6] =
+    [Kind::Input, Kind::Output, Kind::Error, Kind::Exit, Kind::Failed, Kind::Size];
+
+/// The streams that a client wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Wanted {
+    /// Whether it has input.
+    pub(crate) stdin: bool,
+    /// Whether the process is to have a terminal, or has one.
+    pub(crate) tty: bool,
+    /// The size of the client's own: columns and lines.
+    pub(crate) size: Option<(u16, u16)>,
+}
+
+/// A size as a frame has it.
+pub(crate) fn size_bytes(size: TerminalSize) -> [u8; 4] {
+    let ([a, b], [c, d]) = (size.columns.to_be_bytes(), size.rows.to_be_bytes());
+    [a, b, c, d]
+}
+
+fn size_of(bytes: &[u8]) -> Option<TerminalSize> {
+    let [a, b, c, d] = *bytes.first_chunk()?;
+    let size =
+        TerminalSize { columns: u16::from_be_bytes([a, b]), rows: u16::from_be_bytes([c, d]) };
+    (bytes.len() == 4 && size.columns > 0 && size.rows > 0).then_some(size)
+}
 
 /// Writes a frame.
 pub(crate) async fn write_frame<W: AsyncWrite + Unpin>(
@@ -121,18 +149,30 @@ impl Place {
     }
 }
 
-/// Starts a command without a terminal, or attaches where there is none.
+/// Starts a command, or attaches where there is none.
 pub(crate) async fn open(
     host: &Host,
     place: &Place,
-    (command, streams): (Vec<String>, Streams),
+    (command, wanted): (Vec<String>, Wanted),
 ) -> Result<Session> {
     let id = place.container(host).await?;
-    let opened = match command.is_empty() {
+    let Wanted { stdin, tty, size } = wanted;
+    let size = size.map(|(columns, rows)| TerminalSize { columns, rows });
+    // A terminal has one output.
+    let streams = Streams { stdin, stdout: true, stderr: !tty };
+    let attaches = command.is_empty();
+    let opened = match attaches {
         true => host.engine.attach(&id, streams).await,
-        false => host.engine.exec(&id, Exec { command, streams, tty: false, size: None }).await,
+        false => host.engine.exec(&id, Exec { command, streams, tty, size }).await,
     };
-    opened.context("opening the session")
+    let session = opened.context("opening the session")?;
+    if attaches && tty {
+        let terminal = session.terminal.as_ref().context("the container has no terminal")?;
+        if let Some(size) = size {
+            terminal.resize(size).context("setting the terminal's size")?;
+        }
+    }
+    Ok(session)
 }
 
 /// Carries a session on frames until the process has ended or the client has gone.
@@ -141,7 +181,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let Session { stdin, stdout, stderr, end, terminal: _terminal } = session;
+    let Session { stdin, stdout, stderr, end, terminal } = session;
     let writer = Mutex::new(writer);
     let (ended, mut end_seen) = oneshot::channel();
     let (outs, errs) = (copy(stdout, Kind::Output, &writer), copy(stderr, Kind::Error, &writer));
@@ -174,7 +214,7 @@ where
     };
     tokio::select! {
         done = work => done,
-        gone = feed(&mut reader, stdin) => gone,
+        gone = feed(&mut reader, stdin, terminal) => gone,
     }
 }
 
@@ -202,8 +242,14 @@ async fn copy<W: AsyncWrite + Unpin>(
 async fn feed<R: AsyncRead + Unpin>(
     reader: &mut R,
     mut stdin: Option<SessionInput>,
+    terminal: Option<Arc<dyn Terminal>>,
 ) -> io::Result<()> {
     while let Some((kind, bytes)) = read_frame(reader).await? {
+        if let (Kind::Size, Some(terminal), Some(size)) = (kind, &terminal, size_of(&bytes))
+            && let Err(error) = terminal.resize(size)
+        {
+            tracing::debug!(%error, "terminal not resized");
+        }
         if kind != Kind::Input {
             continue;
         }
@@ -240,6 +286,15 @@ mod tests {
         tokio::join!(write, read);
         for bad in [&[9, 0, 0, 0, 0][..], &[0, 255, 0, 0, 0], &[0, 0, 0, 0, 4, 1]] {
             assert!(read_frame(&mut &bad[..]).await.is_err());
+        }
+    }
+
+    #[test]
+    fn a_size_is_four_bytes_and_nothing_else() {
+        let size = TerminalSize { columns: 300, rows: 24 };
+        assert_eq!(size_of(&size_bytes(size)), Some(size));
+        for bad in [&[][..], &[0, 1, 0], &[0, 0, 0, 1], &[0, 1, 0, 1, 0]] {
+            assert_eq!(size_of(bad), None, "{bad:?}");
         }
     }
 

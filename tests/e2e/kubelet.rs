@@ -36,6 +36,7 @@ healthzPort: 10248
 httpCheckFrequency: 0s
 imageMaximumGCAge: 0s
 imageMinimumGCAge: 0s
+enableSystemLogQuery: true
 logging: {flushFrequency: 0, options: {json: {infoBufferSize: '0'}, text: {infoBufferSize: '0'}}, verbosity: 0}
 memorySwap: {}
 nodeStatusReportFrequency: 0s
@@ -162,6 +163,23 @@ fn under_the_kubelets_name_berth_is_what_kubeadm_starts_and_waits_for() {
          'berth.local/busybox:1', imagePullPolicy: Never, command: [sleep, '1000']}\n",
     );
     first.wait_ready("there");
+
+    // The host's logs, as cluster administrators ask for them.
+    let logs = "/api/v1/nodes/node-2/proxy/logs/";
+    let listed = first.kubectl(&["get", "--raw", logs]);
+    assert!(listed.starts_with("<!doctype html>"), "{listed}");
+    let nothing = first.kubectl(&["get", "--raw", &format!("{logs}?query=no-such-service")]);
+    assert_eq!(nothing, "\nlog not found for no-such-service\n");
+
+    // What the agent says of itself.
+    let flags = first.kubectl(&["get", "--raw", "/api/v1/nodes/node-2/proxy/flagz"]);
+    assert!(flags.contains("\nnode-name=node-2\n"), "{flags}");
+    let slis = first.kubectl(&["get", "--raw", "/api/v1/nodes/node-2/proxy/metrics/slis"]);
+    assert!(slis.contains("process_start_time_seconds"), "{slis}");
+
+    // What happened is told on the node by the agent itself.
+    let events = second.berth(&["events"]);
+    assert!(events.contains("NotEnforced") && events.contains("node/node-2"), "{events}");
 
     // `kubeadm reset` stops the kubelet first, and then has the CRI end what runs.
     second.stop_agent();

@@ -255,6 +255,7 @@ fn local_commands_need_no_api_server(node: &Node) {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
     let output = berth("exec", &["box", "--", "true"]).output().unwrap();
     assert!(told(&output).contains("main, other"), "{}", told(&output));
+    a_local_terminal_follows_its_size(node);
     let output = berth("stats", &[]).output().unwrap();
     assert!(text(&output).lines().any(|line| line.contains("box")), "{}", told(&output));
 
@@ -272,6 +273,30 @@ fn local_commands_need_no_api_server(node: &Node) {
         answer
     });
     assert!(answer.contains("web request"), "{answer}");
+}
+
+/// `script` gives berth a terminal, whose size changes once the command has begun.
+fn a_local_terminal_follows_its_size(node: &Node) {
+    let berth = format!(
+        "'{}' exec {} box -c other",
+        crate::node::berth().display(),
+        node.dir_flags().iter().map(|flag| format!("'{flag}'")).collect::<Vec<_>>().join(" ")
+    );
+    let inside = "stty size; tty; read line; echo got $line; touch /tmp/begun; \
+                  until [ \"$(stty size)\" = \"40 90\" ]; do sleep 0.1; done; echo resized; exit 5";
+    let line = format!(
+        "stty rows 33 cols 77; (until {berth} -- test -e /tmp/begun; do sleep 0.1; done; \
+         stty rows 40 cols 90 < /dev/tty) & {berth} -it -- sh -c '{inside}'; code=$?; stty -a; exit $code"
+    );
+    let mut command = node.namespace().command("script");
+    command.args(["-q", "-e", "-c", &line, "/dev/null"]);
+    let output = fed(&mut command, b"typed\r");
+    let shown = text(&output);
+    assert_eq!(output.status.code(), Some(5), "{}", told(&output));
+    for part in ["33 77", "/dev/pts/", "got typed", "resized"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(shown.contains(" icanon") && !shown.contains("-icanon"), "not as before: {shown}");
 }
 
 fn attach_feeds_the_first_process(node: &Node) {
