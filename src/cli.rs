@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A Kubernetes node in one binary.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Cri(HostFlags),
     /// Say what this host lacks, what will then not be enforced, and how to mend it
     Check(HostFlags),
+    /// Hold this node against the CIS Kubernetes benchmark, and say how to mend what fails
+    Audit(AuditFlags),
     /// Stop every pod and remove everything that berth made on this host
     Reset(ResetFlags),
     /// List the pods on this node, also when the API server is down
@@ -216,6 +218,32 @@ pub(crate) struct UpFlags {
     /// Import this OCI layout tar before anything starts
     #[arg(long, value_name = "FILE")]
     pub(crate) import: Vec<PathBuf>,
+}
+
+/// `berth audit`.
+#[derive(Debug, Args)]
+pub(crate) struct AuditFlags {
+    /// The flags that the agent is given
+    #[command(flatten)]
+    pub(crate) host: HostFlags,
+    /// The agent's kubeconfig [default: those in the state directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The service's unit [default: berth.service and kubelet.service with their drop-ins]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) unit: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Table)]
+    pub(crate) output: OutputForm,
+}
+
+/// How something is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputForm {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
 }
 
 /// `berth reset`.

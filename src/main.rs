@@ -3,6 +3,7 @@
 //! `cli` is what the user typed, `settings` what it resolves to; `up` and `node` wire the crates
 //! together; the rest are the commands that look at a node from outside.
 
+mod audit;
 mod check;
 mod cli;
 mod control;
@@ -97,6 +98,7 @@ async fn run(command: Command) -> Result<ExitCode> {
     let done = match command {
         Command::Exec(flags) => return exec::run(flags).await,
         Command::Attach(flags) => return exec::run(flags.into()).await,
+        Command::Audit(flags) => return audit::run(&flags),
         Command::PortForward(flags) => exec::forward(flags).await,
         Command::Stats(flags) => stats::run(flags).await,
         Command::Events(flags) => events::run(flags).await,

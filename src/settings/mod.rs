@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::cli::{HostFlags, NodeFlags};
 use documents::{Documents, Taint};
@@ -109,6 +110,12 @@ impl Settings {
             anyhow::anyhow!("{}: {}", source.display(), faults.join("; "))
         })
     }
+}
+
+/// The directories, and the fields of KubeletConfiguration as they are written, whatever they mean.
+pub(crate) fn written(flags: &HostFlags) -> Result<(Places, serde_json::Map<String, Value>)> {
+    let documents = read(flags)?;
+    Ok((Places::from_documents(flags, &documents), documents.written))
 }
 
 /// The documents in the files, and the flags that are fields of them, in the order of their weight.
@@ -353,7 +360,7 @@ fn bytes(text: &str) -> Option<u64> {
 }
 
 /// A duration as Go writes it: `4h0m0s`, `1.5h`, `300ms`; none is negative.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -1,6 +1,8 @@
 //! The command line: what it prints, how it exits, and what it says of bad input.
 
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -89,7 +91,12 @@ fn pods_and_logs_work_while_the_api_server_is_down() {
     let mut node = Node::start();
     node.apply(include_str!("../demo/demo.yaml"));
     node.wait_ready("demo-1");
+    let events = node.berth(&["events", "demo-1"]);
+    assert!(events.contains("Started") && events.contains("pod/default/demo-1"), "{events}");
+    audit(&node);
     node.stop_agent();
+    let untold = refused(&node, &["events"]);
+    assert!(untold.contains("kept by the agent"), "{untold}");
     let pods = node.berth(&["pods"]);
     let row = pods.lines().find(|line| line.contains("demo-1")).unwrap_or_else(|| panic!("{pods}"));
     assert!(row.contains("Running"), "{row}");
@@ -102,11 +109,35 @@ fn pods_and_logs_work_while_the_api_server_is_down() {
     node.finish();
 }
 
+/// What berth runs by itself passes every item; a file that others read fails its own.
+fn audit(node: &Node) {
+    let unit = node.path("no-unit");
+    let unit = unit.to_str().unwrap();
+    let table = node.berth(&["audit", "--unit", unit]);
+    assert!(table.ends_with("\n25 pass, 0 fail, 0 warn\n"), "{table}");
+    let file = node.kubeconfig();
+    let open = |mode| std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+    open(0o644);
+    let mut again = node.namespace().command(berth());
+    again.args(["audit", "--unit", unit, "-o", "json"]).args(node.dir_flags());
+    let output = again.output().unwrap();
+    open(0o600);
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let items = report["items"].as_array().unwrap().iter();
+    let failed: Vec<_> = items.filter(|item| item["state"] == "FAIL").collect();
+    let numbers: Vec<_> = failed.iter().map(|item| item["item"].as_str().unwrap()).collect();
+    assert_eq!(numbers, ["4.1.3", "4.1.5"], "{report}");
+    assert!(failed[0]["found"].as_str().unwrap().contains("is 644"), "{report}");
+}
+
 #[test]
 fn help_names_every_command() {
     let output = Command::new(berth()).arg("--help").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    for command in ["up", "agent", "check", "reset", "pods", "logs", "images", "pull"] {
+    for command in
+        ["up", "agent", "check", "reset", "pods", "logs", "images", "pull", "audit", "events"]
+    {
         assert!(
             text.lines().any(|line| line.trim_start().starts_with(command)),
             "{command}: {text}"

@@ -7,7 +7,7 @@ use crate::node::Node;
 const README: &str = include_str!("../../README.md");
 
 /// The commands of the README's code blocks, and what runs each.
-const RUN_BY: [(&str, &str); 20] = [
+const RUN_BY: [(&str, &str); 22] = [
     ("make build", "Makefile: the same cargo command as build-tools"),
     (
         "target/release/berth up -f tests/demo/demo.yaml",
@@ -36,6 +36,8 @@ const RUN_BY: [(&str, &str); 20] = [
     ("berth pods", "cli::pods_and_logs_work_while_the_api_server_is_down"),
     ("berth logs demo-1", "cli::pods_and_logs_work_while_the_api_server_is_down"),
     ("berth stats", "cli::pods_and_logs_work_while_the_api_server_is_down"),
+    ("berth events demo-1", "cli::pods_and_logs_work_while_the_api_server_is_down"),
+    ("berth audit", "cli::pods_and_logs_work_while_the_api_server_is_down"),
     ("berth images", "cli::pods_and_logs_work_while_the_api_server_is_down"),
     (
         "berth pull 127.0.0.1:5000/tools/busybox:2",
