@@ -25,6 +25,8 @@ pub mod events;
 pub mod expansion;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(test)]
+mod fuzz;
 pub mod gate;
 mod grpc_call;
 mod hooks;

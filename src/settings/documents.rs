@@ -6,6 +6,8 @@
 //! error names the file, the line and the field. What the fields mean together is
 //! [`super::Settings`]'s job.
 
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod gates;
 mod kubelet;
 

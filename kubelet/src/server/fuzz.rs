@@ -16,40 +16,7 @@ use super::auth::attributes;
 use super::spdy;
 use super::spdy::headers::{Headers, Writer};
 use super::streams::{query, websocket};
-
-/// A few splices in one of the inputs.
-fn mutated(corpus: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-    let word = prop::sample::select(vec![
-        &b""[..],
-        b"\0",
-        b"..",
-        b"/",
-        b"//",
-        b"%2e",
-        b"%2F",
-        b"%00",
-        b"%",
-        b"&",
-        b"=",
-        b"-1",
-        b"18446744073709551616",
-        b"\xff\xff\xff\xff",
-        b"\x80\x03",
-        b"\x7f\xff\xff\xff",
-    ]);
-    let piece =
-        prop_oneof![word.prop_map(<[u8]>::to_vec), prop::collection::vec(any::<u8>(), 0..6)];
-    let edit = (any::<prop::sample::Index>(), 0_usize..12, piece);
-    (prop::sample::select(corpus), prop::collection::vec(edit, 0..6)).prop_map(|(base, edits)| {
-        let mut bytes = base;
-        for (place, removed, added) in edits {
-            let at = place.index(bytes.len() + 1);
-            let end = (at + removed).min(bytes.len());
-            bytes.splice(at..end, added);
-        }
-        bytes
-    })
-}
+use crate::fuzz::mutated;
 
 /// Runs on a clock of its own, so that what waits for minutes has waited.
 fn on_a_paused_clock<T>(work: impl Future<Output = T>) -> T {

@@ -17,6 +17,8 @@ pub mod tls;
 mod zpages;
 
 #[cfg(test)]
+mod flood;
+#[cfg(test)]
 mod fuzz;
 #[cfg(test)]
 mod tests;

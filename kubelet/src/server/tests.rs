@@ -22,15 +22,15 @@ use crate::config::Config;
 use crate::fake::{FakeClock, FakeMaterials, FakeRuntime};
 use crate::worker::materials::{ContainerRequest, Materials as _};
 
-struct Authority {
+pub(super) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, PEM.
-type Pair = (String, String);
+pub(super) type Pair = (String, String);
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut parameters = CertificateParams::new(Vec::new()).unwrap();
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         parameters.distinguished_name.push(DnType::CommonName, "ca");
@@ -38,7 +38,7 @@ impl Authority {
         Self { issuer: CertifiedIssuer::self_signed(parameters, key).unwrap() }
     }
 
-    fn issue(&self, user: &str, group: &str) -> Pair {
+    pub(super) fn issue(&self, user: &str, group: &str) -> Pair {
         let mut parameters = CertificateParams::new(Vec::new()).unwrap();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
         parameters.distinguished_name.push(DnType::CommonName, user);
@@ -50,7 +50,7 @@ impl Authority {
     }
 }
 
-fn config(root: &Path, authority: &Authority) -> Config {
+pub(super) fn config(root: &Path, authority: &Authority) -> Config {
     let ca = root.join("ca.crt");
     std::fs::write(&ca, authority.issuer.pem()).unwrap();
     let mut config = Config::new("node", vec!["192.0.2.1".parse().unwrap()]);
@@ -59,7 +59,7 @@ fn config(root: &Path, authority: &Authority) -> Config {
     config
 }
 
-fn connector(root: &Path, identity: Option<&Pair>) -> TlsConnector {
+pub(super) fn connector(root: &Path, identity: Option<&Pair>) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     let server = CertificateDer::from_pem_file(root.join("pki/kubelet.crt")).unwrap();
     roots.add(server).unwrap();
@@ -81,7 +81,7 @@ fn connector(root: &Path, identity: Option<&Pair>) -> TlsConnector {
 }
 
 /// Asks for `path`; `None` when the connection is refused in the handshake.
-async fn ask(
+pub(super) async fn ask(
     (connector, acceptor): (&TlsConnector, &TlsAcceptor),
     router: &Router,
     (method, path): (&str, &str),
