@@ -212,7 +212,7 @@ fn read_one(documents: &mut Documents, line: usize, text: &str) -> Result<(), Do
         ("kubelet.config.k8s.io/v1beta1", "KubeletConfiguration") => {
             first(line, "KubeletConfiguration", &documents.kubelet.kind)?;
             documents.kubelet = typed(line, text)?;
-            documents.written = typed(line, text)?;
+            documents.written = written(line, text)?;
         }
         ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration") => {
             first(line, "KubeProxyConfiguration", &documents.proxy.kind)?;
@@ -228,6 +228,30 @@ fn read_one(documents: &mut Documents, line: usize, text: &str) -> Result<(), Do
         }
     }
     Ok(())
+}
+
+/// The fields of a KubeletConfiguration, such that they can be put over another's: one that is null is
+/// not set, and what only YAML takes for a field's type (a number for text) is refused as upstream does.
+fn written(line: usize, text: &str) -> Result<Map<String, Value>, DocumentError> {
+    let mut fields = Value::Object(typed(line, text)?);
+    drop_nulls(&mut fields);
+    let wrong = |message: String| DocumentError::Syntax { line, message };
+    KubeletConfiguration::deserialize(&fields).map_err(|error| wrong(error.to_string()))?;
+    match fields {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(wrong("not a map".to_owned())),
+    }
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
 }
 
 fn first(line: usize, kind: &'static str, present: &str) -> Result<(), DocumentError> {
@@ -287,6 +311,18 @@ bridge: pods0
         assert_eq!(documents.kubelet.max_pods, Some(20));
         assert_eq!(documents.proxy.node_port_addresses, ["10.0.0.0/8"]);
         assert_eq!(documents.node.bridge.as_deref(), Some("pods0"));
+    }
+
+    #[test]
+    fn a_field_that_is_null_is_not_set() {
+        let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let set = "systemReserved: {cpu: 100m}\nmaxPods: 20\nauthentication: {x509: {}}\n";
+        let mut documents = parse(&format!("{head}{set}")).unwrap();
+        let null = "systemReserved:\nmaxPods: ~\nauthentication: {x509: {clientCAFile: }}\n";
+        documents.put_over(&format!("{head}{null}")).unwrap();
+        assert_eq!(documents, parse(&format!("{head}{set}")).unwrap());
+        let error = parse(&format!("{head}systemReserved: {{cpu: 1}}\n")).unwrap_err();
+        assert!(error[0].to_string().starts_with("line 1: "), "{error:?}");
     }
 
     #[test]
