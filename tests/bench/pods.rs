@@ -42,6 +42,9 @@ const DEMO: &str = "berth.local/demo:1";
 
 const BUSYBOX: &str = "berth.local/busybox:1";
 
+/// What a start leaves to be done, such as events that are sent a few a second, is over by then.
+const REST: Duration = Duration::from_secs(30);
+
 /// Nothing that is measured takes so long.
 const LONG: Duration = Duration::from_secs(30);
 
@@ -119,6 +122,7 @@ impl Bench {
     }
 
     async fn weigh(&self, count: usize) {
+        tokio::time::sleep(REST).await;
         tell(&format!("agent_cpu_{count}_idle_pods"), self.cpu(&[self.agent]).await, "core", 1);
         tell(&format!("agent_pss_{count}_pods"), measure::pss_kib(self.agent), "KiB", 1);
         let shims = measure::shims();
