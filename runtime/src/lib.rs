@@ -1,7 +1,7 @@
 //! Sandboxes, containers and images on one host.
 //!
-//! [`interface`] is the seam to the pod worker; [`images`] and [`engine`] implement it. [`cgroup`]
-//! and [`logs`] are used by the kubelet and the command line as well. The crate knows nothing of
+//! [`interface`] is the seam to the pod worker; [`images`] and [`engine`] implement it. [`cgroup`],
+//! [`logs`] and [`mount_table`] are used by the kubelet and the command line as well. The crate knows nothing of
 //! Kubernetes types, of the pod network's making or of Services.
 
 pub mod cgroup;
@@ -12,5 +12,8 @@ pub mod executable;
 pub mod images;
 pub mod interface;
 pub mod logs;
+pub mod mount_table;
 #[allow(unsafe_code)]
 mod sys;
+
+pub use berth_oci::apparmor_is_enabled;

@@ -2,8 +2,6 @@
 //! whether the node has AppArmor for a pod that asks for one. Whether a profile is loaded is the
 //! runtime's to know, when it makes the container.
 
-use std::path::Path;
-
 use berth_runtime::interface::AppArmor;
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SecurityContext};
 
@@ -22,9 +20,9 @@ pub enum AppArmorSupport {
 impl AppArmorSupport {
     /// Asks the kernel.
     pub fn of_host() -> Self {
-        match std::fs::read(Path::new("/sys/module/apparmor/parameters/enabled")) {
-            Ok(text) if text.starts_with(b"Y") => Self::Enabled,
-            _ => Self::Absent,
+        match berth_runtime::apparmor_is_enabled() {
+            true => Self::Enabled,
+            false => Self::Absent,
         }
     }
 }

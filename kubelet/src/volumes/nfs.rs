@@ -9,12 +9,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use berth_runtime::mount_table;
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -152,7 +152,9 @@ impl Helper {
         place: &Path,
         export: &Export,
     ) -> Result<(), VolumeError> {
-        if !mounted_below(place).map_err(VolumeError::host("look for mounts on", place))?.is_empty()
+        if !mount_table::places_below(place)
+            .map_err(VolumeError::host("look for mounts on", place))?
+            .is_empty()
         {
             return Ok(());
         }
@@ -216,7 +218,8 @@ fn end_of(mut child: Child, patience: Duration) -> io::Result<Option<ExitStatus>
 
 /// Takes away what is mounted at and below a directory.
 pub(super) fn unmount_below(directory: &Path) -> Result<(), (PathBuf, io::Error)> {
-    let mounted = mounted_below(directory).map_err(|error| (directory.to_owned(), error))?;
+    let mounted =
+        mount_table::places_below(directory).map_err(|error| (directory.to_owned(), error))?;
     for place in mounted.into_iter().rev() {
         let away = |flags| {
             let place = place.clone();
@@ -252,37 +255,6 @@ fn within(
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// What the kernel has mounted at and below a directory, in mount order. Asks no file system.
-fn mounted_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    let lines = table.split(|byte| *byte == b'\n');
-    let places = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    let places = places.map(|place| PathBuf::from(OsString::from_vec(unescaped(place))));
-    Ok(places.filter(|place| place.starts_with(directory)).collect())
-}
-
-/// The kernel writes white space and backslashes as three octal digits.
-fn unescaped(mut text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::new();
-    while let [first, rest @ ..] = text {
-        let code = match text {
-            [b'\\', digits @ ..] => digits.get(..3).and_then(|d| std::str::from_utf8(d).ok()),
-            _ => None,
-        };
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                plain.push(byte);
-                text = &rest[3..];
-            }
-            None => {
-                plain.push(*first);
-                text = rest;
-            }
-        }
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -310,11 +282,6 @@ mod tests {
         for bad in [("", "/"), ("-x", "/"), ("a b", "/"), ("a", "relative"), ("a", "/x\n")] {
             assert!(Export::parse(bad, &[], false).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn mount_points_are_read_as_they_are_named() {
-        assert_eq!(unescaped(br"/a\040b\134/c\04"), b"/a b\\/c\\04");
     }
 
     #[test]

@@ -21,9 +21,11 @@ mod spec;
 mod sys;
 mod unpack;
 
+pub use container::labels::apparmor_is_enabled;
 pub use frame::{read_frame, write_frame};
 pub use seccomp::default_seccomp;
 pub use shim::sandbox::unpin;
+pub use sys::map_mount_ids;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

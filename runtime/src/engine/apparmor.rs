@@ -39,7 +39,7 @@ profile berth-default flags=(attach_disconnected,mediate_deleted) {
 /// Where the kernel tells of AppArmor, and what loads profiles.
 #[derive(Debug)]
 pub(super) struct Host {
-    enabled: PathBuf,
+    is_enabled: bool,
     profiles: PathBuf,
     parsers: Vec<PathBuf>,
     options: Vec<String>,
@@ -48,7 +48,7 @@ pub(super) struct Host {
 impl Default for Host {
     fn default() -> Self {
         Self {
-            enabled: "/sys/module/apparmor/parameters/enabled".into(),
+            is_enabled: berth_oci::apparmor_is_enabled(),
             profiles: "/sys/kernel/security/apparmor/profiles".into(),
             parsers: ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"].map(Into::into).into(),
             options: ["--replace", "--quiet", "--skip-cache"].map(Into::into).into(),
@@ -71,8 +71,7 @@ impl Host {
             AppArmor::RuntimeDefault => DEFAULT,
             AppArmor::Localhost(name) => name,
         };
-        let is_enabled = std::fs::read(&self.enabled).is_ok_and(|text| text.starts_with(b"Y"));
-        if !is_enabled {
+        if !self.is_enabled {
             return Err("apparmor is not enabled on the host".to_owned());
         }
         if !self.has(name)? {
@@ -125,14 +124,13 @@ mod tests {
 
     use super::*;
 
-    fn host(dir: &Path, enabled: &str) -> Host {
+    fn host(dir: &Path, is_enabled: bool) -> Host {
         let host = Host {
-            enabled: dir.join("enabled"),
+            is_enabled,
             profiles: dir.join("profiles"),
             parsers: vec![dir.join("parser")],
             options: Vec::new(),
         };
-        std::fs::write(&host.enabled, enabled).unwrap();
         std::fs::write(&host.profiles, "/usr/bin/man (enforce)\nours (v2) (complain)\n").unwrap();
         host
     }
@@ -144,7 +142,7 @@ mod tests {
     #[test]
     fn a_profile_of_the_host_must_be_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        let host = host(dir.path(), "Y\n");
+        let host = host(dir.path(), true);
         let local = |name: &str| host.profile(&security(AppArmor::Localhost(name.to_owned())));
         assert_eq!(local("ours (v2)"), Ok(Some("ours (v2)".to_owned())));
         assert_eq!(local("ours"), Err("apparmor profile not found ours".to_owned()));
@@ -156,7 +154,7 @@ mod tests {
     #[test]
     fn the_default_profile_is_loaded_when_it_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let mut host = host(dir.path(), "Y\n");
+        let mut host = host(dir.path(), true);
         host.parsers = vec!["/bin/sh".into()];
         let wanted = security(AppArmor::RuntimeDefault);
         let mut with = |script: String| {
@@ -175,7 +173,7 @@ mod tests {
     #[test]
     fn without_apparmor_nothing_but_unconfined_is_had() {
         let dir = tempfile::tempdir().unwrap();
-        let host = host(dir.path(), "N\n");
+        let host = host(dir.path(), false);
         for wanted in [AppArmor::RuntimeDefault, AppArmor::Localhost("ours (v2)".to_owned())] {
             let refused = Err("apparmor is not enabled on the host".to_owned());
             assert_eq!(host.profile(&security(wanted.clone())), refused);

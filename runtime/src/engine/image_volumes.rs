@@ -21,7 +21,6 @@ use super::volumes;
 use crate::images::digest::ChainId;
 use crate::images::{Hold, Store};
 use crate::interface::{ImageError, ImageId, Mount};
-use crate::sys;
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// mount(2) takes a page of options, and the kernel stacks no more than 500 layers.
@@ -114,7 +113,7 @@ impl Shelf<'_> {
         };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(CWD, layer, flags)?;
-        sys::map_mount_ids(tree.as_fd(), users)?;
+        berth_oci::map_mount_ids(tree.as_fd(), users, false)?;
         let place = self.place.join(index.to_string());
         fs::create_dir_all(&place)?;
         move_mount(&tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;

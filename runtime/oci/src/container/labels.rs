@@ -64,11 +64,16 @@ fn attribute(procfs: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
 }
 
 fn require_apparmor(field: &str) -> Result<()> {
-    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
-    match enabled {
-        Ok(text) if text.starts_with(b"Y") => Ok(()),
-        Ok(_) | Err(_) => Err(Error::invalid(field, "apparmor is not enabled on this host")),
+    match apparmor_is_enabled() {
+        true => Ok(()),
+        false => Err(Error::invalid(field, "apparmor is not enabled on this host")),
     }
+}
+
+/// Whether the kernel confines by AppArmor. Reads sysfs.
+pub fn apparmor_is_enabled() -> bool {
+    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.starts_with(b"Y"))
 }
 
 /// An error where the host has no SELinux.

@@ -21,7 +21,7 @@ pub(crate) mod identity;
 mod idmap;
 pub(crate) mod interfaces;
 pub(crate) mod join;
-mod labels;
+pub(crate) mod labels;
 pub(crate) mod launch;
 mod masks;
 pub(crate) mod mount_options;

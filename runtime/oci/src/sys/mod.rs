@@ -19,9 +19,10 @@ pub(crate) use process::{
     new_session_keyring, release_signals, reset_signals, signal_descriptor, signal_process,
     unshare, wait_signal,
 };
+pub use restrict::map_mount_ids;
 pub(crate) use restrict::{
     DeviceInstruction, DeviceProgram, MountAttributes, attach_device_program,
     attached_device_programs, close_all_from, detach_device_program, load_device_program,
-    load_filter, map_mount_ids, set_mount_attributes,
+    load_filter, set_mount_attributes,
 };
 pub(crate) use start::{OVERLAY_FLAGS, SEALS};

@@ -34,8 +34,12 @@ pub(crate) fn set_mount_attributes(
     change_mount(mount, &attr, if attributes.recursive { libc::AT_RECURSIVE } else { 0 })
 }
 
-/// Maps the ids of a detached mount by those of a user namespace. Linux 5.12.
-pub(crate) fn map_mount_ids(
+/// Maps the ids of a detached mount by those of a user namespace. Linux 5.12; 5.19 for a layer of an
+/// overlay.
+///
+/// # Errors
+/// mount_setattr(2).
+pub fn map_mount_ids(
     mount: BorrowedFd<'_>,
     user_namespace: BorrowedFd<'_>,
     recursive: bool,

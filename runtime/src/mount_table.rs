@@ -1,0 +1,87 @@
+//! What is mounted where, by the kernel's table: no file system is asked, so none can hold it up.
+//! proc_pid_mountinfo(5).
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// The mount points of this process at and below a directory, in mount order. Blocks on no file system.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn places_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(parse(&fs::read("/proc/self/mountinfo")?, dir))
+}
+
+/// The mount points at and below a directory, in mount order. Names are bytes: those of mounts that are
+/// none of ours need not be text.
+fn parse(mountinfo: &[u8], dir: &Path) -> Vec<PathBuf> {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    let places = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    places
+        .map(|place| PathBuf::from(OsString::from_vec(unescape(place))))
+        .filter(|place| place.starts_with(dir))
+        .collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(mut field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    while let [first, rest @ ..] = field {
+        let escaped = |(text, _): &&(&[u8], u8)| field.starts_with(text);
+        let found = ESCAPED.iter().find(escaped).map(|(text, byte)| (*byte, &field[text.len()..]));
+        let (byte, left) = found.unwrap_or((*first, rest));
+        plain.push(byte);
+        field = left;
+    }
+    plain
+}
+
+const ESCAPED: [(&[u8], u8); 4] =
+    [(b"\\040", b' '), (b"\\011", b'\t'), (b"\\012", b'\n'), (b"\\134", b'\\')];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_below_a_directory_are_found_by_component() {
+        let table = b"\
+1 0 0:1 / /run/pods/a rw - tmpfs x rw
+2 0 0:1 / /run/pods/a/shm\\040x rw - tmpfs x rw
+3 0 0:1 / /run/pods/ab rw - tmpfs x rw";
+        let places = parse(table, Path::new("/run/pods/a"));
+        assert_eq!(places, [PathBuf::from("/run/pods/a"), "/run/pods/a/shm x".into()]);
+    }
+
+    /// As the kernel shows a name.
+    fn escape(name: &[u8]) -> Vec<u8> {
+        let show = |byte: &u8| match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+            _ => vec![*byte],
+        };
+        name.iter().flat_map(show).collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_mount_point_of_any_name_is_found_under_it(
+            name in proptest::collection::vec(
+                proptest::prop_oneof![
+                    proptest::sample::select(b" \t\n\\0134:-".as_slice()), 1..=u8::MAX
+                ],
+                1..12,
+            ),
+            before in proptest::collection::vec(0..=u8::MAX, 0..40),
+        ) {
+            let name: Vec<u8> = name.into_iter().filter(|byte| *byte != b'/').collect();
+            let line = [b"\n7 1 0:1 / /run/p/x", escape(&name).as_slice(), b" rw - tmpfs x rw"].concat();
+            let table = [before, line].concat();
+            let place = PathBuf::from(OsString::from_vec([b"/run/p/x", name.as_slice()].concat()));
+            let places = parse(&table, Path::new("/run/p"));
+            proptest::prop_assert_eq!(places.last(), Some(&place));
+        }
+    }
+}
