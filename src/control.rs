@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use berth_kubelet::events::recent::Recorded;
@@ -22,6 +23,7 @@ use tokio::io::{
 };
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -82,27 +84,57 @@ pub(crate) enum Answer {
     Failed(String),
 }
 
+/// How long a state directory's owner has to give it up, and how often it is asked.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Held by the one process that owns a state directory.
 #[derive(Debug)]
 pub(crate) struct Lock(#[allow(dead_code, reason = "closing the file unlocks it")] File);
 
 impl Lock {
-    /// Takes the lock, making the state directory where it is missing.
-    pub(crate) fn take(places: &Places) -> Result<Self> {
+    /// Takes the lock, making the state directory where it is missing. Waits a while for a command that
+    /// has it, since those hold it for one request.
+    pub(crate) async fn take(places: &Places) -> Result<Self> {
         let directory = &places.state_dir;
         make_private(directory)?;
         let path = directory.join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.with_context(|| format!("opening {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => {
-                bail!("another berth owns {} (it holds {})", directory.display(), path.display())
-            }
-            Err(TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("locking {}", path.display()))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let (directory, path) = (directory.display(), path.display());
+                    bail!("another berth owns {directory} (it holds {path})")
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("locking {}", path.display()));
+                }
             }
         }
+    }
+}
+
+/// Listens, for root alone, where nobody does any more.
+pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
+    remove(path)?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("binding {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("closing {} to others", path.display()))?;
+    Ok(listener)
+}
+
+/// Removes a socket that may be gone.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("removing {}", path.display())),
     }
 }
 
@@ -113,15 +145,7 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let path = run_dir.join("agent.sock");
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("binding {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    let listener = listen(&path)?;
     loop {
         let stream = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -131,7 +155,7 @@ pub(crate) async fn serve(
             tokio::spawn(converse(host.clone(), stream));
         }
     }
-    fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+    remove(&path)
 }
 
 /// Answers one request. A client that goes away ends it.
@@ -403,4 +427,41 @@ async fn exchange(
         }
     }
     bail!("the agent ended before it answered")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_owns_a_state_directory_is_waited_for_and_not_for_ever() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let places = Places {
+            state_dir: at("state"),
+            run_dir: at("run"),
+            log_dir: at("log"),
+            log_links_dir: at("links"),
+        };
+        let first = Lock::take(&places).await.unwrap();
+        let refused = Lock::take(&places).await.unwrap_err().to_string();
+        assert!(refused.starts_with("another berth owns "), "{refused}");
+        let release = async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(Lock::take(&places), release);
+        assert!(second.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_behind_is_listened_on_again_and_by_root_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("socket");
+        drop(listen(&path).unwrap());
+        let _listener = listen(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+    }
 }

@@ -4,9 +4,6 @@
 //! Either way a call is one request of [`control`]: to the agent, and where none runs to a host that is
 //! opened for it. Whoever serves the socket first keeps it.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,12 +51,7 @@ async fn listen(path: &Path) -> Result<Option<UnixListener>> {
     if UnixStream::connect(path).await.is_ok() {
         return Ok(None);
     }
-    absent(fs::remove_file(path)).with_context(|| format!("removing {}", path.display()))?;
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("binding {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("closing {} to others", path.display()))?;
-    Ok(Some(listener))
+    control::listen(path).map(Some)
 }
 
 async fn serve(
@@ -77,14 +69,7 @@ async fn serve(
     info!(socket = %path.display(), "the CRI is served");
     let backend = Arc::new(Requests { settings, alone: Mutex::default() });
     cri::serve(listener, (backend, about), shutdown).await.context("serving gRPC")?;
-    absent(fs::remove_file(&path)).with_context(|| format!("removing {}", path.display()))
-}
-
-fn absent(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    control::remove(&path)
 }
 
 /// Turns calls into requests.

@@ -32,7 +32,7 @@ pub(crate) struct Host {
 impl Host {
     /// Takes the lock and opens store and runtime; sandboxes of an earlier run are found again.
     pub(crate) async fn open(places: &Places, resolv_conf: &Path) -> Result<Self> {
-        let lock = Lock::take(places)?;
+        let lock = Lock::take(places).await?;
         make_private(&places.run_dir)?;
         let executable = Arc::new(embedded::executable()?);
         let images = images::Config::new(places.state_dir.join("images"), executable.clone());

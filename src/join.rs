@@ -133,7 +133,7 @@ pub(crate) async fn run(flags: JoinFlags) -> Result<()> {
     }
     node::node_ips(&settings)?;
     make_private(&places.state_dir)?;
-    let lock = Lock::take(places)?;
+    let lock = Lock::take(places).await?;
     let patience = Duration::from_secs(flags.timeout);
     plan.prepare(&files.bootstrap, patience).await?;
     println!("the cluster is the one that was meant");
