@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Api, Settings};
 use crate::http::access::{MASTERS, NODE_PREFIX, NODES};
 use crate::pki::{self, Authority, Live, Pair, Subject, kubeconfig};
-use crate::store::{self, Recovery, Store};
+use crate::store::{self, History, Recovery, Store};
 use crate::tokens::Signer;
 use crate::{control, http};
 
@@ -25,6 +25,8 @@ use crate::{control, http};
 const RENEWAL: Duration = Duration::from_secs(12 * 3600);
 /// How many changes watches may go back.
 const HISTORY: usize = 1000;
+/// What these take at most.
+const HISTORY_BYTES: usize = 16 << 20;
 
 /// How the server is to run. All paths are the caller's choice.
 #[derive(Debug, Clone)]
@@ -201,7 +203,8 @@ pub async fn start(config: Config) -> Result<Server, Error> {
         let store = Store::open(&store::Config {
             path: prepare.data_dir.join("objects.redb"),
             recovery: prepare.recovery,
-            history: prepare.history,
+            history: History { changes: prepare.history, bytes: HISTORY_BYTES },
+            packed: "events/",
         })?;
         Ok::<_, Error>((keys, signer, store))
     })

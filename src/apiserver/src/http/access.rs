@@ -213,13 +213,18 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
 mod tests {
     use super::*;
     use crate::resource::of;
-    use crate::store::{Config, Recovery};
+    use crate::store::{Config, History, Recovery};
 
     /// A store with nothing in it.
     fn empty() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("objects.redb");
-        let config = Config { path, recovery: Recovery::Refuse, history: 10 };
+        let config = Config {
+            path,
+            recovery: Recovery::Refuse,
+            history: History { changes: 10, bytes: 4096 },
+            packed: "events/",
+        };
         let (store, _) = Store::open(&config).unwrap();
         (dir, store)
     }

@@ -137,8 +137,7 @@ impl Disk {
                             objects.remove(change.key.as_str())?;
                         }
                         Act::Created | Act::Updated => {
-                            let bytes = change.object.to_string();
-                            objects.insert(change.key.as_str(), bytes.as_bytes())?;
+                            objects.insert(change.key.as_str(), change.object.as_bytes())?;
                         }
                     }
                 }

@@ -9,6 +9,7 @@
 //! `metadata.resourceVersion` that this module sets.
 
 mod disk;
+mod kept;
 mod state;
 mod writer;
 
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use disk::Recovery;
+pub(crate) use kept::parse;
 pub(crate) use state::{Act, Change};
 pub(crate) use writer::Tx;
 
@@ -73,8 +75,19 @@ pub(crate) struct Config {
     pub path: PathBuf,
     /// What to do with a damaged file.
     pub recovery: Recovery,
-    /// How many changes watches may go back.
-    pub history: usize,
+    /// How far watches may go back.
+    pub history: History,
+    /// Objects whose keys start so are kept as text alone, being hardly ever read.
+    pub packed: &'static str,
+}
+
+/// What is kept of changes, whichever is less.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct History {
+    /// So many changes.
+    pub changes: usize,
+    /// Changes that take so many bytes.
+    pub bytes: usize,
 }
 
 /// A handle on the store; clones are the same store.
@@ -108,7 +121,8 @@ impl Store {
     /// When the file is damaged (and not to be quarantined), in use, or not accessible.
     pub(crate) fn open(config: &Config) -> Result<(Self, std::thread::JoinHandle<()>), Error> {
         let (disk, objects, revision) = disk::Disk::open(&config.path, config.recovery)?;
-        let state = Arc::new(RwLock::new(State::new(objects, revision, config.history)));
+        let state = State::new(objects, revision, (config.history, config.packed));
+        let state = Arc::new(RwLock::new(state));
         let (queue, jobs) = mpsc::channel(1024);
         let (published, revisions) = watch::channel(revision);
         let writer = writer::Writer { disk, state: Arc::clone(&state), jobs, published };
@@ -138,7 +152,7 @@ impl Store {
 
     /// One object.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<Value>> {
-        self.read(|state| state.objects.get(key).cloned())
+        self.read(|state| state.objects.get(key).map(kept::Kept::value))
     }
 
     /// All objects whose key starts with `prefix`, now.
@@ -190,7 +204,8 @@ mod tests {
 
     fn open(dir: &std::path::Path, history: usize) -> (Store, std::thread::JoinHandle<()>) {
         let path = dir.join("objects.redb");
-        Store::open(&Config { path, recovery: Recovery::Refuse, history }).unwrap()
+        let history = History { changes: history, bytes: 4096 };
+        Store::open(&Config { path, recovery: Recovery::Refuse, history, packed: "a/p" }).unwrap()
     }
 
     async fn put(store: &Store, key: &str, value: i64) -> u64 {
@@ -272,6 +287,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_history_is_text_that_changes_share_and_is_bounded_by_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _thread) = open(dir.path(), 100);
+        let start = put(&store, "a/x/1", 1).await;
+        put(&store, "a/x/1", 2).await;
+        put(&store, "a/x/1", 3).await;
+        let (changes, _) = store.changes("a/", start).unwrap();
+        assert!(Arc::ptr_eq(&changes[0].object, changes[1].previous.as_ref().unwrap()));
+        // One parsed form of an object, none of one that is kept as text; none in the history.
+        let (live, again) = (store.get("a/x/1").unwrap(), store.get("a/x/1").unwrap());
+        assert!(Arc::ptr_eq(&live, &again));
+        put(&store, "a/p/1", 1).await;
+        assert!(!Arc::ptr_eq(&store.get("a/p/1").unwrap(), &store.get("a/p/1").unwrap()));
+        let large = "x".repeat(1500);
+        for _ in 0..3 {
+            let large = large.clone();
+            store.write(move |tx| Ok(tx.put("a/x/2", json!({"v": large})))).await.unwrap();
+        }
+        assert!(store.changes("a/", start).is_err(), "the bytes are more than may be kept");
+        let (changes, _) = store.changes("a/", store.revision() - 2).unwrap();
+        assert_eq!(changes.len(), 2);
+    }
+
+    #[tokio::test]
     async fn concurrent_increments_lose_no_update() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _thread) = open(dir.path(), 100);
@@ -299,7 +338,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("objects.redb");
         std::fs::write(&path, vec![0x5a; 8192]).unwrap();
-        let config = |recovery| Config { path: path.clone(), recovery, history: 10 };
+        let history = History { changes: 10, bytes: 4096 };
+        let config = |recovery| Config { path: path.clone(), recovery, history, packed: "a/p" };
         let error = Store::open(&config(Recovery::Refuse)).unwrap_err();
         assert!(error.to_string().contains("objects.redb"), "{error}");
         let (store, _thread) = Store::open(&config(Recovery::Quarantine)).unwrap();

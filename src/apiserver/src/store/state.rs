@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Compacted, Listing};
+use super::kept::{Kept, parse};
+use super::{Compacted, History, Listing};
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,19 +28,23 @@ pub(crate) struct Change {
     pub key: String,
     /// What happened.
     pub act: Act,
-    /// The object after the change; for a removal its last form, at this revision.
-    pub object: Arc<Value>,
-    /// The object before the change.
-    pub previous: Option<Arc<Value>>,
+    /// The text of the object after the change; for a removal its last form, at this revision.
+    pub object: Arc<str>,
+    /// That of the object before the change, which the change that made it shares.
+    pub previous: Option<Arc<str>>,
 }
 
 /// Committed objects and recent changes.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) objects: BTreeMap<String, Arc<Value>>,
+    pub(super) objects: BTreeMap<String, Kept>,
     pub(super) revision: u64,
     history: VecDeque<Arc<Change>>,
-    capacity: usize,
+    /// What the texts of the history take.
+    history_bytes: usize,
+    limits: History,
+    /// Objects whose keys start so are kept as text alone.
+    packed: &'static str,
     /// Changes up to and including this revision are forgotten.
     forgotten: u64,
 }
@@ -48,16 +53,33 @@ impl State {
     pub(super) fn new(
         objects: BTreeMap<String, Arc<Value>>,
         revision: u64,
-        capacity: usize,
+        (limits, packed): (History, &'static str),
     ) -> Self {
-        Self { objects, revision, history: VecDeque::new(), capacity, forgotten: revision }
+        let mut state = Self {
+            objects: BTreeMap::new(),
+            revision,
+            history: VecDeque::new(),
+            history_bytes: 0,
+            limits,
+            packed,
+            forgotten: revision,
+        };
+        for (key, object) in objects {
+            state.keep(key, Kept::new(object));
+        }
+        state
+    }
+
+    fn keep(&mut self, key: String, object: Kept) {
+        let object = if key.starts_with(self.packed) { object.packed() } else { object };
+        self.objects.insert(key, object);
     }
 
     pub(super) fn range(&self, prefix: &str) -> Vec<(String, Arc<Value>)> {
         self.objects
             .range(prefix.to_owned()..)
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, object)| (key.clone(), Arc::clone(object)))
+            .map(|(key, object)| (key.clone(), object.value()))
             .collect()
     }
 
@@ -69,7 +91,7 @@ impl State {
         let later = self.history.iter().rev().take_while(|change| change.revision > revision);
         for change in later.filter(|change| change.key.starts_with(prefix)) {
             match &change.previous {
-                Some(previous) => items.insert(change.key.clone(), Arc::clone(previous)),
+                Some(previous) => items.insert(change.key.clone(), Arc::new(parse(previous))),
                 None => items.remove(&change.key),
             };
         }
@@ -94,21 +116,24 @@ impl State {
         Ok((found, self.revision))
     }
 
-    pub(super) fn apply(&mut self, changes: Vec<Change>) {
+    /// Takes in what is durable; `objects` are those that have another form by it, or none.
+    pub(super) fn apply(&mut self, changes: Vec<Change>, objects: BTreeMap<String, Option<Kept>>) {
+        for (key, object) in objects {
+            match object {
+                Some(object) => self.keep(key, object),
+                None => drop(self.objects.remove(&key)),
+            }
+        }
         for change in changes {
             self.revision = change.revision;
-            match change.act {
-                Act::Removed => self.objects.remove(&change.key),
-                Act::Created | Act::Updated => {
-                    self.objects.insert(change.key.clone(), Arc::clone(&change.object))
-                }
-            };
+            self.history_bytes += change.object.len();
             self.history.push_back(Arc::new(change));
         }
-        while self.history.len() > self.capacity {
-            if let Some(old) = self.history.pop_front() {
-                self.forgotten = old.revision;
-            }
+        let (most, most_bytes) = (self.limits.changes, self.limits.bytes);
+        while self.history.len() > most || self.history_bytes > most_bytes {
+            let Some(old) = self.history.pop_front() else { break };
+            self.history_bytes -= old.object.len();
+            self.forgotten = old.revision;
         }
     }
 }

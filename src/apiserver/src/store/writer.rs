@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::disk::Disk;
+use super::kept::Kept;
 use super::state::{Act, Change, State};
 use crate::failure::Failure;
 use crate::object::ObjectExt;
@@ -16,7 +17,7 @@ use crate::object::ObjectExt;
 /// How many transactions share a commit at most.
 const GROUP: usize = 128;
 
-type Overlay = BTreeMap<String, Option<Arc<Value>>>;
+type Overlay = BTreeMap<String, Option<Kept>>;
 type Answer = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
 /// A transaction that waits for its turn.
@@ -59,10 +60,14 @@ pub(crate) struct Tx<'a> {
 impl Tx<'_> {
     /// One object.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<Value>> {
-        if let Some(found) = self.own.get(key).or_else(|| self.group.get(key)) {
-            return found.clone();
+        self.kept(key).map(Kept::value)
+    }
+
+    fn kept(&self, key: &str) -> Option<&Kept> {
+        match self.own.get(key).or_else(|| self.group.get(key)) {
+            Some(found) => found.as_ref(),
+            None => self.state.objects.get(key),
         }
-        self.state.objects.get(key).cloned()
     }
 
     /// All objects whose key starts with `prefix`, in key order.
@@ -72,7 +77,7 @@ impl Tx<'_> {
             let later = overlay.range(prefix.to_owned()..);
             for (key, object) in later.take_while(|(key, _)| key.starts_with(prefix)) {
                 match object {
-                    Some(object) => all.insert(key.clone(), Arc::clone(object)),
+                    Some(object) => all.insert(key.clone(), object.value()),
                     None => all.remove(key),
                 };
             }
@@ -87,37 +92,30 @@ impl Tx<'_> {
 
     /// Stores an object at the next revision, which it stamps, and returns it as stored.
     pub(crate) fn put(&mut self, key: &str, object: Value) -> Arc<Value> {
-        let previous = self.get(key);
-        let act = if previous.is_some() { Act::Updated } else { Act::Created };
-        let object = self.record(key, object, (act, previous));
-        self.own.insert(key.to_owned(), Some(Arc::clone(&object)));
-        object
+        let act = if self.kept(key).is_some() { Act::Updated } else { Act::Created };
+        let object = self.record(key, object, act);
+        self.own.insert(key.to_owned(), Some(object.clone()));
+        object.value()
     }
 
     /// Removes an object and returns its last form, at the revision of the removal.
     pub(crate) fn remove(&mut self, key: &str) -> Option<Arc<Value>> {
-        let previous = self.get(key)?;
-        let last = Value::clone(&previous);
-        let object = self.record(key, last, (Act::Removed, Some(previous)));
+        let last = Arc::unwrap_or_clone(self.get(key)?);
+        let object = self.record(key, last, Act::Removed);
         self.own.insert(key.to_owned(), None);
-        Some(object)
+        Some(object.value())
     }
 
-    fn record(
-        &mut self,
-        key: &str,
-        mut object: Value,
-        (act, previous): (Act, Option<Arc<Value>>),
-    ) -> Arc<Value> {
+    fn record(&mut self, key: &str, mut object: Value, act: Act) -> Kept {
         self.revision += 1;
         object.put("/metadata/resourceVersion", self.revision.to_string());
-        let object = Arc::new(object);
+        let object = Kept::new(Arc::new(object));
         self.changes.push(Change {
             revision: self.revision,
             key: key.to_owned(),
             act,
-            object: Arc::clone(&object),
-            previous,
+            object: Arc::clone(object.text()),
+            previous: self.kept(key).map(|previous| Arc::clone(previous.text())),
         });
         object
     }
@@ -146,7 +144,7 @@ impl Writer {
     }
 
     fn run_group(&self, group: Vec<Job>) {
-        let (changes, answers) = self.evaluate(group);
+        let (changes, objects, answers) = self.evaluate(group);
         let committed = match changes.is_empty() {
             true => Ok(()),
             false => self.disk.commit(&changes).map_err(|error| {
@@ -156,7 +154,7 @@ impl Writer {
         };
         if committed.is_ok() && !changes.is_empty() {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            state.apply(changes);
+            state.apply(changes, objects);
             let revision = state.revision;
             drop(state);
             self.published.send_replace(revision);
@@ -167,7 +165,7 @@ impl Writer {
         }
     }
 
-    fn evaluate(&self, group: Vec<Job>) -> (Vec<Change>, Vec<(Verdict, Answer)>) {
+    fn evaluate(&self, group: Vec<Job>) -> (Vec<Change>, Overlay, Vec<(Verdict, Answer)>) {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let mut overlay = Overlay::new();
         let mut revision = state.revision;
@@ -190,6 +188,6 @@ impl Writer {
             }
             answers.push((verdict, answer));
         }
-        (changes, answers)
+        (changes, overlay, answers)
     }
 }

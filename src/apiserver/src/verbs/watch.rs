@@ -5,7 +5,6 @@
 //! 410 and lists again, so a slow client costs no memory.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +28,7 @@ use crate::http::route::Target;
 use crate::object::ObjectExt;
 use crate::resource::Resource;
 use crate::selector::Selector;
-use crate::store::{Act, Change, Store};
+use crate::store::{Act, Change, Store, parse};
 
 /// How often a quiet watch sends a bookmark.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -203,20 +202,20 @@ impl Watcher {
 
     /// How a change looks through the selector: an object that stops matching is deleted to the
     /// watcher, one that starts matching is added.
-    fn event(&self, change: &Change) -> Option<(&'static str, Arc<Value>)> {
-        let was = change.previous.as_ref().is_some_and(|previous| self.selects(previous));
-        let is = change.act != Act::Removed && self.selects(&change.object);
+    fn event(&self, change: &Change) -> Option<(&'static str, Value)> {
+        let previous = change.previous.as_deref().map(parse);
+        let was = previous.as_ref().is_some_and(|previous| self.selects(previous));
+        let object = parse(&change.object);
+        let is = change.act != Act::Removed && self.selects(&object);
         match (was, is) {
             (false, false) => None,
-            (false, true) => Some(("ADDED", Arc::clone(&change.object))),
-            (true, true) => Some(("MODIFIED", Arc::clone(&change.object))),
-            (true, false) if change.act == Act::Removed => {
-                Some(("DELETED", Arc::clone(&change.object)))
-            }
+            (false, true) => Some(("ADDED", object)),
+            (true, true) => Some(("MODIFIED", object)),
+            (true, false) if change.act == Act::Removed => Some(("DELETED", object)),
             (true, false) => {
-                let mut last = Value::clone(change.previous.as_ref()?);
+                let mut last = previous?;
                 last.put("/metadata/resourceVersion", change.revision.to_string());
-                Some(("DELETED", Arc::new(last)))
+                Some(("DELETED", last))
             }
         }
     }
