@@ -94,7 +94,11 @@ pub(super) fn make(context: &Context, wish: &Wish) -> Result<Created> {
     let held = context.store.create(&wish.id)?;
     let mut record = new_record(wish, &prepared);
     match try_make(context, wish, &prepared, &held, &mut record) {
-        Ok((process, terminal)) => Ok(Created { held, record, process, terminal }),
+        Ok((process, terminal)) => {
+            // The process waits to be started, and this one ends soon: nothing is freed piece by piece.
+            std::mem::forget(prepared);
+            Ok(Created { held, record, process, terminal })
+        }
         Err(error) => {
             undo(context, held, &record);
             Err(error)

@@ -79,42 +79,54 @@ pub(super) fn answer(verdict: Verdict) -> Instruction {
     plain(RETURN, verdict.0)
 }
 
-/// `if A >= pivot { above } else { below }`; both blocks are closed.
-pub(super) fn split(
-    pivot: u32,
-    below: Vec<Instruction>,
-    above: Vec<Instruction>,
-) -> Vec<Instruction> {
-    branch(JUMP_GREATER_OR_EQUAL, pivot, below, above)
-}
+/// A program from its end to its beginning: how far a jump leads is known then, and nothing is moved.
+#[derive(Debug, Default)]
+pub(super) struct Backwards(Vec<Instruction>);
 
-/// `if A == value { equal } else { other }`; both blocks are closed.
-pub(super) fn select(
-    value: u32,
-    equal: Vec<Instruction>,
-    other: Vec<Instruction>,
-) -> Vec<Instruction> {
-    branch(JUMP_EQUAL, value, other, equal)
-}
+impl Backwards {
+    /// How many instructions there are so far.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
 
-fn branch(
-    code: u16,
-    operand: u32,
-    otherwise: Vec<Instruction>,
-    then: Vec<Instruction>,
-) -> Vec<Instruction> {
-    let mut block = Vec::with_capacity(otherwise.len() + then.len() + 2);
-    match u8::try_from(otherwise.len()) {
-        Ok(jump_true) => block.push(Instruction { code, jump_true, jump_false: 0, operand }),
-        Err(_) => {
-            block.push(Instruction { code, jump_true: 0, jump_false: 1, operand });
-            // At most 4096 instructions survive the length check, so this never truncates there.
-            block.push(plain(JUMP, u32::try_from(otherwise.len()).unwrap_or(u32::MAX)));
+    /// Puts an instruction before all others.
+    pub(super) fn put(&mut self, instruction: Instruction) {
+        self.0.push(instruction);
+    }
+
+    /// The same with several, which keep their order.
+    pub(super) fn put_all(&mut self, instructions: &[Instruction]) {
+        self.0.extend(instructions.iter().rev());
+    }
+
+    /// `if A >= pivot { above } else { below }`: `below` is so long and comes first, `above` follows; both
+    /// are closed.
+    pub(super) fn split(&mut self, pivot: u32, below: usize) {
+        self.branch(JUMP_GREATER_OR_EQUAL, pivot, below);
+    }
+
+    /// `if A == value { equal } else { other }`: `other` is so long and comes first, `equal` follows; both
+    /// are closed.
+    pub(super) fn select(&mut self, value: u32, other: usize) {
+        self.branch(JUMP_EQUAL, value, other);
+    }
+
+    fn branch(&mut self, code: u16, operand: u32, otherwise: usize) {
+        match u8::try_from(otherwise) {
+            Ok(jump_true) => self.put(Instruction { code, jump_true, jump_false: 0, operand }),
+            Err(_) => {
+                // At most 4096 instructions survive the length check, so this never truncates there.
+                self.put(plain(JUMP, u32::try_from(otherwise).unwrap_or(u32::MAX)));
+                self.put(Instruction { code, jump_true: 0, jump_false: 1, operand });
+            }
         }
     }
-    block.extend(otherwise);
-    block.extend(then);
-    block
+
+    /// The program.
+    pub(super) fn finish(mut self) -> Vec<Instruction> {
+        self.0.reverse();
+        self.0
+    }
 }
 
 /// Where a comparison of a conjunction goes.

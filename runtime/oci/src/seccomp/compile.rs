@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
 
 use super::Error;
 pub use super::assembler::Instruction;
-use super::assembler::{answer, check, load_architecture, load_number, select, split};
+use super::assembler::{Backwards, answer, check, load_architecture, load_number};
 use super::platform::{self, Halves, Platform, X32_BIT};
 use super::rules::{self, AbiRules, Rule, Rules, UNKNOWN, Verdict};
 
@@ -117,34 +117,44 @@ fn flags(profile: &LinuxSeccomp) -> u32 {
 }
 
 fn program(rules: &Rules) -> Vec<Instruction> {
+    let mut program = Backwards::default();
     // Each way of calling has a block of its own; what is left is of no ABI that the profile names.
-    let ways = rules.platform.abis.iter().filter(|abi| abi.base == 0).rev();
-    let blocks = ways.fold(vec![answer(Verdict::FOREIGN_ABI)], |others, abi| {
-        let Some(own) = rules.of(abi) else { return others };
-        let ranges = ranges(own, rules.default, rules.platform.halves(abi));
-        let mut block = vec![load_number()];
-        block.extend(match marked(rules, abi.audit) {
-            Some(marked) => split(X32_BIT, search(&ranges, 0), marked),
-            None => search(&ranges, 0),
-        });
-        select(abi.audit, block, others)
-    });
-    let mut program = vec![load_architecture()];
-    program.extend(blocks);
-    program
+    let mut blocks = Vec::with_capacity(rules.platform.abis.len());
+    for abi in rules.platform.abis.iter().filter(|abi| abi.base == 0) {
+        let Some(own) = rules.of(abi) else { continue };
+        let has_marked = marked(&mut program, rules, abi.audit);
+        let above = program.len();
+        search(&mut program, &ranges(own, rules.default, rules.platform.halves(abi)), 0);
+        if has_marked {
+            program.split(X32_BIT, program.len() - above);
+        }
+        program.put(load_number());
+        blocks.push((abi.audit, program.len()));
+    }
+    program.put(answer(Verdict::FOREIGN_ABI));
+    for (audit, end) in blocks.into_iter().rev() {
+        program.select(audit, program.len() - end);
+    }
+    program.put(load_architecture());
+    program.finish()
 }
 
-/// What is answered to numbers with the bit of x32, where the kernel has it.
-fn marked(rules: &Rules, audit: u32) -> Option<Vec<Instruction>> {
-    let abi = rules.platform.abis.iter().find(|abi| abi.audit == audit && abi.base != 0)?;
-    let foreign = vec![answer(Verdict::FOREIGN_ABI)];
-    Some(match rules.of(abi) {
+/// Puts what is answered to numbers with the bit of x32, where the kernel has it.
+fn marked(program: &mut Backwards, rules: &Rules, audit: u32) -> bool {
+    let mut abis = rules.platform.abis.iter();
+    let Some(abi) = abis.find(|abi| abi.audit == audit && abi.base != 0) else { return false };
+    match rules.of(abi) {
         Some(own) => {
             let ranges = ranges(own, rules.default, rules.platform.halves(abi));
-            search(&ranges, abi.base)
+            search(program, &ranges, abi.base);
         }
-        None => split(NO_CALL, foreign, vec![answer(no_call(rules))]),
-    })
+        None => {
+            program.put(answer(no_call(rules)));
+            program.put(answer(Verdict::FOREIGN_ABI));
+            program.split(NO_CALL, 1);
+        }
+    }
+    true
 }
 
 /// The verdict for a native call that is none.
@@ -184,13 +194,6 @@ impl Block {
             }
         }
     }
-
-    fn instructions(&self) -> Vec<Instruction> {
-        match self {
-            Self::Answer(verdict) => vec![answer(*verdict)],
-            Self::Checks(block) => block.clone(),
-        }
-    }
 }
 
 fn ranges(abi: &AbiRules, default: Verdict, halves: Halves) -> Vec<Range> {
@@ -222,13 +225,18 @@ fn merge(list: Vec<Range>) -> Vec<Range> {
     merged
 }
 
-fn search(ranges: &[Range], base: u32) -> Vec<Instruction> {
+/// Puts the search for the range of a number.
+fn search(program: &mut Backwards, ranges: &[Range], base: u32) {
     match ranges {
-        [] => vec![answer(Verdict::FOREIGN_ABI)],
-        [only] => only.block.instructions(),
+        [] => program.put(answer(Verdict::FOREIGN_ABI)),
+        [Range { block: Block::Answer(verdict), .. }] => program.put(answer(*verdict)),
+        [Range { block: Block::Checks(block), .. }] => program.put_all(block),
         _ => {
             let (below, above) = ranges.split_at(ranges.len() / 2);
-            split(base + above[0].start, search(below, base), search(above, base))
+            search(program, above, base);
+            let end = program.len();
+            search(program, below, base);
+            program.split(base + above[0].start, program.len() - end);
         }
     }
 }

@@ -4,8 +4,6 @@
 //! over those with; conditions that name one argument twice are alternatives; names an ABI lacks are
 //! skipped; numbers above the highest one named answer ENOSYS when the default denies.
 
-use std::collections::BTreeMap;
-
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
 };
@@ -107,7 +105,8 @@ pub(super) enum Rule {
 /// The rules of one ABI.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct AbiRules {
-    pub(super) rules: BTreeMap<u32, Rule>,
+    /// In the order of their numbers.
+    pub(super) rules: Vec<(u32, Rule)>,
     /// The first number that answers ENOSYS, where the default denies.
     pub(super) unknown_from: Option<u32>,
 }
@@ -121,6 +120,17 @@ pub(super) struct Rules {
     pub(super) abis: Vec<Option<AbiRules>>,
 }
 
+impl AbiRules {
+    /// Where a number is, or would be.
+    fn place(&self, number: u32) -> Result<usize, usize> {
+        self.rules.binary_search_by_key(&number, |(number, _)| *number)
+    }
+
+    fn get(&self, number: u32) -> Option<&Rule> {
+        self.place(number).ok().map(|place| &self.rules[place].1)
+    }
+}
+
 impl Rules {
     /// Whether any call is decided by a listener.
     pub(super) fn notifies(&self) -> bool {
@@ -129,7 +139,7 @@ impl Rules {
             Rule::Always(verdict) => *verdict == notify,
             Rule::Conditional(list) => list.iter().any(|(_, verdict)| *verdict == notify),
         };
-        let of_abi = |abi: &AbiRules| abi.rules.values().any(of_rule);
+        let of_abi = |abi: &AbiRules| abi.rules.iter().any(|(_, rule)| of_rule(rule));
         self.default == notify || self.abis.iter().flatten().any(of_abi)
     }
 
@@ -145,7 +155,7 @@ impl Rules {
         let Some(number) = self.platform.find(name).and_then(|numbers| numbers.get(native)) else {
             return false;
         };
-        match self.of(native).and_then(|abi| abi.rules.get(&number)) {
+        match self.of(native).and_then(|abi| abi.get(number)) {
             Some(Rule::Always(verdict)) => verdict.allows(),
             Some(Rule::Conditional(list)) => {
                 self.default.allows() && list.iter().all(|(_, verdict)| verdict.allows())
@@ -174,8 +184,12 @@ struct Call {
 }
 
 impl Entry {
-    fn new(syscall: &LinuxSyscall, platform: &Platform) -> Result<Self, Error> {
-        let through = Multiplexer::ALL.map(|one| platform.find(one.name()));
+    /// `through` are the calls through which others can be made, as [`Multiplexer::ALL`] names them.
+    fn new(
+        syscall: &LinuxSyscall,
+        platform: &Platform,
+        through: [Option<Numbers>; 2],
+    ) -> Result<Self, Error> {
         let call = |name: &String| Call {
             numbers: platform.find(name),
             behind: multiplexed(name).and_then(|(by, call)| Some((through[by as usize]?, call))),
@@ -192,16 +206,16 @@ impl Entry {
 pub(super) fn number(profile: &LinuxSeccomp, platform: &'static Platform) -> Result<Rules, Error> {
     let default = Verdict::new(profile.default_action(), profile.default_errno_ret())?;
     require_any(profile, platform)?;
-    let entries = profile.syscalls().iter().flatten().map(|one| Entry::new(one, platform));
+    let through = Multiplexer::ALL.map(|one| platform.find(one.name()));
+    let entries = profile.syscalls().iter().flatten();
+    let entries = entries.map(|one| Entry::new(one, platform, through));
     let entries = entries.collect::<Result<Vec<_>, _>>()?;
     let of_abi = |abi: &'static Abi| {
         if !is_named(profile, platform, abi) {
             return None;
         }
-        let mut rules = AbiRules::default();
-        for entry in entries.iter().filter(|entry| entry.verdict != default) {
-            add(&mut rules, abi, entry);
-        }
+        let deciding = entries.iter().filter(|entry| entry.verdict != default);
+        let mut rules = AbiRules { rules: rules(abi, deciding), unknown_from: None };
         if !default.lets_pass() && default != UNKNOWN {
             let named = entries.iter().flat_map(|entry| &entry.calls);
             answer_unknown(&mut rules, abi, named.filter_map(|one| one.numbers?.get(abi)).max());
@@ -234,35 +248,47 @@ fn is_named(profile: &LinuxSeccomp, platform: &Platform, abi: &Abi) -> bool {
 fn answer_unknown(rules: &mut AbiRules, abi: &Abi, highest: Option<u32>) {
     rules.unknown_from = highest.map(|number| number + 1);
     if let (Some(_), Some(number)) = (highest, abi.number_of_unknown()) {
-        rules.rules.insert(number, Rule::Always(UNKNOWN));
-    }
-}
-
-fn add(rules: &mut AbiRules, abi: &Abi, entry: &Entry) {
-    for call in &entry.calls {
-        if let Some(number) = call.numbers.and_then(|numbers| numbers.get(abi)) {
-            insert(rules, number, (&entry.alternatives, entry.verdict));
-        }
-        if let Some((through, call)) = call.behind
-            && let Some(number) = through.get(abi)
-        {
-            insert(rules, number, (&behind(call, &entry.alternatives), entry.verdict));
+        let rule = (number, Rule::Always(UNKNOWN));
+        match rules.place(number) {
+            Ok(place) => rules.rules[place] = rule,
+            Err(place) => rules.rules.insert(place, rule),
         }
     }
 }
 
-fn insert(
-    rules: &mut AbiRules,
-    number: u32,
-    (alternatives, verdict): (&[Vec<Condition>], Verdict),
-) {
-    match rules.rules.entry(number).or_insert_with(|| Rule::Conditional(Vec::new())) {
-        Rule::Always(_) => {}
-        known if alternatives.is_empty() => *known = Rule::Always(verdict),
-        Rule::Conditional(list) => {
-            list.extend(alternatives.iter().map(|all| (all.clone(), verdict)));
+/// What the entries say of each number of an ABI.
+fn rules<'a>(abi: &Abi, entries: impl Iterator<Item = &'a Entry>) -> Vec<(u32, Rule)> {
+    let mut said = Vec::new();
+    for entry in entries {
+        for call in &entry.calls {
+            if let Some(number) = call.numbers.and_then(|numbers| numbers.get(abi)) {
+                said.push((number, None, entry));
+            }
+            if let Some((through, call)) = call.behind
+                && let Some(number) = through.get(abi)
+            {
+                said.push((number, Some(call), entry));
+            }
         }
     }
+    // Those of one number stay in the order of the profile.
+    said.sort_by_key(|(number, ..)| *number);
+    let same = said.chunk_by(|(one, ..), (other, ..)| one == other);
+    same.map(|said| (said[0].0, rule(said))).collect()
+}
+
+/// What several entries make of one number.
+fn rule(said: &[(u32, Option<u64>, &Entry)]) -> Rule {
+    let mut list = Vec::new();
+    for (_, through, entry) in said {
+        let others = &entry.alternatives;
+        let others = through.map_or_else(|| others.clone(), |call| behind(call, others));
+        if others.is_empty() {
+            return Rule::Always(entry.verdict);
+        }
+        list.extend(others.into_iter().map(|all| (all, entry.verdict)));
+    }
+    Rule::Conditional(list)
 }
 
 /// The conditions under which a call stands for another one, whose own first argument is behind a

@@ -59,19 +59,32 @@ const fn starts<const COUNT: usize>(text: &str) -> [u16; COUNT] {
 }
 
 impl Table {
-    /// The fields of the line that begins at a place: a name and its numbers.
-    fn fields(&self, start: u16) -> impl Iterator<Item = &'static str> {
-        let line = self.text[usize::from(start)..].split('\n').next();
-        line.unwrap_or_default().split('\t')
-    }
-
     /// The numbers of a name that any of the ABIs has.
     pub(super) fn find(&self, name: &str) -> Option<Numbers> {
-        let by_name = |start: &u16| self.fields(*start).next().cmp(&Some(name));
-        let line = self.starts.binary_search_by(by_name).ok()?;
-        let mut numbers = self.fields(self.starts[line]).skip(1).map(|field| field.parse().ok());
-        let mut next = || numbers.next().flatten();
-        Some(Numbers([next(), next(), next()]))
+        let text = self.text.as_bytes();
+        // A tab is less than whatever is in a name: with it, lines are in the order of their names.
+        let by_name = |start: &u16| {
+            let line = &text[usize::from(*start)..];
+            let (head, rest) = line.split_at(name.len().min(line.len()));
+            head.cmp(name.as_bytes()).then_with(|| rest.first().cmp(&Some(&b'\t')))
+        };
+        let line = self.starts.binary_search_by(by_name).ok().filter(|_| !name.contains('\t'))?;
+        let mut rest = text[usize::from(self.starts[line]) + name.len()..].iter();
+        let mut numbers = [None; 3];
+        let mut column = 0;
+        rest.next();
+        for byte in rest {
+            match byte {
+                b'\n' => break,
+                b'\t' => column += 1,
+                b'0'..=b'9' => {
+                    let number = numbers.get_mut(column)?;
+                    *number = Some(number.unwrap_or(0) * 10 + u32::from(byte - b'0'));
+                }
+                _ => {}
+            }
+        }
+        Some(Numbers(numbers))
     }
 }
 
