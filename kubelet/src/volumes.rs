@@ -255,8 +255,8 @@ fn apply(
         }
         (Action::MountTmpfs, _) => tmpfs::mount(&open()?, desired.tmpfs_options())
             .map_err(VolumeError::host("mount a tmpfs on", path)),
-        (Action::Prepare, Desired::EmptyDir { fs_group, .. }) => {
-            empty_dir::prepare(&open()?, fs_group.as_ref())
+        (Action::Prepare, Desired::EmptyDir { medium, fs_group }) => {
+            empty_dir::prepare(&open()?, medium, fs_group.as_ref())
                 .map_err(VolumeError::host("prepare", path))
         }
         (Action::Prepare, Desired::Local { path, fs_group, read_only: false }) => match fs_group {

@@ -193,12 +193,13 @@ fn an_empty_dir_is_everybodys_and_then_the_containers() {
 #[test]
 fn a_memory_volume_has_its_size() {
     let root = Root::new();
-    let spec =
-        json!({"volumes": [{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]});
+    let spec = json!({"volumes": [{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
+            "securityContext": {"fsGroup": 77}});
     let path = set_up_one(&root, spec, &[]);
     let status = rustix::fs::statvfs(&path).unwrap();
     assert_eq!(status.f_blocks * status.f_frsize, 1 << 20);
-    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
+    let made = fs::metadata(&path).unwrap();
+    assert_eq!((made.mode() & 0o7777, made.gid()), (0o3777, 77));
     assert!(fs::write(path.join("big"), vec![0; 2 << 20]).is_err());
 }
 

@@ -7,11 +7,19 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode};
 
+use super::desired::Medium;
 use super::directory;
 use super::ownership::{self, FsGroup};
 
-/// Everybody may use an `emptyDir`.
-const MODE: u32 = 0o777;
+/// Everybody may use an `emptyDir`, and in memory remove what is theirs alone: upstream leaves a tmpfs
+/// the mode that the kernel gives it.
+fn mode(medium: &Medium) -> Mode {
+    match medium {
+        Medium::Memory { .. } => Mode::from_raw_mode(0o1777),
+        Medium::Disk | Medium::HugePages { .. } => Mode::from_raw_mode(0o777),
+    }
+}
+
 /// How deep usage is counted; what lies deeper is not.
 const MAX_DEPTH: usize = 128;
 /// Directories that wait to be counted, each with a descriptor.
@@ -35,8 +43,12 @@ pub(super) fn is_prepared(directory: impl AsFd) -> io::Result<bool> {
 }
 
 /// Opens the directory to everybody and gives it, with what is in it, to the pod's group.
-pub(super) fn prepare(directory: impl AsFd, fs_group: Option<&FsGroup>) -> io::Result<()> {
-    rustix::fs::fchmod(&directory, Mode::from_raw_mode(MODE))?;
+pub(super) fn prepare(
+    directory: impl AsFd,
+    medium: &Medium,
+    fs_group: Option<&FsGroup>,
+) -> io::Result<()> {
+    rustix::fs::fchmod(&directory, mode(medium))?;
     match fs_group {
         Some(group) => ownership::give_to_group(&directory, group),
         None => Ok(()),
