@@ -1,9 +1,9 @@
 //! The agent's local socket, by which other `berth` processes of this host use its images and see its
 //! pods.
 //!
-//! `<run dir>/agent.sock`, mode 0600 in a directory of mode 0700. A connection carries one
-//! [`Request`] as a line of JSON, and is answered with lines of [`Answer`]. Where no agent runs, the same conversation is held in memory
-//! with a [`Host`] opened for it, under the lock that an agent would hold.
+//! `<run dir>/agent.sock`, mode 0600 in a directory of mode 0700. A connection carries one [`Request`] as
+//! a line of JSON, and is answered with lines of [`Answer`]. Where no agent runs, the same conversation is
+//! held in memory with a [`Host`] opened for it, under the lock that an agent would hold.
 
 use std::fs::{self, File, TryLockError};
 use std::io;

@@ -357,7 +357,8 @@ fn kubelet_config(
     config.taints = settings.taints.iter().map(taint).collect();
     config.not_enforced = check::limits(&places.run_dir)?;
     config.not_enforced.extend(settings.kubelet.told.iter().cloned());
-    config.cgroups.pod_pids_limit = settings.pod_pids_limit;
+    config.cgroups = settings.kubelet.cgroups.clone();
+    config.parallel_pulls = settings.kubelet.parallel_pulls;
     let (max_bytes, max_files) = (settings.log_max_bytes, settings.log_max_files);
     config.log_limits = LogLimits { max_bytes, max_files };
     config.seccomp_root = places.state_dir.join("seccomp");

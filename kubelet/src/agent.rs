@@ -259,6 +259,7 @@ fn context(
     let context = Context {
         runtime: Arc::clone(&parts.runtime),
         images: Arc::clone(&parts.images),
+        pulls: crate::worker::pull_permits(config.parallel_pulls),
         materials: Arc::new(provision),
         events: recorder,
         mirrors: Mirrors::new(statuses.clone()),

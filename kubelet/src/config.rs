@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +76,8 @@ pub struct Config {
     pub reserved: Reserved,
     /// How many images the node's status names; `None` is all.
     pub max_images: Option<usize>,
+    /// How many images are pulled at a time; `None` is as many as are wanted.
+    pub parallel_pulls: Option<NonZeroUsize>,
     /// The node's identity at its cloud.
     pub provider_id: Option<String>,
     /// The time of day.
@@ -211,6 +214,7 @@ impl Config {
             memory_reserved_bytes: 100 << 20,
             reserved: Reserved::default(),
             max_images: Some(50),
+            parallel_pulls: None,
             provider_id: None,
             clock: Arc::new(SystemClock),
         }

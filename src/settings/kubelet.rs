@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use berth_kubelet::config::{Heartbeat, Reserved, SystemLogs, Tls};
+use berth_kubelet::qos::CgroupPolicy;
 use berth_kubelet::quantity::Quantity;
 use berth_kubelet::server::tls;
 use serde_json::{Map, Value, json};
@@ -15,6 +17,10 @@ use super::duration;
 
 /// The health port, where none is said.
 const HEALTH_PORT: u16 = 10248;
+/// In which CPU limits are counted, where nothing is said.
+const CPU_PERIOD: Duration = Duration::from_millis(100);
+/// How many processes a pod may have, where nothing is said.
+const POD_PIDS: i64 = 4096;
 
 /// What is said of the node as such.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +35,10 @@ pub(crate) struct Kubelet {
     pub(crate) provider_id: Option<String>,
     /// How many images the node's status names.
     pub(crate) max_images: Option<usize>,
+    /// How many images are pulled at a time; `None` is as many as are wanted.
+    pub(crate) parallel_pulls: Option<NonZeroUsize>,
+    /// What decides cgroup limits.
+    pub(crate) cgroups: CgroupPolicy,
     pub(crate) reserved: Reserved,
     /// Whether a host with swap is refused.
     pub(crate) fail_swap_on: bool,
@@ -90,6 +100,9 @@ impl Kubelet {
                 None
             }),
         };
+        let mut keep = |fault: String| faults.push(fault);
+        let parallel_pulls = parallel_pulls(given).map_err(&mut keep).unwrap_or_default();
+        let cgroups = cgroup_policy(given).map_err(&mut keep).unwrap_or_default();
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -104,12 +117,51 @@ impl Kubelet {
             seccomp_default: given.seccomp_default.unwrap_or(true),
             provider_id: given.provider_id.clone().filter(|id| !id.is_empty()),
             max_images,
+            parallel_pulls,
+            cgroups,
             reserved,
             fail_swap_on: given.fail_swap_on.unwrap_or(false),
             protect_kernel_defaults: given.protect_kernel_defaults,
             told,
         })
     }
+}
+
+/// How many images are pulled at a time.
+fn parallel_pulls(given: &KubeletConfiguration) -> Result<Option<NonZeroUsize>, String> {
+    let field = "maxParallelImagePulls";
+    let most = match given.max_parallel_image_pulls {
+        None => None,
+        Some(count) => match usize::try_from(count).ok().and_then(NonZeroUsize::new) {
+            Some(count) => Some(count),
+            None => return Err(format!("{field}: {count} is less than 1")),
+        },
+    };
+    match (given.serialize_image_pulls == Some(true), most) {
+        (true, Some(count)) if count > NonZeroUsize::MIN => {
+            Err(format!("{field}: serializeImagePulls allows no more than 1"))
+        }
+        (true, _) => Ok(Some(NonZeroUsize::MIN)),
+        (false, most) => Ok(most),
+    }
+}
+
+/// What decides cgroup limits. Upstream asks for the gate `CustomCPUCFSQuotaPeriod` where the period is
+/// not the usual one; it is on here.
+fn cgroup_policy(given: &KubeletConfiguration) -> Result<CgroupPolicy, String> {
+    let field = "cpuCFSQuotaPeriod";
+    let cpu_period = period(field, given.cpu_cfs_quota_period.as_deref(), CPU_PERIOD)?;
+    if !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&cpu_period) {
+        return Err(format!("{field}: {cpu_period:?} is not between 1ms and 1s"));
+    }
+    let pids = given.pod_pids_limit.unwrap_or(POD_PIDS);
+    Ok(CgroupPolicy {
+        enforce_cpu_limits: given.cpu_cfs_quota.unwrap_or(true),
+        cpu_period_us: u64::try_from(cpu_period.as_micros()).unwrap_or(u64::MAX),
+        single_process_oom_kill: given.single_process_oom_kill.unwrap_or(false),
+        pod_pids_limit: u64::try_from(pids).ok(),
+        ..CgroupPolicy::default()
+    })
 }
 
 /// A duration of which zero stands for the usual.
@@ -176,6 +228,7 @@ fn reserve(
 /// The configuration in force, for `/configz`: what was written, with the values of what was not.
 pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>) -> Value {
     let node = &settings.kubelet;
+    let cgroups = &node.cgroups;
     let text = |duration: Duration| format!("{}s", duration.as_secs_f64());
     let usual = json!({
         "kind": "KubeletConfiguration",
@@ -203,7 +256,7 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "clusterDomain": settings.cluster_domain,
         "resolvConf": settings.resolv_conf,
         "maxPods": settings.max_pods,
-        "podPidsLimit": settings.pod_pids_limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(-1)),
+        "podPidsLimit": cgroups.pod_pids_limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(-1)),
         "staticPodPath": settings.static_pod_path,
         "crashLoopBackOff": {"maxContainerRestartPeriod": text(settings.longest_restart_delay)},
         "containerLogMaxSize": settings.log_max_bytes.to_string(),
@@ -218,11 +271,13 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "configMapAndSecretChangeDetectionStrategy": "Watch",
         "cgroupDriver": "cgroupfs",
         "cgroupsPerQOS": true,
-        "cpuCFSQuota": true,
+        "cpuCFSQuota": cgroups.enforce_cpu_limits,
+        "cpuCFSQuotaPeriod": text(Duration::from_micros(cgroups.cpu_period_us)),
         "enableServer": true,
         "registerNode": true,
-        "serializeImagePulls": false,
-        "singleProcessOOMKill": false,
+        "serializeImagePulls": node.parallel_pulls == Some(NonZeroUsize::MIN),
+        "maxParallelImagePulls": node.parallel_pulls,
+        "singleProcessOOMKill": cgroups.single_process_oom_kill,
     });
     let mut shown = written.clone();
     // What is in force goes over what was written: a zero there meant the usual.
@@ -251,6 +306,44 @@ mod tests {
         assert_eq!(usual.healthz, Some("127.0.0.1:10248".parse().unwrap()));
         let often = resolve("nodeStatusUpdateFrequency: 4s\n").unwrap().heartbeat;
         assert_eq!(often.status_report, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn limits_are_enforced_as_was_said() {
+        let policy = |fields: &str| resolve(fields).unwrap().cgroups;
+        let usual = CgroupPolicy { pod_pids_limit: Some(4096), ..CgroupPolicy::default() };
+        assert_eq!(policy("cpuCFSQuotaPeriod: 0s\nsingleProcessOOMKill: false\n"), usual);
+        let given = "cpuCFSQuota: false\ncpuCFSQuotaPeriod: 5ms\nsingleProcessOOMKill: true\npodPidsLimit: -1\n";
+        let said = CgroupPolicy {
+            enforce_cpu_limits: false,
+            cpu_period_us: 5_000,
+            single_process_oom_kill: true,
+            pod_pids_limit: None,
+            ..usual
+        };
+        assert_eq!(policy(given), said);
+        for wrong in ["900us", "1001ms", "soon"] {
+            let faults = resolve(&format!("cpuCFSQuotaPeriod: {wrong}\n")).unwrap_err();
+            assert!(faults.len() == 1 && faults[0].contains("cpuCFSQuotaPeriod"), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn as_many_images_are_pulled_at_a_time_as_was_said() {
+        let pulls =
+            |fields: &str| resolve(fields).map(|node| node.parallel_pulls.map(NonZeroUsize::get));
+        assert_eq!(pulls(""), Ok(None));
+        assert_eq!(pulls("serializeImagePulls: true\nmaxParallelImagePulls: 1\n"), Ok(Some(1)));
+        assert_eq!(pulls("serializeImagePulls: false\nmaxParallelImagePulls: 3\n"), Ok(Some(3)));
+        for wrong in
+            ["serializeImagePulls: true\nmaxParallelImagePulls: 2\n", "maxParallelImagePulls: 0\n"]
+        {
+            let faults = pulls(wrong).unwrap_err();
+            assert!(
+                faults.len() == 1 && faults[0].starts_with("maxParallelImagePulls"),
+                "{faults:?}"
+            );
+        }
     }
 
     #[test]

@@ -53,7 +53,6 @@ pub(crate) struct Settings {
     pub(crate) cluster_domain: String,
     pub(crate) resolv_conf: PathBuf,
     pub(crate) max_pods: u32,
-    pub(crate) pod_pids_limit: Option<u64>,
     pub(crate) pod_cidr: Option<IpNet>,
     pub(crate) static_pod_path: Option<PathBuf>,
     pub(crate) longest_restart_delay: Duration,
@@ -252,10 +251,6 @@ fn resolve(
         cluster_domain: kubelet.cluster_domain.clone().unwrap_or("cluster.local".to_owned()),
         resolv_conf: kubelet.resolv_conf.clone().unwrap_or("/etc/resolv.conf".into()),
         max_pods: max_pods(kubelet),
-        pod_pids_limit: match kubelet.pod_pids_limit {
-            None => Some(4096),
-            Some(limit) => u64::try_from(limit).ok(),
-        },
         pod_cidr: kubelet.pod_cidr,
         static_pod_path: kubelet.static_pod_path.clone().filter(|p| !p.as_os_str().is_empty()),
         longest_restart_delay,

@@ -161,13 +161,17 @@ async fn pull(context: &Context, wanted: &Wanted<'_>) -> Result<Image, Failure> 
     let credentials = context.materials.credentials(wanted.pod, reference).await?;
     let message = image_policy::pulling_message(reference);
     wanted.tell(context, Severity::Normal, ("Pulling", message));
+    let asked = context.clock.now();
+    // Closed by nobody: the worker goes with it.
+    let permit = context.pulls.acquire().await;
     let begun = context.clock.now();
     let pulled = context.images.pull(reference, credentials, None).await;
+    drop(permit);
     let image = pulled.map_err(|error| Failure::new(failure_reason(&error), chain(&error)))?;
-    let took = context.clock.now().duration_since(begun);
-    let took = spent(took);
+    let ended = context.clock.now();
+    let (took, waited) = (spent(ended.duration_since(begun)), spent(ended.duration_since(asked)));
     let message = format!(
-        "Successfully pulled image \"{reference}\" in {took} ({took} including waiting). \
+        "Successfully pulled image \"{reference}\" in {took} ({waited} including waiting). \
          Image size: {} bytes.",
         image.size_bytes
     );

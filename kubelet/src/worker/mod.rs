@@ -32,12 +32,13 @@ mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_runtime::interface::{Images, Runtime, SandboxStatus};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +61,8 @@ pub struct Context {
     pub runtime: Arc<dyn Runtime>,
     /// Keeps images.
     pub images: Arc<dyn Images>,
+    /// One permit a pull.
+    pub pulls: Semaphore,
     /// Makes what pods are started from.
     pub materials: Arc<dyn Materials>,
     /// Takes events.
@@ -103,6 +106,13 @@ pub struct Waiting {
     pub pending: crate::resize::Pending,
     /// The pod as it is specified.
     pub pod: Arc<Pod>,
+}
+
+/// The permits of that many pulls at a time.
+pub fn pull_permits(most: Option<NonZeroUsize>) -> Semaphore {
+    Semaphore::new(
+        most.map_or(Semaphore::MAX_PERMITS, NonZeroUsize::get).min(Semaphore::MAX_PERMITS),
+    )
 }
 
 /// The shortest grace period; the kubelet never kills without one.

@@ -12,6 +12,7 @@ mod schedule;
 mod sources;
 mod statics;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::door::Door;
-use super::Context;
 use super::memory::Pacing;
 use super::roster::Roster;
+use super::{Context, pull_permits};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::events::{Occurrence, Recorder};
@@ -45,6 +46,8 @@ pub(super) struct Node {
     root: tempfile::TempDir,
     /// Whether agents are given static pods.
     has_files: bool,
+    /// How many images are pulled at a time.
+    parallel_pulls: Option<NonZeroUsize>,
     agent: Option<Agent>,
 }
 
@@ -69,6 +72,7 @@ impl Node {
             clock,
             root: tempfile::tempdir().unwrap(),
             has_files: false,
+            parallel_pulls: None,
             agent: None,
         };
         node.start_agent();
@@ -79,6 +83,14 @@ impl Node {
     pub(super) fn with_files() -> Self {
         let mut node = Self::new();
         node.has_files = true;
+        node.start_agent();
+        node
+    }
+
+    /// A node that pulls one image at a time.
+    pub(super) fn with_one_pull() -> Self {
+        let mut node = Self::new();
+        node.parallel_pulls = Some(NonZeroUsize::MIN);
         node.start_agent();
         node
     }
@@ -99,6 +111,7 @@ impl Node {
         let context = Arc::new(Context {
             runtime: self.runtime.clone(),
             images: self.images.clone(),
+            pulls: pull_permits(self.parallel_pulls),
             materials: self.materials.clone(),
             events,
             mirrors: Mirrors::new(statuses.clone()),

@@ -6,22 +6,23 @@
 use std::collections::BTreeMap;
 
 /// The gates that berth knows.
-const GATES: [(&str, bool); 45] = [
-    ("ClusterTrustBundleProjection", false),
+const GATES: [(&str, bool); 46] = [
+    ("ClusterTrustBundleProjection", true),
     ("ContainerCheckpoint", false),
     ("ContainerRestartRules", true),
     ("ContainerStopSignals", true),
     ("CPUManagerPolicyAlphaOptions", false),
     ("CPUManagerPolicyBetaOptions", false),
+    ("CustomCPUCFSQuotaPeriod", true),
     ("DevicePluginCDIDevices", false),
     ("DynamicResourceAllocation", false),
-    ("EnvFiles", false),
+    ("EnvFiles", true),
     ("EventedPLEG", false),
     ("ExtendWebSocketsToKubelet", true),
     ("GracefulNodeShutdown", false),
     ("GracefulNodeShutdownBasedOnPodPriority", false),
     ("ImageMaximumGCAge", false),
-    ("ImageVolume", false),
+    ("ImageVolume", true),
     ("KubeletCgroupDriverFromCRI", false),
     ("KubeletCrashLoopBackOffMax", true),
     ("KubeletEnsureSecretPulledImages", false),

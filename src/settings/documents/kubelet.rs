@@ -115,6 +115,19 @@ configuration! {
         /// Whether a kernel whose settings are not the kubelet's is refused.
         protect_kernel_defaults: bool,
         cgroup_driver: Option<String>,
+        /// Whether CPU limits are enforced; they are when absent.
+        #[serde(rename = "cpuCFSQuota")]
+        cpu_cfs_quota: Option<bool>,
+        /// 100 ms when absent or zero.
+        #[serde(rename = "cpuCFSQuotaPeriod")]
+        cpu_cfs_quota_period: Option<String>,
+        /// Whether an OOM kills one process of a container alone.
+        #[serde(rename = "singleProcessOOMKill")]
+        single_process_oom_kill: Option<bool>,
+        /// Whether one image is pulled at a time; only when that is said, where upstream's usual is that.
+        serialize_image_pulls: Option<bool>,
+        /// No bound when absent.
+        max_parallel_image_pulls: Option<i32>,
         feature_gates: BTreeMap<String, bool>,
     }
     held {
@@ -123,8 +136,6 @@ configuration! {
         "containerLogMonitorInterval" as log_interval: Told("logs are rotated at the byte"),
         "containerRuntimeEndpoint" as runtime_endpoint: Told("berth runs containers itself"),
         "contentType" as content_type: Told("the API server is asked for JSON"),
-        "cpuCFSQuota" as cfs_quota: Only(&["true"]),
-        "cpuCFSQuotaPeriod" as cfs_period: Only(&["\"100ms\""]),
         "cpuManagerPolicy" as cpu_manager: Usual(&["\"none\""]),
         "cpuManagerPolicyOptions" as cpu_manager_options: Usual(&[]),
         "cpuManagerReconcilePeriod" as cpu_manager_period: Told("processors are given to no pod alone"),
@@ -173,7 +184,6 @@ configuration! {
         ]),
         "makeIPTablesUtilChains" as util_chains: Told("no iptables rules are made"),
         "maxOpenFiles" as open_files: Told("the service manager sets it"),
-        "maxParallelImagePulls" as parallel_pulls: Told("images are pulled side by side"),
         "memoryManagerPolicy" as memory_manager: Usual(&["\"None\""]),
         "memoryReservationPolicy" as memory_reservation: Usual(&["\"None\""]),
         "memorySwap" as memory_swap:
@@ -192,12 +202,10 @@ configuration! {
         "reservedSystemCPUs" as reserved_cpus: Usual(&[]),
         "runOnce" as run_once: Usual(&[]),
         "runtimeRequestTimeout" as request_timeout: Told("berth runs containers itself"),
-        "serializeImagePulls" as serialize_pulls: Told("images are pulled side by side"),
         "showHiddenMetricsForVersion" as hidden_metrics: Usual(&[]),
         "shutdownGracePeriod" as shutdown: Usual(&[]),
         "shutdownGracePeriodByPodPriority" as shutdown_by_priority: Usual(&[]),
         "shutdownGracePeriodCriticalPods" as shutdown_critical: Usual(&[]),
-        "singleProcessOOMKill" as single_oom: Only(&["false"]),
         "staticPodURL" as static_url: Usual(&[]),
         "staticPodURLHeader" as static_header: Usual(&[]),
         "syncFrequency" as sync_period: Told("pods are looked at when something changes"),
@@ -351,9 +359,6 @@ volumeStatsAggPeriod: 0s
             "readOnlyPort: 10255",
             "runOnce: true",
             "registerNode: false",
-            "cpuCFSQuota: false",
-            "cpuCFSQuotaPeriod: 50ms",
-            "singleProcessOOMKill: true",
             "shutdownGracePeriod: 30s",
             "memorySwap: {swapBehavior: LimitedSwap}",
             "tracing: {endpoint: 'localhost:4317'}",
@@ -366,7 +371,7 @@ volumeStatsAggPeriod: 0s
             let name = field.split(':').next().unwrap();
             assert!(refused.len() == 1 && refused[0].starts_with(name), "{field}: {refused:?}");
         }
-        for field in ["evictionHard: {memory.available: 5%}", "serializeImagePulls: true"] {
+        for field in ["evictionHard: {memory.available: 5%}", "registryPullQPS: 7"] {
             let given = read(field);
             assert_eq!((given.refused().len(), given.told().len()), (0, 1), "{field}");
         }

@@ -59,3 +59,21 @@ async fn what_failed_for_want_of_an_object_does_not_wait_once_it_is_there() {
     node.pass(Duration::from_millis(500)).await;
     assert_eq!(node.runtime.running("u1"), ["c"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn images_are_pulled_side_by_side_unless_one_at_a_time_was_said() {
+    for (node, after_one) in [(Node::new(), 2), (Node::with_one_pull(), 1)] {
+        *node.images.takes.lock().unwrap() = SECOND * 10;
+        for (name, image) in [("p", "one:1"), ("q", "other:1")] {
+            let mut pod = pod(name, name, "Always");
+            pod["spec"]["containers"][0]["image"] = json!(image);
+            node.apply(pod).await;
+        }
+        let running =
+            || ["p", "q"].iter().map(|uid| node.runtime.running(uid).len()).sum::<usize>();
+        node.pass(SECOND * 11).await;
+        assert_eq!(running(), after_one);
+        node.pass(SECOND * 10).await;
+        assert_eq!(running(), 2);
+    }
+}
