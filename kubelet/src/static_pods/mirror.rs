@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A mirror is not run: it is a picture. Deleting it stops nothing, it is made again; the node deletes
-//! it when its file is gone, or when the file describes another pod.
+//! it when its file is gone, or describes another pod, and the pod that it shows has ended.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -54,10 +54,20 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 struct State {
     /// The static pods of the node.
     statics: BTreeMap<Place, Arc<Pod>>,
+    /// Those that run here, or still end.
+    running: BTreeMap<Place, Arc<Pod>>,
     /// The mirrors that the API server has; `None` until it was heard.
     mirrors: Option<BTreeMap<Place, Pod>>,
     /// The newest statuses, by the static pod's UID.
     statuses: BTreeMap<String, PodStatus>,
+}
+
+impl State {
+    /// The static pod that a mirror at this place shows, if there is one.
+    fn shown(&self, at: &Place, mirror: &Pod) -> Option<&Arc<Pod>> {
+        let pods = [self.running.get(at), self.statics.get(at)];
+        pods.into_iter().flatten().find(|pod| is_of(mirror, pod))
+    }
 }
 
 /// A request to the API server.
@@ -96,6 +106,24 @@ impl Mirrors {
     /// These are the static pods now.
     pub fn set_statics(&self, pods: impl Iterator<Item = Arc<Pod>>) {
         self.with(|state| state.statics = pods.map(|pod| (place(&pod), pod)).collect());
+    }
+
+    /// This pod runs here now; one that is not static is none of the mirrors' business.
+    pub fn begin(&self, pod: &Arc<Pod>) {
+        if super::is_static(pod) {
+            self.with(|state| state.running.insert(place(pod), Arc::clone(pod)));
+        }
+    }
+
+    /// This pod has ended.
+    pub fn end(&self, pod: &Pod) {
+        let at = place(pod);
+        let is_it = |known: &Arc<Pod>| known.metadata.uid == pod.metadata.uid;
+        self.with(|state| {
+            if state.running.get(&at).is_some_and(is_it) {
+                state.running.remove(&at);
+            }
+        });
     }
 
     /// These are all mirrors that the API server has.
@@ -137,9 +165,10 @@ impl Mirrors {
     pub fn publish(&self, pod: &Pod, status: PodStatus) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         self.with(|state| {
-            let statics = &state.statics;
+            let (statics, running) = (&state.statics, &state.running);
             state.statuses.retain(|uid, _| {
-                statics.values().any(|pod| pod.metadata.uid.as_ref() == Some(uid))
+                let mut all = statics.values().chain(running.values());
+                all.any(|pod| pod.metadata.uid.as_ref() == Some(uid))
             });
             state.statuses.insert(uid, status);
         });
@@ -150,9 +179,10 @@ impl Mirrors {
     fn write_status(&self, at: &Place) {
         let state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mirror = state.mirrors.as_ref().and_then(|mirrors| mirrors.get(at));
-        let (Some(pod), Some(mirror)) = (state.statics.get(at), mirror) else { return };
+        let Some(mirror) = mirror else { return };
+        let Some(pod) = state.shown(at, mirror) else { return };
         let status = pod.metadata.uid.as_ref().and_then(|uid| state.statuses.get(uid));
-        if let Some(status) = status.filter(|_| is_of(mirror, pod)) {
+        if let Some(status) = status {
             let previous = mirror.status.clone().unwrap_or_default();
             self.inner.statuses.update(&PodKey::of(mirror), status.clone(), &previous);
         }
@@ -262,7 +292,7 @@ fn plan(state: &State) -> Vec<Action> {
     let Some(mirrors) = &state.mirrors else { return Vec::new() };
     let mut actions = Vec::new();
     for (at, mirror) in mirrors {
-        if !state.statics.get(at).is_some_and(|pod| is_of(mirror, pod)) {
+        if state.shown(at, mirror).is_none() {
             actions.push(Action::Delete(PodKey::of(mirror)));
         }
     }
@@ -316,7 +346,7 @@ mod tests {
         State {
             statics: statics.iter().map(|p| (place(p), Arc::new(p.clone()))).collect(),
             mirrors: Some(mirrors.iter().map(|p| (place(p), p.clone())).collect()),
-            statuses: BTreeMap::new(),
+            ..State::default()
         }
     }
 
@@ -333,7 +363,13 @@ mod tests {
         assert_eq!(plan(&state(&[], &[])), []);
         assert_eq!(plan(&state(std::slice::from_ref(&file), &[])), create);
         assert_eq!(plan(&state(std::slice::from_ref(&file), std::slice::from_ref(&good))), []);
-        assert_eq!(plan(&state(std::slice::from_ref(&file), &[stale])), delete);
+        assert_eq!(plan(&state(std::slice::from_ref(&file), std::slice::from_ref(&stale))), delete);
+        let before = Arc::new(pod("a", json!({HASH: "0"})));
+        let ending = State {
+            running: BTreeMap::from([(place(&before), before)]),
+            ..state(std::slice::from_ref(&file), &[stale])
+        };
+        assert_eq!(plan(&ending), [], "what it shows has not ended yet");
         assert_eq!(plan(&state(std::slice::from_ref(&file), &[dying])), delete);
         assert_eq!(plan(&state(&[], &[good])), delete);
         let unheard = State { mirrors: None, ..state(&[file], &[]) };

@@ -461,6 +461,7 @@ impl Roster {
             tokio::time::sleep(pause).await;
             (owner, worker.run().await)
         });
+        self.context.mirrors.begin(&pod);
         let wanted = Arc::clone(&pod);
         let entry = Entry { pod, wanted, wish, wake, refused: entry_refused };
         self.entries.insert(uid, entry);
@@ -503,6 +504,7 @@ impl Roster {
             return;
         };
         self.context.shelf.remove(&uid);
+        self.context.mirrors.end(&entry.pod);
         self.allocate_waiting();
         if entry.wish.borrow().gone.is_none() {
             self.done.insert(uid.clone());

@@ -136,3 +136,31 @@ async fn a_pod_of_the_server_cannot_claim_to_be_a_file() {
     assert_eq!(node.runtime.running("u1"), ["c"], "no file's absence ends it");
     assert_eq!(node.api.statuses("p").last().unwrap()["phase"], "Running");
 }
+
+/// "mirror pod termination should satisfy grace period when static pod is deleted", "… is updated",
+/// "should update a static pod when the static pod is updated multiple times during the graceful
+/// termination period".
+#[tokio::test(start_paused = true)]
+async fn its_mirror_stays_until_what_it_shows_has_ended() {
+    let node = Node::with_files();
+    node.tell_files(vec![file("img:1")]).await;
+    node.tell(Event::Synced(Vec::new())).await;
+    node.pass(SECOND * 3).await;
+    node.runtime.state().stubborn.insert("c".into());
+    let counts = || (made(&node).len(), node.api.deletions("web-node-1"));
+    for image in 2..=20 {
+        node.tell_files(vec![file(&format!("img:{image}"))]).await;
+        node.pass(SECOND).await;
+        assert_eq!(counts(), (1, 0), "{image}");
+    }
+    node.pass(SECOND * 20).await;
+    assert_eq!(counts(), (2, 1));
+    assert_eq!(made(&node)[1]["spec"]["containers"][0]["image"], "img:20");
+    assert_eq!(node.runtime.running(&uid(&file("img:20"))), ["c"]);
+    node.tell_files(Vec::new()).await;
+    node.pass(SECOND * 20).await;
+    assert_eq!(counts(), (2, 1));
+    node.pass(SECOND * 20).await;
+    assert_eq!(counts(), (2, 2));
+    assert_eq!(node.runtime.state().most_live, 1);
+}
