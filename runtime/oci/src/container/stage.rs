@@ -7,6 +7,10 @@
 //!   ├─ writes maps ◄──┘        │
 //!   └─ releases ──────────────►│ child: root of its user namespace ─ [`super::child`]
 //! ```
+//! Whoever may trace in a foreign PID namespace sees the child before it has left the host's root. It
+//! cannot be cloned last, as what enters (see [`super::birth`]): the procfs that it mounts is of the PID
+//! namespace that it is in. Only kernels that know procfs' option `pidns` leave a choice.
+//!
 //! An ordinary user's stage has the new user namespace itself, since it can do none of this without.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
