@@ -9,7 +9,8 @@ CENSUS := $(CURDIR)/target/release/census
 PEERS := $(CURDIR)/.cache/peers/bin
 VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::requests systemd=limits::requests newest=conformance::apparmor:: \
 	oldest=services::every_replica oldest=restart::containers_outlive systemd=service:: \
-	newest=oci/controllers:: newest=oci/peers::files newest=oci/labels:: systemd=oci/units:: systemd=oci/peers::systemd
+	newest=oci/controllers:: newest=oci/peers::files newest=oci/labels:: systemd=oci/units:: systemd=oci/peers::systemd \
+	selinux=oci/selinux::
 AREA ?= pods
 
 .PHONY: build setup demo demo-vm test lint deny unit e2e e2e-vm bench clean
@@ -45,12 +46,12 @@ deny: setup
 unit: setup
 	cargo nextest run --workspace --locked --lib --bins
 	cargo nextest run --locked -j 1 -p berth-oci -p berth-runtime -p berth-cni -p berth-proxy -p berth-nft -p berth-kubelet --test '*' \
-		-E 'not (binary(cgroups) & test(/^(controllers|units|peers|labels)::/))'
+		-E 'not (binary(cgroups) & test(/^(controllers|units|peers|labels|selinux)::/))'
 	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -j 1 -p berth-apiserver -p berth-testkit --test '*'
 
-# What `limits` asserts needs cgroup controllers, `service` systemd, `apparmor` AppArmor: they run in the VM.
+# What `limits` asserts needs cgroup controllers, `service` systemd, `apparmor` AppArmor, `selinux` SELinux: they run in the VM.
 e2e: build-tools demo
-	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^(limits|service|conformance::apparmor)::/)'
+	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^(limits|service|conformance::(apparmor|selinux))::/)'
 
 e2e-vm: build-tools
 	@tests/setup/peers.sh runtimes

@@ -20,7 +20,7 @@ test=(
     # the VM: the machine, its root image, and packages of other suites
     qemu-system-x86 qemu-utils mmdebstrap e2fsprogs debian-archive-keyring zstd xz-utils kmod patchelf
     # the rest of what the tests and the gates run
-    apparmor libseccomp-dev python3 python3-venv python3-pip ca-certificates git
+    apparmor secilc libseccomp-dev python3 python3-venv python3-pip ca-certificates git
 )
 
 case ${1:-test} in

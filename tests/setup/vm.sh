@@ -5,7 +5,8 @@
 #   vm.sh test FILTER...      on the oldest and on the newest kernel
 #
 # FILTER is a part of a test's name. `oldest=FILTER` and `newest=FILTER` run on that kernel alone,
-# `systemd=FILTER` on the newest with systemd as PID 1; the rest has a bare PID 1. `oci/FILTER` is one
+# `systemd=FILTER` on the newest with systemd as PID 1; the rest has a bare PID 1. `selinux=FILTER` runs
+# on the newest with SELinux where the others have AppArmor. `oci/FILTER` is one
 # of berth-oci's cgroup tests, with runc and crun beside. BERTH, CENSUS and VM name the executables, by
 # default those in target/release; KUBECTL a kubectl.
 #
@@ -20,10 +21,10 @@ kubectl=${KUBECTL:-$repo/.cache/peers/bin/kubectl}
 
 # Where the guest has them.
 bin=/usr/local/bin
-programs=(--copy "$berth:$bin/berth" --copy "$kubectl:$bin/kubectl" --copy /sbin/apparmor_parser)
+programs=(--copy "$berth:$bin/berth" --copy "$kubectl:$bin/kubectl" --copy /sbin/apparmor_parser --copy /usr/bin/secilc)
 environment=(--env BERTH=$bin/berth --env KUBECTL=$bin/kubectl --env RUST_BACKTRACE=0)
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
 need() { # what file
     [ -x "$2" ] || { echo "vm: no $1 at $2: run make build-tools" >&2; exit 1; }
@@ -67,9 +68,12 @@ build_oci_tests() {
 
 # Runs tests in one machine and adds its verdicts to the sums.
 run_tests() { # kernel variant filter...
-    local kernel=$1 variant=$2 output=$work/output status=0 good bad word executables=() filters=()
+    local kernel=$1 variant=$2 security=() output=$work/output status=0 good bad word executables=() filters=()
     shift 2
     echo "vm: $kernel kernel, $variant: $*"
+    if [ "$variant" = selinux ]; then
+        security=(--append security=selinux)
+    fi
     for word in "$@"; do
         case $word in
             oci/*) executables+=("$oci_tests") ;;
@@ -78,7 +82,7 @@ run_tests() { # kernel variant filter...
         filters+=("${word#oci/}")
     done
     mapfile -t executables < <(printf '%s\n' "${executables[@]}" | sort -u)
-    "$vm" test --kernel "$kernel" --variant "$variant" "${programs[@]}" "${environment[@]}" \
+    "$vm" test --kernel "$kernel" --variant "${variant/selinux/light}" "${security[@]}" "${programs[@]}" "${environment[@]}" \
         --env BERTH_TEST_PATIENCE=300 --timeout 1500 "${executables[@]}" -- --test-threads=1 "${filters[@]}" |
         tee "$output" || status=$?
     # A line an executable, unless the machine or one of them came to grief.
@@ -93,12 +97,13 @@ run_tests() { # kernel variant filter...
 }
 
 test_all() {
-    local filter oldest=() newest=() systemd=()
+    local filter oldest=() newest=() systemd=() selinux=()
     for filter in "$@"; do
         case $filter in
             oldest=*) oldest+=("${filter#*=}") ;;
             newest=*) newest+=("${filter#*=}") ;;
             systemd=*) systemd+=("${filter#*=}") ;;
+            selinux=*) selinux+=("${filter#*=}") ;;
             *) oldest+=("$filter") newest+=("$filter") ;;
         esac
     done
@@ -111,6 +116,7 @@ test_all() {
     [ ${#oldest[@]} = 0 ] || run_tests oldest light "${oldest[@]}"
     [ ${#newest[@]} = 0 ] || run_tests newest light "${newest[@]}"
     [ ${#systemd[@]} = 0 ] || run_tests newest systemd "${systemd[@]}"
+    [ ${#selinux[@]} = 0 ] || run_tests newest selinux "${selinux[@]}"
     printf '%s\n' "${summary[@]}" "$passed passed, $failed failed"
     exit $verdict
 }

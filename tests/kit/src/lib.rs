@@ -9,6 +9,7 @@ pub mod namespaces;
 pub mod peers;
 pub mod port;
 pub mod roots;
+pub mod selinux;
 pub mod wait;
 
 pub use census::{Census, Difference, Scope};

@@ -24,7 +24,7 @@ pub(super) struct Host {
 impl Host {
     /// Opens everything, in a mount namespace of one's own that is cut off from the host's here.
     pub(super) fn open(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Self> {
-        if plan.labels_mounts {
+        if plan.mount_label.is_some() {
             labels::require_selinux("linux.mountLabel")?;
         }
         rootfs::cut_off(plan.root_propagation)?;
@@ -42,7 +42,7 @@ impl Host {
                 Some(child::open_namespace(path)?)
             }
         };
-        let rootfs = rootfs::make(&plan.rootfs, ids.as_ref().map(AsFd::as_fd), procfs)?;
+        let rootfs = rootfs::make(plan, ids.as_ref().map(AsFd::as_fd), procfs)?;
         Ok(Self { null, sources, devices, rootfs })
     }
 }

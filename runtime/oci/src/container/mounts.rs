@@ -316,11 +316,27 @@ fn make(mount: &Mount, mode: Option<String>) -> Result<OwnedFd, Errno> {
     if is_filled_later(mount) {
         attributes.remove(MountAttrFlags::MOUNT_ATTR_RDONLY);
     }
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    let made = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let mut labels = mount.options.data.iter().filter(|(key, _)| is_labelled_later(mount, key));
+    if let Some((_, Some(label))) = labels.next() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&made, ".", flags, Mode::empty())?;
+        let label = label.as_bytes();
+        rustix::fs::fsetxattr(&root, "security.selinux", label, rustix::fs::XattrFlags::empty())?;
+    }
+    Ok(made)
+}
+
+/// Queues are those of the IPC namespace, whose file system is there already and takes no context.
+fn is_labelled_later(mount: &Mount, key: &str) -> bool {
+    mount.kind == "mqueue" && key == "context"
 }
 
 fn configure(context: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
     for (key, value) in &mount.options.data {
+        if is_labelled_later(mount, key) {
+            continue;
+        }
         match value {
             Some(value) => {
                 rustix::mount::fsconfig_set_string(context, key.as_str(), value.as_str())?

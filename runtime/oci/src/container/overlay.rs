@@ -32,6 +32,8 @@ pub(super) struct Layers<'a> {
     pub(super) lower: &'a [PathBuf],
     pub(super) upper: &'a Path,
     pub(super) work: &'a Path,
+    /// The SELinux context that all its files have.
+    pub(super) label: Option<&'a str>,
 }
 
 impl Layers<'_> {
@@ -69,6 +71,10 @@ pub(super) fn make(
     }
     rustix::mount::fsconfig_set_string(&context, "source", "overlay")
         .doing(|| "name an overlay")?;
+    if let Some(label) = layers.label {
+        rustix::mount::fsconfig_set_string(&context, "context", label)
+            .doing(|| format!("set overlay context {label:?}"))?;
+    }
     rustix::mount::fsconfig_create(&context).doing(|| layers.make_operation())?;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .doing(|| "mount the overlay")
@@ -159,7 +165,7 @@ fn mount_descriptors(
             .doing(|| format!("open overlay layer {}", path.display()))
     };
     let (upper, work) = (open(layers.upper)?, open(layers.work)?);
-    let options = options(&numbers(&lower), upper.as_raw_fd(), work.as_raw_fd());
+    let options = options(&numbers(&lower), [upper.as_raw_fd(), work.as_raw_fd()], layers.label);
     let host = rootfs::hide_root()?;
     let descriptors = rustix::fs::openat(procfs, "self/fd", PATH_DIRECTORY, Mode::empty())
         .doing(|| "open the directory of descriptors")?;
@@ -195,9 +201,13 @@ fn escape(path: &Path) -> Vec<u8> {
 }
 
 /// The options of mount(2): names relative to the directory of descriptors.
-fn options(lower: &[i32], upper: i32, work: i32) -> CString {
+fn options(lower: &[i32], [upper, work]: [i32; 2], label: Option<&str>) -> CString {
     let lower: Vec<String> = lower.iter().map(i32::to_string).collect();
-    let text = format!("lowerdir={},upperdir={upper},workdir={work}", lower.join(":"));
+    let mut text = format!("lowerdir={},upperdir={upper},workdir={work}", lower.join(":"));
+    if let Some(label) = label {
+        // Quoted, for the comma between its categories.
+        text.push_str(&format!(",context=\"{label}\""));
+    }
     CString::new(text).unwrap_or_default()
 }
 
@@ -208,7 +218,12 @@ mod tests {
     #[test]
     fn as_many_layers_as_the_kernel_stacks_fit_into_its_page_of_options() {
         let lower: Vec<i32> = (1000..1500).collect();
-        assert!(options(&lower, 1500, 1501).as_bytes_with_nul().len() < 4096);
-        assert_eq!(options(&[7, 8], 9, 10).to_str(), Ok("lowerdir=7:8,upperdir=9,workdir=10"));
+        let label = "system_u:object_r:container_file_t:s0:c1022,c1023";
+        assert!(options(&lower, [1500, 1501], Some(label)).as_bytes_with_nul().len() < 4096);
+        let plain = options(&[7, 8], [9, 10], None);
+        assert_eq!(plain.to_str(), Ok("lowerdir=7:8,upperdir=9,workdir=10"));
+        let labelled = options(&[7], [9, 10], Some("u:r:t:s0:c1,c2"));
+        let expected = "lowerdir=7,upperdir=9,workdir=10,context=\"u:r:t:s0:c1,c2\"";
+        assert_eq!(labelled.to_str(), Ok(expected));
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Plan {
     pub(crate) root_propagation: Option<MountAttributes>,
     pub(crate) mounts: Vec<Mount>,
     /// File systems get the label of `linux.mountLabel`.
-    pub(crate) labels_mounts: bool,
+    pub(crate) mount_label: Option<String>,
     /// Absent where `/dev` is bound from the host.
     pub(crate) devices: Option<Vec<Device>>,
     pub(crate) masked: Vec<PathBuf>,
@@ -152,7 +152,7 @@ pub(crate) fn plan(sandbox: &ShimConfig, request: &CreateContainer) -> Result<Pl
         root_read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         root_propagation: root_propagation(linux)?,
         mounts,
-        labels_mounts: label("linux.mountLabel", linux.mount_label())?.is_some(),
+        mount_label: label("linux.mountLabel", linux.mount_label())?,
         devices,
         masked: paths(linux.masked_paths()),
         read_only: paths(linux.readonly_paths()),

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::overlay::{self, Layers};
+use super::plan::Plan;
 use super::rootfd::RootFd;
 use super::{Doing, Result};
 use crate::protocol::Rootfs;
@@ -39,13 +40,14 @@ pub(super) fn cut_off(wanted: Option<MountAttributes>) -> Result<()> {
 /// Makes the root file system, attached nowhere. `procfs` is one of the child's own; `ids` is the user
 /// namespace that an overlay's owners are mapped by.
 pub(super) fn make(
-    rootfs: &Rootfs,
+    plan: &Plan,
     ids: Option<BorrowedFd<'_>>,
     procfs: BorrowedFd<'_>,
 ) -> Result<OwnedFd> {
-    match rootfs {
+    match &plan.rootfs {
         Rootfs::Overlay { lower, upper, work } => {
-            overlay::make(&Layers { lower, upper, work }, ids, procfs)
+            let label = plan.mount_label.as_deref();
+            overlay::make(&Layers { lower, upper, work, label }, ids, procfs)
         }
         Rootfs::Directory(path) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE

@@ -69,7 +69,7 @@ fn labelled(name: &str, script: &str, profile: &str, change: impl FnOnce(&mut Va
 }
 
 /// Asserts that a container cannot be created and leaves nothing.
-fn assert_refused(container: &Container, reason: &str) {
+pub fn assert_refused(container: &Container, reason: &str) {
     let bundle = container.path("");
     let arguments = ["create", "--bundle", bundle.to_str().unwrap(), &container.id];
     // A container that is made after all would keep a pipe open.

@@ -1,7 +1,8 @@
 //! Cgroups through the command line: made, limited, frozen, watched, changed, removed.
 //!
 //! [`everywhere`] needs no controllers. [`controllers`] does, [`units`] needs systemd as well, and
-//! [`peers`] runc and crun beside, and [`labels`] AppArmor: these four run in the VM and fail elsewhere.
+//! [`peers`] runc and crun beside, [`labels`] AppArmor, and [`selinux`] SELinux: these five run in the VM
+//! and fail elsewhere.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
@@ -12,4 +13,5 @@ mod everywhere;
 mod fixture;
 mod labels;
 mod peers;
+mod selinux;
 mod units;
