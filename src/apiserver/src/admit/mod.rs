@@ -13,6 +13,7 @@ mod priority;
 pub(crate) mod quantity;
 mod resize;
 mod roles;
+mod runtime_class;
 pub(crate) mod service;
 pub(crate) mod signing;
 pub(crate) mod storage;
@@ -30,6 +31,7 @@ pub(crate) use pod_rules::qos_class;
 pub(crate) use pod_token::mount_token;
 pub(crate) use priority::check_priority;
 pub(crate) use resize::beyond as beyond_node;
+pub(crate) use runtime_class::check_runtime_class;
 
 /// What of an object an update is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

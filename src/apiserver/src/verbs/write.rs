@@ -88,6 +88,7 @@ impl Creation {
             }
             Kind::Pod => {
                 admit::check_priority(&object)
+                    .and_then(|()| admit::check_runtime_class(&object))
                     .map_err(|why| Failure::forbidden(resource, object.name(), &why))?;
                 use_account(tx, &mut object)?;
             }
