@@ -327,6 +327,11 @@ pub enum Reply {
     Created(ContainerRecord),
     /// The request was carried out.
     Done,
+    /// Answers [`Request::Start`]; shims of older releases say [`Reply::Done`].
+    Started {
+        /// When it was let run, as its record has it; nanoseconds since the epoch.
+        started_at: i64,
+    },
     /// Answers [`Request::ExecSync`].
     Executed {
         /// Exit code, or 128 + signal.

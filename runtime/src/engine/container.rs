@@ -256,9 +256,14 @@ pub(super) async fn start(
     let gone = || RuntimeError::Invalid(format!("sandbox {} is not ready", sandbox.id));
     let shim = sandbox.shim().ok_or_else(gone)?;
     let request = Request::Start { id: container.id.to_string() };
-    match shim.order(&request, START_PATIENCE).await {
-        Ok(()) => {
-            let started_at = disk::now_nanoseconds();
+    let answer = shim.ask(&request, Some(START_PATIENCE)).await;
+    let started = answer.and_then(|reply| match reply {
+        Reply::Started { started_at } => Ok(started_at),
+        Reply::Done => Ok(disk::now_nanoseconds()),
+        _ => Err(shim::Error::Protocol),
+    });
+    match started {
+        Ok(started_at) => {
             container.advance(ContainerState::Running { started_at });
             Ok(())
         }

@@ -89,8 +89,12 @@ impl Server {
         let Some(container) = self.containers.get_mut(&key) else { return };
         if let Stage::Starting { waiting, failure: None } = container.stage {
             container.stage = Stage::Running;
+            let reply = match container.record.state {
+                ContainerPhase::Running { started_at } => Reply::Started { started_at },
+                _ => Reply::Done,
+            };
             self.save(key);
-            self.answer(waiting, Ok(Reply::Done));
+            self.answer(waiting, Ok(reply));
         }
     }
 
