@@ -7,12 +7,48 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 /// The mount points of this process at and below a directory, in mount order. Blocks on no file system.
 ///
 /// # Errors
 /// When the table cannot be read.
 pub fn places_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?, dir))
+}
+
+/// The mount that a path lies on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    /// Where it is mounted.
+    pub(crate) place: PathBuf,
+    /// Whether what is mounted below is seen by its peers.
+    pub(crate) is_shared: bool,
+    /// Whether what its master's peers mount is seen below.
+    pub(crate) is_slave: bool,
+}
+
+/// The mount that a path lies on; `None` where the table does not show it. Links are followed. Blocks as
+/// long as the path's file system. Kernel: 5.8.
+///
+/// # Errors
+/// When the path is not there, or the table cannot be read.
+pub(crate) fn mount_of(path: &Path) -> io::Result<Option<Mounted>> {
+    let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
+    Ok(parse_one(&fs::read("/proc/self/mountinfo")?, id))
+}
+
+/// The mount of an id.
+fn parse_one(mountinfo: &[u8], id: u64) -> Option<Mounted> {
+    let id = id.to_string();
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    let mut fields = lines
+        .map(|line| line.split(|byte| *byte == b' '))
+        .find_map(|mut fields| (fields.next() == Some(id.as_bytes())).then_some(fields))?;
+    let place = PathBuf::from(OsString::from_vec(unescape(fields.nth(3)?)));
+    let tags: Vec<&[u8]> = fields.skip(1).take_while(|field| *field != b"-").collect();
+    let has = |tag: &[u8]| tags.iter().any(|known| known.starts_with(tag));
+    Some(Mounted { place, is_shared: has(b"shared:"), is_slave: has(b"master:") })
 }
 
 /// The mount points at and below a directory, in mount order. Names are bytes: those of mounts that are
@@ -54,6 +90,22 @@ mod tests {
 3 0 0:1 / /run/pods/ab rw - tmpfs x rw";
         let places = parse(table, Path::new("/run/pods/a"));
         assert_eq!(places, [PathBuf::from("/run/pods/a"), "/run/pods/a/shm x".into()]);
+    }
+
+    #[test]
+    fn a_mount_tells_who_sees_what_is_mounted_on_it() {
+        let table = b"\
+1 0 0:1 / / rw,relatime shared:1 - ext4 /dev/x rw
+22 1 0:1 /a /srv/a\\040b rw master:3 propagate_from:1 - tmpfs x rw
+2 1 0:1 / /private rw - tmpfs shared:9 rw
+3 1 0:1 / /both rw shared:4 master:1 - tmpfs x rw";
+        let tell = |id| parse_one(table, id).map(|m| (m.place, m.is_shared, m.is_slave));
+        assert_eq!(tell(1), Some(("/".into(), true, false)));
+        assert_eq!(tell(22), Some(("/srv/a b".into(), false, true)));
+        assert_eq!(tell(2), Some(("/private".into(), false, false)));
+        assert_eq!(tell(3), Some(("/both".into(), true, true)));
+        assert_eq!(tell(4), None);
+        assert!(mount_of(Path::new("/proc/self")).unwrap().unwrap().place.starts_with("/proc"));
     }
 
     /// As the kernel shows a name.

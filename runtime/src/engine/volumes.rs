@@ -76,6 +76,7 @@ fn prepare_one(
         }
         _ => fs::canonicalize(host_path).map_err(failed)?,
     };
+    check_propagation(&source, mount.propagation).map_err(failed)??;
     Ok(PreparedMount {
         source,
         container_path: mount.container_path.clone(),
@@ -84,6 +85,23 @@ fn prepare_one(
         recursive_read_only: mount.recursive_read_only,
         propagation: mount.propagation,
     })
+}
+
+/// Whether mounts can cross what a volume lies on as the container asks. As containerd has it: otherwise
+/// what the container mounts, or is to see mounted, would be missing without a word.
+fn check_propagation(source: &Path, wanted: Propagation) -> io::Result<Result<(), String>> {
+    if wanted == Propagation::Private {
+        return Ok(Ok(()));
+    }
+    // What the table does not show lies outside this root: nobody could see mounts of it.
+    let Some(on) = mount_table::mount_of(source)? else { return Ok(Ok(())) };
+    let lacks = match wanted {
+        Propagation::Bidirectional if !on.is_shared => "a shared mount",
+        Propagation::HostToContainer if !on.is_shared && !on.is_slave => "a shared or slave mount",
+        _ => return Ok(Ok(())),
+    };
+    let place = on.place.display();
+    Ok(Err(format!("path {source:?} is mounted on \"{place}\" but it is not {lacks}")))
 }
 
 fn bind_beneath(volume: &Path, sub_path: &Path, place: &Path) -> Result<(), String> {
