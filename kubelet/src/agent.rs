@@ -26,6 +26,7 @@ use crate::qos;
 use crate::server;
 use crate::server::auth::{self, Guard};
 use crate::shelf::Shelf;
+use crate::slack;
 use crate::source::{self, Event, Selection};
 use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::Writer;
@@ -114,6 +115,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let shelf = context.shelf.clone();
     let weighing = qos::keep_classes(shelf.clone(), Arc::clone(&parts.runtime), shutdown.clone());
     tasks.spawn(weighing);
+    tasks.spawn(slack::keep_small(shelf.clone(), shutdown.clone()));
     let (changes, receiver) = mpsc::channel(CHANGES);
     let state = server::State {
         shelf,

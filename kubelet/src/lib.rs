@@ -41,6 +41,7 @@ pub mod quantity;
 pub mod resize;
 pub mod server;
 pub mod shelf;
+mod slack;
 pub mod source;
 pub mod static_pods;
 pub mod status;

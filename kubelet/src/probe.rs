@@ -124,16 +124,15 @@ pub struct Probers {
     tasks: HashMap<ContainerId, JoinHandle<()>>,
     /// Cancelled once the pod ends: only readiness is of interest then.
     calm: CancellationToken,
-    reports: mpsc::Sender<Report>,
-    inbox: mpsc::Receiver<Report>,
+    /// There once there is a probe: most pods have none.
+    reports: Option<(mpsc::Sender<Report>, mpsc::Receiver<Report>)>,
 }
 
 impl Probers {
     /// None yet.
     pub fn new(runtime: Arc<dyn Runtime>, counts: Arc<OfPod>) -> Self {
-        let (reports, inbox) = mpsc::channel(REPORTS);
         let (tasks, calm) = (HashMap::new(), CancellationToken::new());
-        Self { runtime, counts, tasks, calm, reports, inbox }
+        Self { runtime, counts, tasks, calm, reports: None }
     }
 
     /// Ends startup and liveness probes for good: the pod is ending. Readiness is still probed, so
@@ -154,13 +153,14 @@ impl Probers {
         if !has_probes || self.tasks.contains_key(&record.id) {
             return;
         }
+        let (reports, _) = self.reports.get_or_insert_with(|| mpsc::channel(REPORTS));
         let prober = Prober {
             counts: Arc::clone(&self.counts),
             runtime: Arc::clone(&self.runtime),
             id: record.id.clone(),
             container: container.clone(),
             ips: ips.to_vec(),
-            reports: self.reports.clone(),
+            reports: reports.clone(),
             calm: self.calm.clone(),
             begun,
         };
@@ -181,10 +181,12 @@ impl Probers {
 
     /// The next report; waits for ever when there is none.
     pub async fn next(&mut self) -> Report {
-        match self.inbox.recv().await {
-            Some(report) => report,
-            None => std::future::pending().await,
+        if let Some((_, inbox)) = &mut self.reports
+            && let Some(report) = inbox.recv().await
+        {
+            return report;
         }
+        std::future::pending().await
     }
 }
 

@@ -75,10 +75,18 @@ struct Similar {
     seen: Instant,
 }
 
+/// What is kept of an event that was created, to count it up.
+struct Known {
+    name: String,
+    count: i32,
+    first: Time,
+    seen: Instant,
+}
+
 /// Remembers what was recorded.
 pub(super) struct Correlator {
     source: Source,
-    known: HashMap<EventKey, (Event, Instant)>,
+    known: HashMap<EventKey, Known>,
     similar: HashMap<KindKey, Similar>,
     objects: HashMap<ObjectKey, Bucket>,
     total: Option<Bucket>,
@@ -122,17 +130,20 @@ impl Correlator {
                 (kind, part, message.text.clone())
             }
         };
+        let mut event = self.event(occurrence, message.text, wall);
         let decision = match self.known.get_mut(&key) {
-            Some((event, seen)) => {
-                *seen = now;
-                event.count = event.count.map(|c| c.saturating_add(1));
-                event.last_timestamp = Some(Time(clock::whole_seconds(wall)));
-                event.message = Some(message.text);
-                Decision::Repeat(event.clone())
+            Some(known) => {
+                known.seen = now;
+                known.count = known.count.saturating_add(1);
+                event.metadata.name = Some(known.name.clone());
+                event.count = Some(known.count);
+                event.first_timestamp = Some(known.first.clone());
+                Decision::Repeat(event)
             }
             None => {
-                let event = self.event(occurrence, message.text, wall);
-                self.known.insert(key, (event.clone(), now));
+                let name = event.metadata.name.clone().unwrap_or_default();
+                let first = Time(clock::whole_seconds(wall));
+                self.known.insert(key, Known { name, count: 1, first, seen: now });
                 Decision::Create(event)
             }
         };
@@ -196,7 +207,7 @@ impl Correlator {
     fn forget(&mut self, now: Instant) {
         let quiet = |since: Instant| now.saturating_duration_since(since) > SIMILAR_WINDOW;
         if self.known.len() > REMEMBERED {
-            self.known.retain(|_, (_, seen)| !quiet(*seen));
+            self.known.retain(|_, known| !quiet(known.seen));
             if self.known.len() > REMEMBERED {
                 self.known.clear();
             }

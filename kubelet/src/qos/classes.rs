@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_runtime::interface::Runtime;
-use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Class, PodDemand, class_weights};
-use crate::shelf::Shelf;
+use crate::shelf::{Shelf, Shown};
 
 /// How long a class may be weighed for pods that have come or gone.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -22,7 +21,7 @@ pub(crate) async fn keep(shelf: Shelf, runtime: Arc<dyn Runtime>, shutdown: Canc
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        let (burstable, best_effort) = weights(&shelf.list());
+        let (burstable, best_effort) = weights(&shelf.shown());
         for (class, weight) in [(Class::Burstable, burstable), (Class::BestEffort, best_effort)] {
             if let Err(error) = runtime.weigh_class(&class.cgroup_path(), weight).await {
                 warn!(class = class.as_str(), error = &error as &dyn std::error::Error, "weighing");
@@ -32,29 +31,28 @@ pub(crate) async fn keep(shelf: Shelf, runtime: Arc<dyn Runtime>, shutdown: Canc
 }
 
 /// The weights of both classes for the pods that are not over.
-fn weights(pods: &[Pod]) -> (u64, u64) {
-    let is_over = |pod: &Pod| {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
-    };
-    let demands: Vec<_> =
-        pods.iter().filter(|pod| !is_over(pod)).flat_map(PodDemand::parse).collect();
+fn weights(pods: &[Shown]) -> (u64, u64) {
+    let last = pods.iter().filter(|shown| !shown.is_over());
+    let demands: Vec<_> = last.flat_map(|shown| PodDemand::parse(&shown.pod)).collect();
     class_weights(&demands)
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::json;
 
     use super::*;
 
-    fn pod(phase: &str) -> Pod {
-        serde_json::from_value(json!({
+    fn pod(phase: &str) -> Shown {
+        let pod: Pod = serde_json::from_value(json!({
             "metadata": {},
             "spec": { "containers": [{ "name": "c", "resources": { "requests": { "cpu": "1" } } }] },
             "status": { "phase": phase }
         }))
-        .unwrap()
+        .unwrap();
+        let status = Arc::new(pod.status.clone().unwrap());
+        Shown { pod: Arc::new(pod), status }
     }
 
     #[test]

@@ -108,7 +108,7 @@ pub(super) fn state(root: &Path) -> State {
     }))
     .unwrap();
     let shelf = Shelf::default();
-    shelf.put(&pod, &PodStatus::default());
+    shelf.put(&Arc::new(pod), &PodStatus::default());
     let runtime = FakeRuntime::new(Arc::clone(&clock));
     let shutdown = CancellationToken::new();
     let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown };

@@ -249,7 +249,7 @@ pub struct Memory {
     /// How many sandboxes the pod has had.
     pub sandbox_attempts: u32,
     /// The containers by name; all kinds share the name space.
-    pub containers: BTreeMap<String, Container>,
+    pub containers: BTreeMap<String, Box<Container>>,
     /// What the probes have said.
     pub probes: BTreeMap<ContainerId, ProbeResults>,
     /// Running containers that have to end.
@@ -277,7 +277,9 @@ impl Memory {
             refresh_at: None,
             stopped: BTreeSet::new(),
             sandbox_attempts: 0,
-            containers: containers.map(|name| (name.to_owned(), Container::new(pacing))).collect(),
+            containers: containers
+                .map(|name| (name.to_owned(), Box::new(Container::new(pacing))))
+                .collect(),
             probes: BTreeMap::new(),
             doomed: BTreeMap::new(),
             ending: BTreeMap::new(),
@@ -291,7 +293,7 @@ impl Memory {
     /// The container `name`, made where it is not known yet.
     pub fn container(&mut self, name: &str) -> &mut Container {
         let pacing = self.pacing;
-        self.containers.entry(name.to_owned()).or_insert_with(|| Container::new(pacing))
+        self.containers.entry(name.to_owned()).or_insert_with(|| Box::new(Container::new(pacing)))
     }
 
     /// Whether `operation` is under way.

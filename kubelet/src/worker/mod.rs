@@ -224,6 +224,8 @@ impl Worker {
                 self.begin(&wish.pod, &sandboxes, action);
             }
             let wake = [plan.wake, deadline, self.disputed].into_iter().flatten().min();
+            // A pod at rest holds nothing that the next look reads anew.
+            drop((wish, sandboxes));
             if self.wait(wake).await == Waited::Shutdown {
                 return End::Shutdown;
             }
@@ -233,7 +235,12 @@ impl Worker {
     /// Keeps the pod on disk before anything is done for it.
     async fn save(&mut self, wish: &Wish) {
         let is_saved = self.saved.as_ref().is_some_and(|saved| wants_the_same(saved, &wish.pod));
-        if is_saved || wish.gone.is_some() {
+        if is_saved {
+            // What is on disk says the same; the older form need not be held for it.
+            self.saved = Some(Arc::clone(&wish.pod));
+            return;
+        }
+        if wish.gone.is_some() {
             return;
         }
         if let Some(saved) = self.saved.take() {

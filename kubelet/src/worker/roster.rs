@@ -311,7 +311,8 @@ impl Roster {
         if key.uid.is_empty() || self.done.contains(&key.uid) {
             return;
         }
-        let pod = Arc::new(pod);
+        // What was read has room to grow; a clone has none.
+        let pod = Arc::new(Pod::clone(&pod));
         if self.entries.contains_key(&key.uid) {
             self.update(&key.uid, pod);
             return;
@@ -428,16 +429,9 @@ impl Roster {
 
     /// The pods that hold resources: admitted and not terminal.
     fn holders(&self) -> Vec<Arc<Pod>> {
-        let newest = self.context.shelf.list();
-        let ended = |pod: &Pod| {
-            let uid = &pod.metadata.uid;
-            let known = newest.iter().find(|p| p.metadata.uid == *uid);
-            let status = known.unwrap_or(pod).status.as_ref();
-            let phase = status.and_then(|s| s.phase.as_deref());
-            matches!(phase, Some("Succeeded" | "Failed"))
-        };
-        let entries = self.entries.values().filter(|e| !e.refused);
-        entries.map(|e| Arc::clone(&e.pod)).filter(|pod| !ended(pod)).collect()
+        let shelf = &self.context.shelf;
+        let held = self.entries.iter().filter(|(uid, e)| !e.refused && !shelf.is_over(uid, &e.pod));
+        held.map(|(_, e)| Arc::clone(&e.pod)).collect()
     }
 
     fn start(&mut self, pod: Arc<Pod>, refused: Option<Failure>) {

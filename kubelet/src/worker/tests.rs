@@ -9,6 +9,7 @@ mod resize;
 mod rules;
 mod scene;
 mod schedule;
+mod size;
 mod sources;
 mod statics;
 

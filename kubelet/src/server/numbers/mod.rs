@@ -151,9 +151,11 @@ async fn summary(Shared(state): Shared<State>, RawQuery(query): RawQuery) -> Res
     };
     let starts: BTreeMap<_, _> = state
         .shelf
-        .list()
+        .shown()
         .into_iter()
-        .filter_map(|pod| Some((pod.metadata.uid?, pod.status?.start_time?.0)))
+        .filter_map(|shown| {
+            Some((shown.pod.metadata.uid.clone()?, shown.status.start_time.as_ref()?.0))
+        })
         .collect();
     let facts = summary::Facts {
         node: &state.node.name,

@@ -18,6 +18,9 @@ const REVISION: &str = "revision";
 const FORMAT: &str = "format";
 const FORMAT_NOW: u64 = 1;
 
+/// What the database may hold of its file in memory, in bytes.
+const CACHE: usize = 512 << 10;
+
 /// What to do with a database that is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Recovery {
@@ -65,16 +68,20 @@ impl Disk {
 
     fn load_checked(path: &Path) -> Result<Loaded, Error> {
         let corrupt = |why: String| Error::Corrupt { path: path.to_owned(), why };
-        let database = Database::create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
-            DatabaseError::Storage(redb::StorageError::Io(source))
-                if source.kind() != std::io::ErrorKind::InvalidData
-                    && source.kind() != std::io::ErrorKind::UnexpectedEof =>
-            {
-                Error::Access { path: path.to_owned(), why: source.to_string() }
-            }
-            other => corrupt(other.to_string()),
-        })?;
+        // All objects are in memory: nothing is read twice.
+        let database =
+            Database::builder().set_cache_size(CACHE).create(path).map_err(
+                |error| match error {
+                    DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
+                    DatabaseError::Storage(redb::StorageError::Io(source))
+                        if source.kind() != std::io::ErrorKind::InvalidData
+                            && source.kind() != std::io::ErrorKind::UnexpectedEof =>
+                    {
+                        Error::Access { path: path.to_owned(), why: source.to_string() }
+                    }
+                    other => corrupt(other.to_string()),
+                },
+            )?;
         let disk = Self { database, path: path.to_owned() };
         disk.prepare()?;
         let (objects, revision) = disk.read_all().map_err(corrupt)?;
