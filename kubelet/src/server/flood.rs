@@ -23,6 +23,23 @@ const RESET: u8 = 3;
 const GO_AWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 
+/// What a flood may make of the process that it comes to.
+const MOST_KIB: u64 = 20 << 10;
+
+fn memory_kib(name: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Begins to measure the most memory that the process has at once; returns what it has now. Nothing
+/// where other tests run in the same process.
+fn reset_peak() -> Option<u64> {
+    std::env::var_os("NEXTEST")?;
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    Some(memory_kib("VmRSS:"))
+}
+
 /// A frame of HTTP/2.
 fn frame((kind, flags): (u8, u8), stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -82,6 +99,7 @@ async fn flood(bytes: Vec<u8>) -> (Vec<u8>, usize) {
     let stream = admin.connect(ServerName::try_from("node").unwrap(), near).await.unwrap();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut said = Vec::new();
+    let before = reset_peak();
     let flooding = async {
         // Whoever is cut off is so while it still sends.
         let _ = writer.write_all(&bytes).await;
@@ -96,6 +114,10 @@ async fn flood(bytes: Vec<u8>) -> (Vec<u8>, usize) {
     };
     let work = async { tokio::join!(flooding, reading, others) };
     tokio::time::timeout(Duration::from_secs(120), work).await.expect("the flood is not cut off");
+    if let Some(before) = before {
+        let grown = memory_kib("VmHWM:").saturating_sub(before);
+        assert!(grown < MOST_KIB, "the flood made the process larger by {grown} KiB");
+    }
     (said, busy.most.load(Ordering::Relaxed))
 }
 
