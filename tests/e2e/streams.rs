@@ -232,9 +232,20 @@ fn numbers_are_told(node: &Node) {
     let received = r#"interface="eth0",name="#;
     assert!(cadvisor.contains("container_network_receive_bytes_total{"), "{cadvisor}");
     assert!(cadvisor.contains(received), "{cadvisor}");
+    // Pods and the host have pressure where the kernel keeps it, controllers or not.
+    let keeps_pressure = std::path::Path::new("/proc/pressure/cpu").exists();
+    for resource in ["cpu", "memory", "io"] {
+        let name = format!("container_pressure_{resource}_waiting_seconds_total");
+        let of_pod = format!("{name}{{container=\"other\"");
+        assert_eq!(cadvisor.contains(&of_pod), keeps_pressure, "{name}: {cadvisor}");
+    }
     let summary: serde_json::Value = serde_json::from_str(&page("/stats/summary", &known)).unwrap();
     assert_eq!(summary["node"]["nodeName"], "node-1");
     assert_eq!(summary["pods"].as_array().unwrap().len(), 3, "{summary}");
+    for of in [&summary["node"], &summary["pods"][0], &summary["pods"][0]["containers"][0]] {
+        assert_eq!(of["io"]["psi"]["some"]["total"].is_u64(), keeps_pressure, "{of}");
+        assert_eq!(of["memory"]["psi"]["full"]["avg10"].is_f64(), keeps_pressure, "{of}");
+    }
     assert!(page("/metrics", &known).contains("kubelet_node_name{node=\"node-1\"} 1"));
     for path in ["/metrics/resource", "/stats/summary", "/exec/default/box/main?command=id"] {
         assert_eq!(page(path, &[]), "Unauthorized\n", "{path} without a certificate");

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::interface::{
-    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, Throttling, Traffic, Usage,
+    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, Pressure, Pressures, Stall,
+    Throttling, Traffic, Usage,
 };
 
 /// How deep processes of a cgroup may stand below it.
@@ -30,7 +31,30 @@ pub fn read(directory: &Path) -> Usage {
             let count = u64::try_from(pids().len()).ok();
             count.filter(|_| directory.exists())
         }),
+        pressure: pressures(directory, ".pressure"),
     }
+}
+
+/// Reads the pressure files `cpu`, `memory` and `io` of a directory, whose names end in `suffix`:
+/// `.pressure` in a cgroup, nothing in `/proc/pressure`.
+pub fn pressures(directory: &Path, suffix: &str) -> Pressures {
+    let of = |resource: &str| pressure(&text(directory, &format!("{resource}{suffix}"))?);
+    Pressures { cpu: of("cpu"), memory: of("memory"), io: of("io") }
+}
+
+/// A pressure file; before Linux 5.13 that of the processor has no second line.
+fn pressure(text: &str) -> Option<Pressure> {
+    let stall = |kind: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
+        let word = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name));
+        let share = |name: &str| {
+            let (whole, part) = word(name)?.split_once('.')?;
+            whole.parse::<u32>().ok()?.checked_mul(100)?.checked_add(part.parse().ok()?)
+        };
+        let shares = [share("avg10=")?, share("avg60=")?, share("avg300=")?];
+        Some(Stall { total_us: word("total=")?.parse().ok()?, shares })
+    };
+    Some(Pressure { some: stall("some ")?, full: stall("full ").unwrap_or_default() })
 }
 
 fn text(directory: &Path, file: &str) -> Option<String> {
@@ -174,6 +198,12 @@ mod tests {
                 "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0 rios=1 wios=0\n",
             ),
             ("pids.current", "5\n"),
+            (
+                "memory.pressure",
+                "some avg10=98.26 avg60=7.08 avg300=0.00 total=31019926485\nfull avg10=0.01 avg60=0.00 avg300=100.00 total=12\n",
+            ),
+            ("cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=3\n"),
+            ("io.pressure", "some avg10=zero\n"),
         ] {
             fs::write(directory.path().join(file), text).unwrap();
         }
@@ -188,6 +218,11 @@ mod tests {
         let io = usage.io.unwrap();
         assert_eq!((io.read_bytes, io.written_bytes, io.reads), (11, 20, 2));
         assert_eq!(usage.processes, Some(5));
+        let some = Stall { total_us: 31_019_926_485, shares: [9826, 708, 0] };
+        let full = Stall { total_us: 12, shares: [1, 0, 10_000] };
+        assert_eq!(usage.pressure.memory, Some(Pressure { some, full }));
+        assert_eq!(usage.pressure.cpu.unwrap().some.total_us, 3);
+        assert_eq!(usage.pressure.io, None, "what cannot be read is not told");
     }
 
     #[test]

@@ -19,6 +19,38 @@ pub struct Usage {
     pub io: Option<IoUsage>,
     /// How many processes there are.
     pub processes: Option<u64>,
+    /// How long tasks waited for what they did not get.
+    #[serde(default)]
+    pub pressure: Pressures,
+}
+
+/// Pressure stall information, each absent where the kernel does not keep it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressures {
+    /// Of the processor.
+    pub cpu: Option<Pressure>,
+    /// Of memory.
+    pub memory: Option<Pressure>,
+    /// Of block devices.
+    pub io: Option<Pressure>,
+}
+
+/// How long a resource was waited for (Linux `accounting/psi.rst`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// While at least one task waited.
+    pub some: Stall,
+    /// While none could go on.
+    pub full: Stall,
+}
+
+/// One line of a pressure file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Altogether, in microseconds.
+    pub total_us: u64,
+    /// The share of the last 10, 60 and 300 seconds, in hundredths of a percent.
+    pub shares: [u32; 3],
 }
 
 /// Processor time (`cpu.stat`).

@@ -2,7 +2,7 @@
 //! labels that cAdvisor gave them. A counter that the host does not keep is left out. Pure.
 
 use berth_runtime::interface::{
-    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, PodUsage, Usage,
+    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, PodUsage, Pressure, Usage,
 };
 
 use super::exposition::{Exposition, Kind, number, seconds};
@@ -27,7 +27,15 @@ fn io(usage: &Usage, pick: fn(&IoUsage) -> u64) -> Option<f64> {
     usage.io.as_ref().map(|io| number(pick(io)))
 }
 
-const FAMILIES: [(&str, Kind, &str, Pick); 21] = {
+fn stalled(pressure: Option<Pressure>) -> Option<f64> {
+    pressure.map(|pressure| seconds(pressure.full.total_us))
+}
+
+fn waiting(pressure: Option<Pressure>) -> Option<f64> {
+    pressure.map(|pressure| seconds(pressure.some.total_us))
+}
+
+const FAMILIES: [(&str, Kind, &str, Pick); 27] = {
     use Kind::{Counter, Gauge};
     [
         (
@@ -117,6 +125,42 @@ const FAMILIES: [(&str, Kind, &str, Pick); 21] = {
         ("container_processes", Gauge, "Number of processes running inside the container.", |u| {
             u.processes.map(number)
         }),
+        (
+            "container_pressure_cpu_stalled_seconds_total",
+            Counter,
+            "Total time duration no tasks in the container could make progress due to CPU congestion.",
+            |u| stalled(u.pressure.cpu),
+        ),
+        (
+            "container_pressure_cpu_waiting_seconds_total",
+            Counter,
+            "Total time duration tasks in the container have waited due to CPU congestion.",
+            |u| waiting(u.pressure.cpu),
+        ),
+        (
+            "container_pressure_memory_stalled_seconds_total",
+            Counter,
+            "Total time duration no tasks in the container could make progress due to memory congestion.",
+            |u| stalled(u.pressure.memory),
+        ),
+        (
+            "container_pressure_memory_waiting_seconds_total",
+            Counter,
+            "Total time duration tasks in the container have waited due to memory congestion.",
+            |u| waiting(u.pressure.memory),
+        ),
+        (
+            "container_pressure_io_stalled_seconds_total",
+            Counter,
+            "Total time duration no tasks in the container could make progress due to IO congestion.",
+            |u| stalled(u.pressure.io),
+        ),
+        (
+            "container_pressure_io_waiting_seconds_total",
+            Counter,
+            "Total time duration tasks in the container have waited due to IO congestion.",
+            |u| waiting(u.pressure.io),
+        ),
         ("container_last_seen", Gauge, "Last time a container was seen by the exporter", |u| {
             Some(number(u64::try_from(u.at_ms / 1000).unwrap_or(0)))
         }),
@@ -220,6 +264,7 @@ fn root(host: &Host, at_ms: i64) -> Usage {
         }),
         io: None,
         processes: host.processes.1,
+        pressure: host.pressure,
     }
 }
 

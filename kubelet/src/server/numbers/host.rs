@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use berth_runtime::cgroup::usage::interfaces;
-use berth_runtime::interface::InterfaceUsage;
+use berth_runtime::cgroup::usage::{interfaces, pressures};
+use berth_runtime::interface::{InterfaceUsage, Pressures};
 use rustix::fs::statvfs;
 
 /// Clock ticks a second in `/proc` (`USER_HZ`), the same on every architecture.
@@ -39,6 +39,8 @@ pub(super) struct Host {
     pub(super) booted_at: i64,
     /// The most processes, and how many there are.
     pub(super) processes: (Option<u64>, Option<u64>),
+    /// How long tasks waited for what they did not get.
+    pub(super) pressure: Pressures,
 }
 
 /// Reads the host's counters. Blocking; half a dozen small files.
@@ -67,6 +69,7 @@ pub(super) fn read() -> Host {
         cpus: u64::try_from(stat.lines().filter(|l| is_processor(l)).count()).unwrap_or(0),
         booted_at: word_after(&stat, "btime").and_then(|t| i64::try_from(t).ok()).unwrap_or(0),
         processes: (text("/proc/sys/kernel/pid_max").trim().parse().ok(), running),
+        pressure: pressures(Path::new("/proc/pressure"), ""),
     }
 }
 

@@ -1,7 +1,9 @@
 //! `/stats/summary` (`kubelet/pkg/apis/stats/v1alpha1`): the node and its pods as one JSON object.
 //! What is not measured is left out. Pure.
 
-use berth_runtime::interface::{ContainerUsage, InterfaceUsage, PodUsage, Usage};
+use berth_runtime::interface::{
+    ContainerUsage, InterfaceUsage, PodUsage, Pressure, Pressures, Stall, Usage,
+};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -62,6 +64,12 @@ fn node(facts: &Facts<'_>, scope: Scope) -> Value {
             "swapUsageBytes": host.swap_bytes,
         },
     });
+    if scope == Scope::All && host.pressure.io.is_some() {
+        put(&mut node, "io", json!({"time": at}));
+    }
+    for (name, object) in node.as_object_mut().into_iter().flatten() {
+        press(name, object, &host.pressure);
+    }
     if scope == Scope::CpuAndMemory {
         return node;
     }
@@ -75,6 +83,25 @@ fn node(facts: &Facts<'_>, scope: Scope) -> Value {
         put(&mut node, "rlimit", json!({"time": at, "maxpid": most, "curproc": now}));
     }
     node
+}
+
+/// Adds what tasks waited for the resource `name` to what is said of it.
+fn press(name: &str, object: &mut Value, pressure: &Pressures) {
+    let of = match name {
+        "cpu" => pressure.cpu,
+        "memory" => pressure.memory,
+        "io" => pressure.io,
+        _ => None,
+    };
+    if let Some(Pressure { some, full }) = of {
+        put(object, "psi", json!({"full": stall(full), "some": stall(some)}));
+    }
+}
+
+/// As upstream has it: the total in the kernel's microseconds, shares in percent.
+fn stall(Stall { total_us, shares }: Stall) -> Value {
+    let [avg10, avg60, avg300] = shares.map(|share| f64::from(share) / 100.0);
+    json!({"total": total_us, "avg10": avg10, "avg60": avg60, "avg300": avg300})
 }
 
 fn put(object: &mut Value, name: &str, value: Value) {
@@ -112,8 +139,8 @@ fn network(interfaces: &[InterfaceUsage], at_ms: i64) -> Value {
     network
 }
 
-/// Processor, memory and swap of a cgroup.
-fn usage(usage: &Usage) -> Map<String, Value> {
+/// Processor, memory and swap of a cgroup, and what was waited for.
+fn usage(usage: &Usage, scope: Scope) -> Map<String, Value> {
     let at = time(usage.at_ms);
     let mut map = Map::new();
     if let Some(cpu) = &usage.cpu {
@@ -136,19 +163,28 @@ fn usage(usage: &Usage) -> Map<String, Value> {
         }
         map.insert("memory".into(), object);
     }
+    if scope == Scope::All && usage.pressure.io.is_some() {
+        map.insert("io".into(), json!({"time": at}));
+    }
+    for (name, object) in &mut map {
+        press(name, object, &usage.pressure);
+    }
     map
 }
 
 fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     let identity = &pod.pod;
-    let mut map = usage(&pod.total);
+    let mut map = usage(&pod.total, scope);
     let reference =
         json!({"name": identity.name, "namespace": identity.namespace, "uid": identity.uid});
     map.insert("podRef".into(), reference);
     if let Some(start) = facts.starts.get(&identity.uid) {
         map.insert("startTime".into(), json!(format!("{start:.0}")));
     }
-    map.insert("containers".into(), pod.containers.iter().map(container).collect());
+    map.insert(
+        "containers".into(),
+        pod.containers.iter().map(|one| container(one, scope)).collect(),
+    );
     if scope == Scope::All {
         if !pod.network.is_empty() {
             map.insert("network".into(), network(&pod.network, pod.total.at_ms));
@@ -160,8 +196,8 @@ fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     Value::Object(map)
 }
 
-fn container(container: &ContainerUsage) -> Value {
-    let mut map = usage(&container.usage);
+fn container(container: &ContainerUsage, scope: Scope) -> Value {
+    let mut map = usage(&container.usage, scope);
     map.insert("name".into(), container.name.clone().into());
     map.insert("startTime".into(), time(container.started_at / 1_000_000));
     Value::Object(map)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_runtime::interface::{
     ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, PodIdentity,
-    PodUsage, SandboxId, Traffic, Usage,
+    PodUsage, Pressure, Pressures, SandboxId, Stall, Traffic, Usage,
 };
 
 use super::host::Host;
@@ -75,6 +75,13 @@ fn used(at_ms: i64) -> Usage {
         }),
         io: None,
         processes: Some(2),
+        pressure: Pressures {
+            cpu: Some(Pressure {
+                some: Stall { total_us: 2_500_000, shares: [1250, 0, 1] },
+                full: Stall { total_us: 500_000, shares: [0; 3] },
+            }),
+            ..Pressures::default()
+        },
     }
 }
 
@@ -154,6 +161,9 @@ fn the_cadvisor_page_has_containers_pods_and_their_network() {
     assert_eq!((labels["id"].as_str(), labels["image"].as_str()), ("/kubepods/podu1/c", "image:1"));
     assert_eq!(labels["name"].len(), 64);
     assert!(!samples.iter().any(|s| s.name.contains("cfs")), "no limit, no throttling");
+    assert_eq!(of("container_pressure_cpu_waiting_seconds_total", "main"), 2.5);
+    assert_eq!(of("container_pressure_cpu_stalled_seconds_total", "main"), 0.5);
+    assert!(!samples.iter().any(|s| s.name.contains("pressure_io")), "not kept, not told");
 }
 
 #[test]
@@ -176,6 +186,9 @@ fn the_summary_has_node_pods_and_containers() {
     assert_eq!(pod["containers"][0]["memory"]["rssBytes"], 1000);
     assert_eq!(pod["containers"][0]["startTime"], "1970-01-01T00:00:05Z");
     assert_eq!(pod["network"]["rxBytes"], 10);
+    let some = &pod["containers"][0]["cpu"]["psi"]["some"];
+    assert_eq!((&some["total"], &some["avg10"]), (&2_500_000.into(), &12.5.into()));
+    assert!(pod.get("io").is_none() && pod["memory"].get("psi").is_none(), "{pod}");
     let narrow = summary::render(&facts, summary::Scope::CpuAndMemory);
     assert!(narrow["pods"][0].get("network").is_none() && narrow["node"].get("fs").is_none());
     assert_eq!(narrow["pods"][0]["cpu"]["usageCoreNanoSeconds"], 1_500_000_000_u64);
