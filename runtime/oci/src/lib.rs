@@ -28,13 +28,17 @@ pub use shim::sandbox::unpin;
 pub use sys::map_mount_ids;
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-/// Runs the executable with its arguments, the program's name first.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    // Executed from a memfd it would be shown as a number. Only a name: failing does no harm.
-    let _ = rustix::thread::set_name(c"berth-oci");
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::stdio::{stderr, stdin, stdout};
+
+/// Runs the executable with its arguments, the program's name first. Returns its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    prepare();
     let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
     let texts: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
     match texts.as_slice() {
@@ -45,8 +49,36 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn report<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
+/// What Rust's own entry does for a program.
+fn prepare() {
+    // Executed from a memfd it would be shown as a number. Only a name: failing does no harm.
+    let _ = rustix::thread::set_name(c"berth-oci");
+    if open_streams().is_err() {
+        sys::exit_now(FAILURE.into());
+    }
+    // A reader that has gone is an error of a write, and not the end.
+    sys::ignore_broken_pipes();
+}
+
+/// Opens what is closed of the standard streams: anything opened later would be taken for one.
+fn open_streams() -> Result<(), Errno> {
+    let streams = [stdin(), stdout(), stderr()];
+    let mut looked_at = streams.map(|one| PollFd::from_borrowed_fd(one, PollFlags::empty()));
+    poll(&mut looked_at, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    for one in looked_at.iter().filter(|one| one.revents().contains(PollFlags::NVAL)) {
+        // The lowest number that is free.
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
+        debug_assert_eq!(null.as_raw_fd(), one.as_fd().as_raw_fd());
+        std::mem::forget(null);
+    }
+    Ok(())
+}
+
+const SUCCESS: u8 = 0;
+const FAILURE: u8 = 1;
+
+fn report<E: std::error::Error>(result: Result<(), E>) -> u8 {
+    let Err(error) = result else { return SUCCESS };
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
@@ -54,5 +86,5 @@ fn report<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
         cause = source.source();
     }
     eprintln!("berth-oci: {message}");
-    ExitCode::FAILURE
+    FAILURE
 }

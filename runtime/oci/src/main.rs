@@ -1,7 +1,12 @@
-//! The `berth-oci` executable; see the library.
+//! The `berth-oci` executable; see the library. A test harness has an entry of its own.
 
-use std::process::ExitCode;
+#![cfg_attr(not(test), no_main)]
 
-fn main() -> ExitCode {
-    berth_oci::run(std::env::args_os())
-}
+#[cfg(not(test))]
+#[allow(unsafe_code)]
+#[path = "sys/entry.rs"]
+mod sys;
+
+// It has the symbol that `build.rs` names as the entry.
+#[cfg(test)]
+use berth_oci as _;

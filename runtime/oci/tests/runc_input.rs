@@ -135,3 +135,15 @@ fn a_root_file_system_of_links_and_special_files_harms_nobody() {
     rustix::fs::mknodat(rustix::fs::CWD, &passwd, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     assert!(bundle.refusal().contains("/etc/passwd: is not a regular file"));
 }
+
+#[test]
+fn standard_streams_that_are_closed_are_the_null_device() {
+    let bundle = Bundle::new("for fd in 0 2; do stat -L -c %t:%T /proc/self/fd/$fd; done");
+    bundle.write();
+    let id = bundle.id();
+    let run = bundle.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]);
+    let mut closing = std::process::Command::new("sh");
+    closing.args(["-c", "exec \"$@\" 0<&- 2>&-", "sh"]).arg(run.get_program());
+    let output = closing.args(run.get_args()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1:3\n1:3\n", "{output:?}");
+}

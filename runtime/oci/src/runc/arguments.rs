@@ -4,7 +4,6 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use lexopt::{Arg, Parser, ValueExt};
 
@@ -84,12 +83,12 @@ impl Global {
 
 impl Options {
     /// Opens what they name and carries a command out.
-    pub(super) fn with_context(self, command: impl FnOnce(&Context) -> ExitCode) -> ExitCode {
+    pub(super) fn with_context(self, command: impl FnOnce(&Context) -> u8) -> u8 {
         let journal = match Journal::open(self.log.as_deref(), self.format, self.least) {
             Ok(journal) => journal,
             Err(error) => {
                 eprintln!("berth-oci: {}", error.chain());
-                return ExitCode::FAILURE;
+                return crate::FAILURE;
             }
         };
         let given = self.root.filter(|root| !root.as_os_str().is_empty());
@@ -98,7 +97,7 @@ impl Options {
             Ok(root) => root.unwrap_or_else(default_root),
             Err(error) => {
                 journal.fail(&format!("find the state directory: {error}"));
-                return ExitCode::FAILURE;
+                return crate::FAILURE;
             }
         };
         command(&Context { store: Store::new(root, origin), journal, driver: self.driver })

@@ -35,7 +35,6 @@ mod store;
 mod update;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use lexopt::Parser;
 
@@ -45,6 +44,7 @@ use self::journal::{Journal, Level};
 use self::store::Store;
 use crate::cgroup::place::Driver;
 use crate::protocol::{Failure, FailureKind};
+use crate::{FAILURE, SUCCESS};
 
 /// What every command works with.
 struct Context {
@@ -92,23 +92,23 @@ const COMMANDS: [Command; 15] = [
 ];
 
 /// Runs the command line, without the program's name.
-pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
+pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
     let mut parser = Parser::from_args(arguments);
     match Global::parse(&mut parser) {
         Ok(Global::Help) => {
             print_help();
-            ExitCode::SUCCESS
+            SUCCESS
         }
         Ok(Global::Version) => {
             print_version();
-            ExitCode::SUCCESS
+            SUCCESS
         }
         Ok(Global::Command { name, options }) => {
             options.with_context(|context| perform(context, &name, &mut parser))
         }
         Err(error) => {
             eprintln!("berth-oci: {error}");
-            ExitCode::FAILURE
+            FAILURE
         }
     }
 }
@@ -121,21 +121,21 @@ fn is_of_execve(failure: &Failure) -> bool {
 /// The exit code where there is no such command, as with runc.
 const NO_COMMAND: u8 = 3;
 
-fn perform(context: &Context, name: &str, parser: &mut Parser) -> ExitCode {
+fn perform(context: &Context, name: &str, parser: &mut Parser) -> u8 {
     let Some(command) = COMMANDS.iter().find(|known| known.name == name) else {
         context.journal.fail(&format!("No help topic for '{name}': there is no such command"));
-        return ExitCode::from(NO_COMMAND);
+        return NO_COMMAND;
     };
     match (command.run)(context, parser) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(Error::Help) => {
             print_command_help(command);
-            ExitCode::SUCCESS
+            SUCCESS
         }
         Err(Error::Process(failure)) if is_of_execve(&failure) => {
             // The message of the process itself, which has been started already.
             context.journal.fail_plainly(&failure.message);
-            ExitCode::from(if name == "exec" { 255 } else { 1 })
+            if name == "exec" { 255 } else { FAILURE }
         }
         Err(error) => {
             if let Error::Usage(_) = error {
@@ -147,7 +147,7 @@ fn perform(context: &Context, name: &str, parser: &mut Parser) -> ExitCode {
             };
             context.journal.fail(&message);
             // What `exec` returns must not be mistaken for the command's own.
-            ExitCode::from(if name == "exec" { 255 } else { 1 })
+            if name == "exec" { 255 } else { FAILURE }
         }
     }
 }

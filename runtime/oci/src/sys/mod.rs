@@ -15,9 +15,9 @@ pub(crate) use placement::{
 };
 pub(crate) use process::{
     CloneFlags, Cloned, adopt_descriptor, block_signals, clone_sibling, clone3, close_range_from,
-    execute, exit_now, forget_environment, is_inherited, loopback_up, network_namespace,
-    new_session_keyring, release_signals, reset_signals, signal_descriptor, signal_process,
-    unshare, wait_signal,
+    execute, exit_now, forget_environment, ignore_broken_pipes, is_inherited, loopback_up,
+    network_namespace, new_session_keyring, release_signals, reset_signals, signal_descriptor,
+    signal_process, unshare, wait_signal,
 };
 pub use restrict::map_mount_ids;
 pub(crate) use restrict::{

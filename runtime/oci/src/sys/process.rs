@@ -179,6 +179,12 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// Has writes to pipes that nobody reads fail; they would end this process otherwise.
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is a valid disposition, and SIGPIPE a valid signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// A non-blocking descriptor that becomes readable when one of `signals` arrives.
 pub(crate) fn signal_descriptor(signals: &[i32]) -> io::Result<OwnedFd> {
     // SAFETY: an all-zero sigset_t is a valid empty set.
