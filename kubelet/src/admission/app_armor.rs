@@ -41,7 +41,8 @@ pub enum AppArmorRefused {
     UnknownType(String),
 }
 
-/// The container's profile: its own field, the annotation, the pod's field; none by default.
+/// The container's profile: its own field, the annotation, the pod's field; else the
+/// runtime has its way.
 pub fn app_armor(pod: &Pod, container: &Container) -> Result<AppArmor, AppArmorRefused> {
     profile(pod, &container.name, container.security_context.as_ref())
 }
@@ -62,7 +63,7 @@ fn profile(
     }
     match of_pod.and_then(|context| context.app_armor_profile.as_ref()) {
         Some(field) => by_field(field, name),
-        None => Ok(AppArmor::Unconfined),
+        None => Ok(AppArmor::Unspecified),
     }
 }
 
@@ -102,8 +103,10 @@ pub(super) fn check(pod: &Pod, support: AppArmorSupport) -> Result<(), AppArmorR
     let later = spec.ephemeral_containers.iter().flatten();
     let all = all.chain(later.map(|c| (&c.name, c.security_context.as_ref())));
     for (name, own) in all {
-        if profile(pod, name, own)? != AppArmor::Unconfined && support == AppArmorSupport::Absent {
-            return Err(AppArmorRefused::NotEnabled);
+        match profile(pod, name, own)? {
+            AppArmor::Unconfined | AppArmor::Unspecified => {}
+            _ if support == AppArmorSupport::Enabled => {}
+            _ => return Err(AppArmorRefused::NotEnabled),
         }
     }
     Ok(())
@@ -140,7 +143,8 @@ mod tests {
         let default = json!({"type": "RuntimeDefault"});
         let none = json!({"type": "Unconfined"});
         for (of_pod, own, annotation, wanted) in [
-            (Value::Null, Value::Null, None, AppArmor::Unconfined),
+            (Value::Null, Value::Null, None, AppArmor::Unspecified),
+            (Value::Null, Value::Null, Some("nonsense"), AppArmor::Unspecified),
             (default.clone(), Value::Null, None, AppArmor::RuntimeDefault),
             (default.clone(), host("own"), None, local("own")),
             (default.clone(), none.clone(), Some("localhost/x"), AppArmor::Unconfined),
@@ -165,6 +169,7 @@ mod tests {
         assert_eq!(of(&unknown), Err(AppArmorRefused::UnknownType("localhost".into())));
         let ordinary = pod(json!({"type": "Unconfined"}), Value::Null, Some("unconfined"));
         assert_eq!(check(&ordinary, Absent), Ok(()));
+        assert_eq!(check(&pod(Value::Null, Value::Null, None), Absent), Ok(()));
         for wish in [
             pod(json!({"type": "RuntimeDefault"}), Value::Null, None),
             pod(Value::Null, host(json!("p")), None),

@@ -1,12 +1,13 @@
 //! Which AppArmor profile a container's command executes under: one of the host's, or this runtime's
-//! default, which is loaded when it is first asked for. What is asked for and cannot be had is refused;
-//! nothing falls back to less confinement.
+//! default, which is loaded when it is first needed. What is asked for and cannot be had is refused. Who
+//! asks for nothing gets the default where AppArmor is enabled and has its parser, as containerd does it.
 //!
 //! Serves `appArmorProfile` of the Kubernetes API as CRI runtimes do, and apparmor.d(5).
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use crate::interface::{AppArmor, Security};
 
@@ -36,6 +37,9 @@ profile berth-default flags=(attach_disconnected,mediate_deleted) {
 }
 ";
 
+/// Held while the default is looked for and loaded, so that containers made at once load it once.
+static LOADING: Mutex<()> = Mutex::new(());
+
 /// Where the kernel tells of AppArmor, and what loads profiles.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -62,25 +66,36 @@ impl Host {
     /// # Errors
     /// Why the host does not have what is asked for.
     pub(super) fn profile(&self, security: &Security) -> Result<Option<String>, String> {
-        let name = match &security.app_armor {
+        match &security.app_armor {
             AppArmor::Unconfined => return Ok(None),
             // The API's rule: a privileged container has none.
-            AppArmor::RuntimeDefault | AppArmor::Localhost(_) if security.privileged => {
-                return Ok(None);
-            }
-            AppArmor::RuntimeDefault => DEFAULT,
-            AppArmor::Localhost(name) => name,
-        };
+            _ if security.privileged => return Ok(None),
+            AppArmor::Unspecified if !self.can_confine() => return Ok(None),
+            _ => {}
+        }
         if !self.is_enabled {
             return Err("apparmor is not enabled on the host".to_owned());
         }
-        if !self.has(name)? {
-            match security.app_armor {
-                AppArmor::RuntimeDefault => self.load_default()?,
-                _ => return Err(format!("apparmor profile not found {name}")),
-            }
+        if let AppArmor::Localhost(name) = &security.app_armor {
+            return match self.has(name)? {
+                true => Ok(Some(name.clone())),
+                false => Err(format!("apparmor profile not found {name}")),
+            };
         }
-        Ok(Some(name.to_owned()))
+        let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.has(DEFAULT)? {
+            self.load_default()?;
+        }
+        Ok(Some(DEFAULT.to_owned()))
+    }
+
+    /// Whether profiles can be loaded: not within a container, whose securityfs shows none.
+    fn can_confine(&self) -> bool {
+        self.is_enabled && self.profiles.exists() && self.parser().is_some()
+    }
+
+    fn parser(&self) -> Option<&PathBuf> {
+        self.parsers.iter().find(|path| path.is_file())
     }
 
     /// Whether the kernel has the profile: a line is a name and a mode in brackets.
@@ -92,7 +107,7 @@ impl Host {
     }
 
     fn load_default(&self) -> Result<(), String> {
-        let Some(parser) = self.parsers.iter().find(|path| path.is_file()) else {
+        let Some(parser) = self.parser() else {
             return Err(format!(
                 "apparmor profile {DEFAULT} is not loaded, and the host has no apparmor_parser"
             ));
@@ -149,6 +164,7 @@ mod tests {
         assert_eq!(host.profile(&security(AppArmor::Unconfined)), Ok(None));
         let default = host.profile(&security(AppArmor::RuntimeDefault)).unwrap_err();
         assert!(default.ends_with("the host has no apparmor_parser"), "{default}");
+        assert_eq!(host.profile(&security(AppArmor::Unspecified)), Ok(None));
     }
 
     #[test]
@@ -156,10 +172,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut host = host(dir.path(), true);
         host.parsers = vec!["/bin/sh".into()];
-        let wanted = security(AppArmor::RuntimeDefault);
         let mut with = |script: String| {
             host.options = vec!["-c".to_owned(), script];
-            host.profile(&wanted)
+            let [asked, unasked] = [AppArmor::RuntimeDefault, AppArmor::Unspecified]
+                .map(|wanted| host.profile(&security(wanted)));
+            assert_eq!(asked, unasked);
+            asked
         };
         let refused = with("cat > /dev/null; echo 'no such rule' >&2; exit 1".to_owned());
         assert_eq!(refused, Err("load apparmor profile berth-default: no such rule".to_owned()));
@@ -168,12 +186,18 @@ mod tests {
         assert_eq!(std::fs::read_to_string(dir.path().join("read")).unwrap(), DEFAULT_TEXT);
         std::fs::write(dir.path().join("profiles"), "berth-default (enforce)\n").unwrap();
         assert_eq!(with("exit 1".to_owned()), Ok(Some("berth-default".to_owned())));
+        let unasked = Security { privileged: true, ..security(AppArmor::Unspecified) };
+        assert_eq!(host.profile(&unasked), Ok(None));
+        std::fs::remove_file(dir.path().join("profiles")).unwrap();
+        assert_eq!(host.profile(&security(AppArmor::Unspecified)), Ok(None));
     }
 
     #[test]
     fn without_apparmor_nothing_but_unconfined_is_had() {
         let dir = tempfile::tempdir().unwrap();
-        let host = host(dir.path(), false);
+        let mut host = host(dir.path(), false);
+        host.parsers = vec!["/bin/sh".into()];
+        assert_eq!(host.profile(&security(AppArmor::Unspecified)), Ok(None));
         for wanted in [AppArmor::RuntimeDefault, AppArmor::Localhost("ours (v2)".to_owned())] {
             let refused = Err("apparmor is not enabled on the host".to_owned());
             assert_eq!(host.profile(&security(wanted.clone())), refused);

@@ -175,6 +175,8 @@ pub enum AppArmor {
     /// None.
     #[default]
     Unconfined,
+    /// Nothing is asked for: the runtime's own where the host can have it, else none.
+    Unspecified,
     /// The runtime's own.
     RuntimeDefault,
     /// One that is loaded on the host.

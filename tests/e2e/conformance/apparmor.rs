@@ -75,7 +75,12 @@ fn profiles_confine_containers_and_those_that_are_not_there_stop_them() {
     let mut confined = admin.clone();
     confined["appArmorProfile"] = json!({"type": "RuntimeDefault"});
     cases.push(says("default", confined, &["berth-default (enforce)"]));
-    cases.push(says("without", admin, &["unconfined", "mounted"]));
+    let mut unasked = says("unasked", admin.clone(), &["berth-default (enforce)"]);
+    unasked.pod["spec"]["hostNetwork"] = json!(true);
+    cases.push(unasked);
+    let mut free = admin;
+    free["appArmorProfile"] = json!({"type": "Unconfined"});
+    cases.push(says("without", free, &["unconfined", "mounted"]));
     let privileged = json!({"privileged": true,
         "appArmorProfile": {"type": "Localhost", "localhostProfile": "berth-test-reads"}});
     cases.push(says("privileged", privileged, &["unconfined", "mounted"]));
@@ -94,8 +99,7 @@ fn profiles_confine_containers_and_those_that_are_not_there_stop_them() {
     node.kubectl(&["delete", "pod", "--all", "--force"]);
 
     // A command that is executed in a container is confined as the container is.
-    let confined = json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}});
-    apply(&node, vec![pod("stays", "exec sleep 1000", confined)]);
+    apply(&node, vec![pod("stays", "exec sleep 1000", json!({}))]);
     node.wait_ready("stays");
     let profile = node.kubectl(&["exec", "stays", "--", "cat", "/proc/self/attr/current"]);
     assert_eq!(profile.trim(), "berth-default (enforce)");
