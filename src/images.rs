@@ -1,5 +1,6 @@
 //! `berth images` and `berth pull`: the image store, through the agent or without one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
 use std::path::Path;
@@ -36,10 +37,10 @@ async fn import(places: &Places, file: &Path) -> Result<()> {
         file.canonicalize().with_context(|| format!("opening {}", file.display()))?
     };
     let images = control::images(places, &Request::Import { archive }, |_, _| ()).await?;
-    for image in images {
-        for name in names(&image) {
-            println!("imported {name}");
-        }
+    // An archive has one image under each of its names.
+    let names: BTreeSet<&String> = images.iter().flat_map(names).collect();
+    for name in names {
+        println!("imported {name}");
     }
     Ok(())
 }
