@@ -56,6 +56,7 @@ pub(crate) async fn run(flags: ResetFlags) -> Result<()> {
     println!("removed the pod network and the rules of Services");
     failures.extend(pod_directories(places, &pods));
     keep(&mut failures, groups());
+    keep(&mut failures, berth_runtime::unload_default_apparmor().map_err(anyhow::Error::msg));
     drop(host);
     keep(&mut failures, directories(places, &flags));
     println!("removed cgroups, volumes, logs and records");

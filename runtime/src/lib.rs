@@ -1,8 +1,8 @@
 //! Sandboxes, containers and images on one host.
 //!
 //! [`interface`] is the seam to the pod worker; [`images`] and [`engine`] implement it. [`cgroup`],
-//! [`logs`] and [`mount_table`] are used by the kubelet and the command line as well. The crate knows nothing of
-//! Kubernetes types, of the pod network's making or of Services.
+//! [`logs`] and [`mount_table`] are used by the kubelet and the command line as well. The crate knows
+//! nothing of Kubernetes types, of the pod network's making or of Services.
 
 pub mod cgroup;
 pub mod cri;
@@ -17,3 +17,4 @@ pub mod mount_table;
 mod sys;
 
 pub use berth_oci::apparmor_is_enabled;
+pub use engine::apparmor::unload_default as unload_default_apparmor;

@@ -4,8 +4,8 @@
 //!
 //! Serves `appArmorProfile` of the Kubernetes API as CRI runtimes do, and apparmor.d(5).
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -116,6 +116,29 @@ impl Host {
         command.args(&self.options);
         load(command, DEFAULT_TEXT).map_err(|why| format!("load apparmor profile {DEFAULT}: {why}"))
     }
+
+    fn unload(&self, processes: &Path) -> Result<(), String> {
+        if !self.is_enabled || !self.profiles.exists() || !self.has(DEFAULT)? {
+            return Ok(());
+        }
+        let failed = |error: io::Error| format!("unload apparmor profile {DEFAULT}: {error}");
+        for process in std::fs::read_dir(processes).map_err(failed)?.flatten() {
+            let label = std::fs::read_to_string(process.path().join("attr/current"));
+            if label.is_ok_and(|label| label.split(' ').next() == Some(DEFAULT)) {
+                return Ok(());
+            }
+        }
+        std::fs::write(self.profiles.with_file_name(".remove"), DEFAULT).map_err(failed)
+    }
+}
+
+/// Takes the default profile out of the kernel, where it is there and nothing is confined by it: what is
+/// would go on unconfined. Blocks.
+///
+/// # Errors
+/// A sentence of what failed.
+pub fn unload_default() -> Result<(), String> {
+    Host::default().unload(Path::new("/proc"))
 }
 
 /// Lets a command read a profile and load it.
@@ -135,8 +158,6 @@ fn load(mut command: Command, text: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn host(dir: &Path, is_enabled: bool) -> Host {
@@ -190,6 +211,29 @@ mod tests {
         assert_eq!(host.profile(&unasked), Ok(None));
         std::fs::remove_file(dir.path().join("profiles")).unwrap();
         assert_eq!(host.profile(&security(AppArmor::Unspecified)), Ok(None));
+    }
+
+    #[test]
+    fn the_default_is_unloaded_where_nothing_is_confined_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (removed, processes) = (dir.path().join(".remove"), dir.path().join("proc"));
+        let labels = processes.join("7/attr");
+        std::fs::create_dir_all(&labels).unwrap();
+        let unload = |host: &Host, profiles: &str, label: &str| {
+            std::fs::write(&host.profiles, profiles).unwrap();
+            std::fs::write(labels.join("current"), label).unwrap();
+            host.unload(&processes).unwrap();
+            let said = std::fs::read_to_string(&removed).ok();
+            let _ = std::fs::remove_file(&removed);
+            said
+        };
+        let loaded = "berth-default (enforce)\n";
+        let host = host(dir.path(), true);
+        assert_eq!(unload(&host, loaded, "unconfined\n"), Some("berth-default".to_owned()));
+        assert_eq!(unload(&host, loaded, loaded), None, "somebody's container runs under it");
+        assert_eq!(unload(&host, "other (enforce)\n", "unconfined\n"), None);
+        let without = Host { is_enabled: false, ..host };
+        assert_eq!(unload(&without, loaded, "unconfined\n"), None);
     }
 
     #[test]

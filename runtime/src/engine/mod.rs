@@ -8,7 +8,7 @@
 //! [`sandbox`] and [`container`] are the two lives, [`spec`] is the pure part, [`recover`] is what
 //! happens at start. CRI v1 `RuntimeService` says what the operations mean.
 
-mod apparmor;
+pub(crate) mod apparmor;
 mod container;
 mod creation;
 mod dial;

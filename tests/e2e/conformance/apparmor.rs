@@ -105,6 +105,7 @@ fn profiles_confine_containers_and_those_that_are_not_there_stop_them() {
     assert_eq!(profile.trim(), "berth-default (enforce)");
     node.kubectl(&["delete", "pod", "--all", "--force"]);
     parser("--remove", PROFILES);
-    parser("--remove", "profile berth-default {}");
     node.finish();
+    let loaded = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap();
+    assert!(!loaded.contains("berth-"), "{loaded}");
 }
