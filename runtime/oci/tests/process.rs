@@ -186,7 +186,7 @@ fn a_listener_gets_the_notifications_of_the_filter_and_decides() {
 
 #[test]
 fn a_listener_hears_of_a_container_at_its_creation_unless_the_wait_is_what_it_decides() {
-    for (calls, at_creation) in [(json!(["getcwd"]), true), (json!(["getcwd", "poll"]), false)] {
+    for (calls, at_creation) in [(json!(["getcwd"]), true), (json!(["getcwd", "ppoll"]), false)] {
         let mut bundle = Bundle::new("true");
         let path = bundle.path().join("listener");
         let listener = UnixListener::bind(&path).unwrap();

@@ -55,7 +55,7 @@ pub enum Moment {
 
 /// What a process calls that waits for its start, and is then let go.
 const WHILE_WAITING: [&str; 6] =
-    ["poll", "read", "accept4", "close", "rt_sigaction", "rt_sigprocmask"];
+    ["ppoll", "read", "accept4", "close", "rt_sigaction", "rt_sigprocmask"];
 
 /// Compiles a profile for the kernel that this program is for.
 ///
