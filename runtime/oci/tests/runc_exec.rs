@@ -233,3 +233,17 @@ fn pidfds_are_sent_over_their_socket() {
     assert_eq!(name, "pidfd");
     rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
 }
+
+#[test]
+fn a_command_that_cannot_be_executed_leaves_nobody_a_process_to_wait_for() {
+    let (bundle, id) = running();
+    // What loses its parent comes to this process, as it would to the host's init.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    for command in ["/missing", "/etc", "/bin/sh"] {
+        let fails = command != "/bin/sh";
+        let output = exec(&bundle, &[&id, command, "-c", "exit 0"]);
+        assert_eq!(output.status.success(), !fails, "{output:?}");
+        let left = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
+        assert_eq!(left.map(|ended| ended.is_some()), Err(rustix::io::Errno::CHILD), "{command}");
+    }
+}

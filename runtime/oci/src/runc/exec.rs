@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use lexopt::Parser;
 use oci_spec::runtime::{Capability, Process, Spec};
+use rustix::process::{WaitId, WaitIdOptions};
 
 use super::arguments::{self, Argument, number, path, switch, text};
 use super::creation::{self, conceal, host_procfs};
@@ -249,8 +250,12 @@ pub(super) fn exec(context: &Context, parser: &mut Parser) -> Result<u8> {
     let terminal = match told {
         Ok(terminal) => terminal,
         Err(error) => {
-            // Our unreaped child.
-            let _ = sys::signal_process(joined.pidfd.as_fd(), libc::SIGKILL);
+            let child = joined.pidfd.as_fd();
+            let _ = sys::signal_process(child, libc::SIGKILL);
+            // Left to the host's init it would be a zombie for as long as that likes.
+            let _ = rustix::io::retry_on_intr(|| {
+                rustix::process::waitid(WaitId::PidFd(child), WaitIdOptions::EXITED)
+            });
             return Err(error);
         }
     };
