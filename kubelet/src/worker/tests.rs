@@ -47,7 +47,6 @@ pub(super) struct Node {
     root: tempfile::TempDir,
     /// Whether agents are given static pods.
     has_files: bool,
-    /// How many images are pulled at a time.
     parallel_pulls: Option<NonZeroUsize>,
     agent: Option<Agent>,
 }

@@ -278,7 +278,7 @@ fn scratch() -> Vec<Case> {
          echo $v $(stat -c %a:%u $f) $(cat $f); done; done; echo memory is $(stat -f -c %T /memory)";
     let case = |name, names, user: u32| {
         let mut lines =
-            vec!["disk 777".to_owned(), "memory 777".to_owned(), "memory is tmpfs".to_owned()];
+            vec!["disk 777".to_owned(), "memory 1777".to_owned(), "memory is tmpfs".to_owned()];
         for volume in ["disk", "memory"] {
             let modes = ["644", "666", "777"];
             lines.extend(modes.map(|mode| format!("{volume} {mode}:{user} content")));
