@@ -28,7 +28,7 @@ pub(crate) struct Plan {
     /// What the host's mounts become for the child, and in the end its root.
     pub(crate) root_propagation: Option<MountAttributes>,
     pub(crate) mounts: Vec<Mount>,
-    /// File systems get the label of `linux.mountLabel`.
+    /// The SELinux label that new file systems get.
     pub(crate) mount_label: Option<String>,
     /// Absent where `/dev` is bound from the host.
     pub(crate) devices: Option<Vec<Device>>,

@@ -69,19 +69,15 @@ impl Disk {
     fn load_checked(path: &Path) -> Result<Loaded, Error> {
         let corrupt = |why: String| Error::Corrupt { path: path.to_owned(), why };
         // All objects are in memory: nothing is read twice.
-        let database =
-            Database::builder().set_cache_size(CACHE).create(path).map_err(
-                |error| match error {
-                    DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
-                    DatabaseError::Storage(redb::StorageError::Io(source))
-                        if source.kind() != std::io::ErrorKind::InvalidData
-                            && source.kind() != std::io::ErrorKind::UnexpectedEof =>
-                    {
-                        Error::Access { path: path.to_owned(), why: source.to_string() }
-                    }
-                    other => corrupt(other.to_string()),
-                },
-            )?;
+        let mut builder = Database::builder();
+        let opened = builder.set_cache_size(CACHE).create(path);
+        let database = opened.map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
+            DatabaseError::Storage(redb::StorageError::Io(source)) if !is_damage(&source) => {
+                Error::Access { path: path.to_owned(), why: source.to_string() }
+            }
+            other => corrupt(other.to_string()),
+        })?;
         let disk = Self { database, path: path.to_owned() };
         disk.prepare()?;
         let (objects, revision) = disk.read_all().map_err(corrupt)?;
@@ -157,6 +153,12 @@ impl Disk {
         };
         write().map_err(|error| format!("write {}: {error}", self.path.display()))
     }
+}
+
+/// Whether what was read is wrong, where else the reading itself failed.
+fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof)
 }
 
 /// Secrets are in there: nobody but the owner reads it, wherever it is.
