@@ -15,6 +15,7 @@ use crate::admission::{AppArmorSupport, SysctlPolicy};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::container_config::NodeFacts;
+use crate::disk::{self, Disk};
 use crate::environment::Service;
 use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
@@ -116,17 +117,26 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let weighing = qos::keep_classes(shelf.clone(), Arc::clone(&parts.runtime), shutdown.clone());
     tasks.spawn(weighing);
     tasks.spawn(slack::keep_small(shelf.clone(), shutdown.clone()));
+    let disk = Disk::new(config.root_dir.clone());
+    let measured = disk::Sources {
+        shelf: shelf.clone(),
+        runtime: Arc::clone(&parts.runtime),
+        clock: Arc::clone(&config.clock),
+        period: config.volume_period,
+    };
+    tasks.spawn(disk::keep(disk.clone(), measured, shutdown.clone()));
     let (changes, receiver) = mpsc::channel(CHANGES);
     let state = server::State {
         shelf,
         runtime: Arc::clone(&parts.runtime),
+        images: Arc::clone(&parts.images),
         log_root: config.log_root.clone(),
         clock: Arc::clone(&config.clock),
         streaming: server::Streaming {
             idle_timeout: config.server.streaming_idle_timeout,
             shutdown: shutdown.clone(),
         },
-        node: server::Measured::new(config.node_name.clone(), config.root_dir.clone()),
+        node: server::Measured::new(config.node_name.clone(), disk.clone()),
         configuration: Arc::new(config.server.configuration.clone()),
         system_logs: server::SystemLogs::of_host(config.server.system_logs),
         probes: context.probes.clone(),

@@ -78,6 +78,9 @@ pub struct Config {
     pub max_images: Option<usize>,
     /// How many images are pulled at a time; `None` is as many as are wanted.
     pub parallel_pulls: Option<NonZeroUsize>,
+    /// How often the use of volumes is measured (`volumeStatsAggPeriod`); `None` is never. What else is
+    /// measured of disks has the usual period then.
+    pub volume_period: Option<Duration>,
     /// The node's identity at its cloud.
     pub provider_id: Option<String>,
     /// The time of day.
@@ -215,6 +218,7 @@ impl Config {
             reserved: Reserved::default(),
             max_images: Some(50),
             parallel_pulls: None,
+            volume_period: Some(crate::disk::USUAL_PERIOD),
             provider_id: None,
             clock: Arc::new(SystemClock),
         }

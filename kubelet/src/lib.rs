@@ -19,6 +19,7 @@ pub mod config;
 pub mod container_config;
 pub mod credentials;
 pub mod discovery;
+pub mod disk;
 pub mod downward;
 pub mod environment;
 pub mod events;

@@ -38,6 +38,26 @@ pub(crate) fn mount_of(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(parse_one(&fs::read("/proc/self/mountinfo")?, id))
 }
 
+/// What is mounted where a path lies, as the table names it: a device, or a name that stands for none.
+/// Blocks as long as the path's file system. Kernel: 5.8.
+///
+/// # Errors
+/// When the path is not there, or the table cannot be read.
+pub fn source_of(path: &Path) -> io::Result<Option<String>> {
+    let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
+    Ok(parse_source(&fs::read("/proc/self/mountinfo")?, id))
+}
+
+fn parse_source(mountinfo: &[u8], id: u64) -> Option<String> {
+    let id = id.to_string();
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    let mut fields = lines
+        .map(|line| line.split(|byte| *byte == b' '))
+        .find_map(|mut fields| (fields.next() == Some(id.as_bytes())).then_some(fields))?;
+    let source = fields.by_ref().skip_while(|field| *field != b"-").nth(2)?;
+    Some(String::from_utf8_lossy(&unescape(source)).into_owned())
+}
+
 /// The mount of an id.
 fn parse_one(mountinfo: &[u8], id: u64) -> Option<Mounted> {
     let id = id.to_string();
@@ -81,6 +101,17 @@ const ESCAPED: [(&[u8], u8); 4] =
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_source_of_a_mount_is_behind_any_number_of_tags() {
+        let table = b"\
+7 0 8:1 / / rw - ext4 /dev/vda1 rw
+71 7 0:1 / /a rw shared:1 master:2 - nfs4 server:/a\\040b rw";
+        assert_eq!(parse_source(table, 7).as_deref(), Some("/dev/vda1"));
+        assert_eq!(parse_source(table, 71).as_deref(), Some("server:/a b"));
+        assert_eq!(parse_source(table, 1), None);
+        assert!(source_of(Path::new("/proc")).unwrap().is_some());
+    }
 
     #[test]
     fn mount_points_below_a_directory_are_found_by_component() {

@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use berth_kubelet::config::{Heartbeat, Reserved, SystemLogs, Tls};
+use berth_kubelet::disk::USUAL_PERIOD;
 use berth_kubelet::qos::CgroupPolicy;
 use berth_kubelet::quantity::Quantity;
 use berth_kubelet::server::tls;
@@ -37,6 +38,8 @@ pub(crate) struct Kubelet {
     pub(crate) max_images: Option<usize>,
     /// How many images are pulled at a time; `None` is as many as are wanted.
     pub(crate) parallel_pulls: Option<NonZeroUsize>,
+    /// How often the use of volumes is measured; `None` is never.
+    pub(crate) volume_period: Option<Duration>,
     /// What decides cgroup limits.
     pub(crate) cgroups: CgroupPolicy,
     pub(crate) reserved: Reserved,
@@ -70,6 +73,12 @@ impl Kubelet {
         let lease = given.node_lease_duration_seconds.filter(|seconds| *seconds > 0);
         let lease_duration =
             lease.map_or(usual.lease_duration, |seconds| Duration::from_secs(seconds.into()));
+        let said = given.volume_stats_agg_period.as_deref();
+        let volume_period = match said.and_then(|text| duration(text.strip_prefix('-')?)) {
+            Some(below) if below.is_zero() => Some(USUAL_PERIOD),
+            Some(_) => None,
+            None => Some(keep(period("volumeStatsAggPeriod", said, USUAL_PERIOD))),
+        };
         let tls = tls_of(given, &mut told).map_err(|fault| faults.push(fault)).unwrap_or_default();
         if let Some(driver) = given.cgroup_driver.as_deref()
             && !matches!(driver, "" | "cgroupfs" | "systemd")
@@ -118,6 +127,7 @@ impl Kubelet {
             provider_id: given.provider_id.clone().filter(|id| !id.is_empty()),
             max_images,
             parallel_pulls,
+            volume_period,
             cgroups,
             reserved,
             fail_swap_on: given.fail_swap_on.unwrap_or(false),
@@ -277,6 +287,7 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "registerNode": true,
         "serializeImagePulls": node.parallel_pulls == Some(NonZeroUsize::MIN),
         "maxParallelImagePulls": node.parallel_pulls,
+        "volumeStatsAggPeriod": node.volume_period.map_or("-1s".to_owned(), text),
         "singleProcessOOMKill": cgroups.single_process_oom_kill,
     });
     let mut shown = written.clone();
@@ -306,6 +317,21 @@ mod tests {
         assert_eq!(usual.healthz, Some("127.0.0.1:10248".parse().unwrap()));
         let often = resolve("nodeStatusUpdateFrequency: 4s\n").unwrap().heartbeat;
         assert_eq!(often.status_report, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn volumes_are_measured_as_often_as_was_said() {
+        for (said, period) in [
+            ("0s", Some(USUAL_PERIOD)),
+            ("-0s", Some(USUAL_PERIOD)),
+            ("3s", Some(Duration::from_secs(3))),
+            ("-1s", None),
+            ("-1m30s", None),
+        ] {
+            let given = resolve(&format!("volumeStatsAggPeriod: {said}\n")).unwrap();
+            assert_eq!(given.volume_period, period, "{said}");
+        }
+        assert!(resolve("volumeStatsAggPeriod: -soon\n").is_err());
     }
 
     #[test]

@@ -33,7 +33,7 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::routing::get;
 use axum::{Extension, Router};
-use berth_runtime::interface::Runtime;
+use berth_runtime::interface::{Images, Runtime};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -85,6 +85,8 @@ pub struct State {
     pub shelf: Shelf,
     /// The runtime's records.
     pub runtime: Arc<dyn Runtime>,
+    /// The image store.
+    pub images: Arc<dyn Images>,
     /// `/var/log/pods`.
     pub log_root: PathBuf,
     /// The time of day.

@@ -112,7 +112,7 @@ pub(super) fn state(root: &Path) -> State {
     let runtime = FakeRuntime::new(Arc::clone(&clock));
     let shutdown = CancellationToken::new();
     let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown };
-    let node = Measured::new("node".to_owned(), root.to_owned());
+    let node = Measured::new("node".to_owned(), crate::disk::Disk::new(root.to_owned()));
     let configuration = Arc::new(json!({"maxPods": 7}));
     let log_root = root.to_owned();
     let system_logs = SystemLogs::of_host(crate::config::SystemLogs::Off);
@@ -120,6 +120,7 @@ pub(super) fn state(root: &Path) -> State {
     State {
         shelf,
         runtime,
+        images: Arc::new(crate::fake::FakeImages::default()),
         log_root,
         clock,
         streaming,

@@ -315,6 +315,10 @@ impl Runtime for Engine {
         session::reopen_log(&sandbox, &container).await
     }
 
+    fn writable_layer(&self, container: &ContainerId) -> Option<PathBuf> {
+        Some(self.shared.layout.written_files(container))
+    }
+
     async fn usage(&self) -> Result<Vec<PodUsage>, RuntimeError> {
         let shared = self.shared.clone();
         let read = disk::blocking(move || Ok(usage::read(&shared))).await;

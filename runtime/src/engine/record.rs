@@ -96,6 +96,11 @@ impl Layout {
     pub(super) fn writable_layer(&self, id: &ContainerId) -> PathBuf {
         self.writable_layers().join(id.as_str())
     }
+
+    /// What a container has written to its root.
+    pub(super) fn written_files(&self, id: &ContainerId) -> PathBuf {
+        self.writable_layer(id).join("upper")
+    }
 }
 
 /// A sandbox's directory.

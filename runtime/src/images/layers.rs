@@ -138,6 +138,13 @@ impl Layers {
         self.lock().known.get(id).map(|known| known.layer.clone())
     }
 
+    /// Bytes and entries of all layers.
+    pub(crate) fn total(&self) -> (u64, u64) {
+        let state = self.lock();
+        let all = state.known.values().map(|known| &known.layer);
+        all.fold((0, 0), |sum, layer| (sum.0 + layer.bytes, sum.1 + layer.entries))
+    }
+
     /// Keeps layers, present or to come.
     pub(crate) fn hold(self: &Arc<Self>, chain: &[ChainId]) -> Hold {
         let mut state = self.lock();

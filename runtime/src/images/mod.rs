@@ -261,6 +261,10 @@ impl Images for Store {
         Ok(lock(&self.catalog).images())
     }
 
+    async fn stored(&self) -> Result<Option<(u64, u64)>, ImageError> {
+        Ok(Some(self.layers.total()))
+    }
+
     /// As containerd does it: every name of the image goes; layers that containers stand on stay
     /// until those are removed.
     async fn remove(&self, reference: &str) -> Result<(), ImageError> {

@@ -111,6 +111,11 @@ pub trait Images: Send + Sync + 'static {
     /// All images.
     async fn list(&self) -> Result<Vec<Image>, ImageError>;
 
+    /// What all layers take: bytes and inodes. A store that does not know says `None`.
+    async fn stored(&self) -> Result<Option<(u64, u64)>, ImageError> {
+        Ok(None)
+    }
+
     /// Drops an image's references and, where no other image needs them, its layers.
     async fn remove(&self, reference: &str) -> Result<(), ImageError>;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -253,6 +253,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// `ReopenContainerLog`). Rotation needs none of this.
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         Err(RuntimeError::Invalid(format!("container {container} has no log here")))
+    }
+
+    /// Where the files are that a container has written to its root. A runtime without such a place says
+    /// `None`.
+    fn writable_layer(&self, _container: &ContainerId) -> Option<PathBuf> {
+        None
     }
 
     /// What the pods that are up have used. A runtime without cgroups knows of none.

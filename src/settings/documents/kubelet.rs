@@ -128,6 +128,8 @@ configuration! {
         serialize_image_pulls: Option<bool>,
         /// No bound when absent.
         max_parallel_image_pulls: Option<i32>,
+        /// A minute when absent or zero; volumes are not measured when it is negative.
+        volume_stats_agg_period: Option<String>,
         feature_gates: BTreeMap<String, bool>,
     }
     held {
@@ -218,7 +220,6 @@ configuration! {
         "tracing" as tracing: Usual(&[]),
         "userNamespaces" as user_namespaces: Usual(&["{\"idsPerPod\": 65536}"]),
         "volumePluginDir" as plugin_dir: Told("FlexVolume plugins are not run"),
-        "volumeStatsAggPeriod" as volume_period: Told("the use of volumes is not measured"),
     }
 }
 

@@ -5,6 +5,7 @@ use berth_runtime::interface::{
     CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, PodUsage, Pressure, Usage,
 };
 
+use super::disks::{self, Disks};
 use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::Host;
 
@@ -206,7 +207,7 @@ const NETWORK: [NetworkFamily; 8] = [
 ];
 
 /// Renders the page.
-pub(super) fn render(host: &Host, at_ms: i64, pods: &[PodUsage]) -> String {
+pub(super) fn render(host: &Host, at_ms: i64, (pods, disks): (&[PodUsage], &Disks)) -> String {
     let mut text = Exposition::default();
     let root = root(host, at_ms);
     for (name, kind, help, pick) in FAMILIES {
@@ -231,6 +232,7 @@ pub(super) fn render(host: &Host, at_ms: i64, pods: &[PodUsage]) -> String {
     }
     starts(&mut text, pods);
     network(&mut text, pods);
+    file_systems(&mut text, at_ms, (pods, disks));
     machine(&mut text, host);
     text.finish()
 }
@@ -300,6 +302,47 @@ fn network(text: &mut Exposition, pods: &[PodUsage]) {
         }
     }
 }
+
+/// Of the node by file system, of each container where its writable layer is.
+fn file_systems(text: &mut Exposition, at_ms: i64, (pods, disks): (&[PodUsage], &Disks)) {
+    let mut places: Vec<_> =
+        [&disks.node, &disks.images, &disks.containers].into_iter().flatten().collect();
+    places.dedup_by_key(|place| place.file_system.id);
+    let containers = pods.iter().flat_map(|p| p.containers.iter().map(move |c| (p, c)));
+    let containers: Vec<_> = containers
+        .filter_map(|(pod, container)| {
+            let used = disks.pods.get(&pod.pod.uid)?.containers.get(&container.name)?;
+            Some((pod, container, used, disks.containers.as_ref()?))
+        })
+        .collect();
+    let labels = |device, id, of, [container, namespace, pod]: [_; 3]| {
+        let [first, rest @ ..] = labels(container, id, of, [namespace, pod]);
+        let [id, image, name, namespace, pod] = rest;
+        [first, ("device", device), id, image, name, namespace, pod]
+    };
+    let used = ("container_fs_usage_bytes", USAGE, None);
+    let limits = disks::LIMITS.map(|(name, help, pick)| (name, help, Some(pick)));
+    for (name, help, pick) in std::iter::once(used).chain(limits) {
+        let mut family = text.family(name, Kind::Gauge, help);
+        for place in &places {
+            let fs = &place.file_system;
+            let value = pick.map_or(fs.used_bytes, |pick| pick(fs));
+            let labels = labels(place.device.as_str(), "/", ["", ""], ["", "", ""]);
+            family.at(&labels, number(value), Some(at_ms));
+        }
+        for (pod, container, used, place) in &containers {
+            let value =
+                pick.map_or(used.rootfs.bytes, |pick: disks::FsPick| pick(&place.file_system));
+            let of = [container.image.as_str(), container.id.as_str()];
+            let whose = [container.name.as_str(), &pod.pod.namespace, &pod.pod.name];
+            let labels = labels(&place.device, &container.cgroup, of, whose);
+            let at_ms = if pick.is_some() { at_ms } else { used.at_ms };
+            family.at(&labels, number(value), Some(at_ms));
+        }
+    }
+}
+
+const USAGE: &str = "Number of bytes that are consumed by the container on this filesystem.";
 
 fn machine(text: &mut Exposition, host: &Host) {
     text.family("machine_cpu_cores", Kind::Gauge, "Number of logical CPU cores.")

@@ -1,11 +1,10 @@
-//! What the host as a whole and the agent itself have used: `/proc`, `/sys`, statvfs(3).
+//! What the host as a whole and the agent itself have used: `/proc`, `/sys`.
 
 use std::fs;
 use std::path::Path;
 
 use berth_runtime::cgroup::usage::{interfaces, pressures};
 use berth_runtime::interface::{InterfaceUsage, Pressures};
-use rustix::fs::statvfs;
 
 /// Clock ticks a second in `/proc` (`USER_HZ`), the same on every architecture.
 const TICKS: u64 = 100;
@@ -106,28 +105,6 @@ fn busy_us(stat: &str) -> u64 {
     busy.saturating_mul(1_000_000 / TICKS)
 }
 
-/// A file system as it is filled.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct FileSystem {
-    pub(super) capacity_bytes: u64,
-    pub(super) available_bytes: u64,
-    pub(super) used_bytes: u64,
-    pub(super) inodes: u64,
-    pub(super) inodes_free: u64,
-}
-
-/// The file system that holds a path.
-pub(super) fn file_system(path: &Path) -> Option<FileSystem> {
-    let facts = statvfs(path).ok()?;
-    Some(FileSystem {
-        capacity_bytes: facts.f_blocks * facts.f_frsize,
-        available_bytes: facts.f_bavail * facts.f_frsize,
-        used_bytes: facts.f_blocks.saturating_sub(facts.f_bfree) * facts.f_frsize,
-        inodes: facts.f_files,
-        inodes_free: facts.f_ffree,
-    })
-}
-
 /// The agent's own process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Own {
@@ -176,7 +153,6 @@ mod tests {
         let host = read();
         assert!(host.cpus > 0 && host.cpu_us > 0 && host.booted_at > 0, "{host:?}");
         assert!(host.working_set_bytes <= host.memory_usage_bytes, "{host:?}");
-        assert!(file_system(Path::new("/")).unwrap().capacity_bytes > 0);
         let own = own();
         assert!(own.resident_bytes > 0 && own.descriptors > 0 && own.threads > 0, "{own:?}");
     }

@@ -2,9 +2,11 @@
 //! `/metrics/probes`, `/metrics/slis` and `/stats/summary`.
 //!
 //! Each request reads the kernel's files anew, on a thread that may block, one request at a time:
-//! nothing is sampled when nobody asks, and many who ask cost no more than one after the other.
+//! many who ask cost no more than one after the other. What pods use of disks is what [`crate::disk`] saw
+//! last; nothing else is sampled when nobody asks.
 
 mod cadvisor;
+mod disks;
 pub(super) mod exposition;
 mod host;
 mod own;
@@ -16,7 +18,6 @@ mod summary;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json;
@@ -29,22 +30,24 @@ use berth_runtime::interface::PodUsage;
 use tokio::sync::Mutex;
 
 use super::State;
-use host::{FileSystem, Host};
+use crate::disk::{Disk, Used};
+use disks::Disks;
+use host::Host;
 
 /// What the numbers say of the node besides what is measured.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// The node's name.
     pub name: String,
-    /// A path on the file system that holds images and writable layers.
-    pub storage: PathBuf,
+    /// Its disks.
+    pub disk: Disk,
     turn: Arc<Mutex<()>>,
 }
 
 impl Node {
-    /// A node of this name with its state at this path.
-    pub fn new(name: String, storage: PathBuf) -> Self {
-        Self { name, storage, turn: Arc::default() }
+    /// A node of this name with these disks.
+    pub fn new(name: String, disk: Disk) -> Self {
+        Self { name, disk, turn: Arc::default() }
     }
 }
 
@@ -64,7 +67,7 @@ pub(super) fn routes() -> Router<State> {
 struct Reading {
     at_ms: i64,
     host: Host,
-    storage: Option<FileSystem>,
+    disks: Disks,
     pods: Vec<PodUsage>,
 }
 
@@ -77,12 +80,18 @@ async fn read(state: &State) -> Result<Reading, Response> {
     let _turn = state.node.turn.lock().await;
     let mut pods = state.runtime.usage().await.map_err(failed)?;
     pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
-    let storage = state.node.storage.clone();
-    let (host, storage) =
-        tokio::task::spawn_blocking(move || (host::read(), host::file_system(&storage)))
-            .await
-            .map_err(failed)?;
-    Ok(Reading { at_ms: state.clock.now().as_millisecond(), host, storage, pods })
+    let disk = state.node.disk.clone();
+    let (host, disks) = tokio::task::spawn_blocking(move || (host::read(), Disks::read(&disk)))
+        .await
+        .map_err(failed)?;
+    let disks = Disks { stored: stored(state).await, ..disks.with(&state.node.disk, &pods) };
+    Ok(Reading { at_ms: state.clock.now().as_millisecond(), host, disks, pods })
+}
+
+/// What the image store holds; nothing where it does not tell.
+async fn stored(state: &State) -> Option<Used> {
+    let (bytes, inodes) = state.images.stored().await.ok().flatten()?;
+    Some(Used { bytes, inodes })
 }
 
 fn exposition(text: String) -> Response {
@@ -99,7 +108,11 @@ async fn resource(Shared(state): Shared<State>) -> Response {
 
 async fn cadvisor(Shared(state): Shared<State>) -> Response {
     match read(&state).await {
-        Ok(reading) => exposition(cadvisor::render(&reading.host, reading.at_ms, &reading.pods)),
+        Ok(reading) => exposition(cadvisor::render(
+            &reading.host,
+            reading.at_ms,
+            (&reading.pods, &reading.disks),
+        )),
         Err(failure) => failure,
     }
 }
@@ -110,8 +123,11 @@ async fn own(Shared(state): Shared<State>) -> Response {
         Err(error) => return failed(error),
     };
     let measured = tokio::task::spawn_blocking(|| (host::read(), host::own())).await;
+    let claims = disks::claims(&state.shelf, &state.node.disk);
     match measured {
-        Ok((host, own)) => exposition(own::render(&state.node.name, (&host, own), &sandboxes)),
+        Ok((host, own)) => {
+            exposition(own::render(&state.node.name, (&host, own), (&sandboxes, &claims)))
+        }
         Err(error) => failed(error),
     }
 }
@@ -161,7 +177,7 @@ async fn summary(Shared(state): Shared<State>, RawQuery(query): RawQuery) -> Res
         node: &state.node.name,
         at_ms: reading.at_ms,
         host: &reading.host,
-        storage: reading.storage,
+        disks: &reading.disks,
         pods: &reading.pods,
         starts: &starts,
     };

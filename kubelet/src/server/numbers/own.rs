@@ -1,11 +1,15 @@
 //! `/metrics`: the agent about itself, under the names that the kubelet's dashboards and alerts read.
 //! Only what is counted is told. Pure.
 
+use std::collections::BTreeMap;
+
 use berth_runtime::interface::{ContainerState, SandboxState, SandboxStatus};
 
+use super::disks::{self, Claim};
 use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::{Host, Own};
 use crate::config::KUBELET_VERSION;
+use crate::disk::VolumeUse;
 
 /// Whether a container is in a state.
 type Is = fn(&ContainerState) -> bool;
@@ -16,7 +20,11 @@ pub(super) fn started_at(host: &Host, own: Own) -> f64 {
 }
 
 /// Renders the page.
-pub(super) fn render(node: &str, (host, own): (&Host, Own), pods: &[SandboxStatus]) -> String {
+pub(super) fn render(
+    node: &str,
+    (host, own): (&Host, Own),
+    (pods, claims): (&[SandboxStatus], &BTreeMap<Claim, VolumeUse>),
+) -> String {
     let mut text = Exposition::default();
     let mut gauge = |name, help, value| text.family(name, Kind::Gauge, help).sample(&[], value);
     gauge(
@@ -68,5 +76,6 @@ pub(super) fn render(node: &str, (host, own): (&Host, Own), pods: &[SandboxStatu
         let count = number(u64::try_from(count).unwrap_or(0));
         running.sample(&[("container_state", state)], count);
     }
+    disks::volumes(&mut text, claims);
     text.finish()
 }

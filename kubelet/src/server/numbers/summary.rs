@@ -7,7 +7,9 @@ use berth_runtime::interface::{
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::host::{FileSystem, Host};
+use super::disks::{Disks, Place};
+use super::host::Host;
+use crate::disk::{FileSystem, Used, VolumeUse};
 
 /// How much is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub(super) struct Facts<'a> {
     pub(super) node: &'a str,
     pub(super) at_ms: i64,
     pub(super) host: &'a Host,
-    pub(super) storage: Option<FileSystem>,
+    pub(super) disks: &'a Disks,
     pub(super) pods: &'a [PodUsage],
     /// When each pod was started, by UID.
     pub(super) starts: &'a std::collections::BTreeMap<String, Timestamp>,
@@ -74,10 +76,21 @@ fn node(facts: &Facts<'_>, scope: Scope) -> Value {
         return node;
     }
     put(&mut node, "network", network(&host.network, at_ms));
-    if let Some(storage) = facts.storage {
-        let fs = file_system(storage, at_ms);
-        put(&mut node, "runtime", json!({"imageFs": fs, "containerFs": fs}));
-        put(&mut node, "fs", fs);
+    let Disks { node: node_fs, images, containers, stored, .. } = facts.disks;
+    let mut runtime = json!({});
+    if let Some(images) = images {
+        let used = stored.unwrap_or_else(|| images.file_system.used());
+        put(&mut runtime, "imageFs", file_system(&images.file_system, used, at_ms));
+    }
+    if let Some(place) = containers {
+        let is_shared = images.as_ref().is_some_and(|i| i.file_system.id == place.file_system.id);
+        // As upstream: on one file system both are told as one.
+        let used = stored.filter(|_| is_shared).unwrap_or_else(|| place.file_system.used());
+        put(&mut runtime, "containerFs", file_system(&place.file_system, used, at_ms));
+    }
+    put(&mut node, "runtime", runtime);
+    if let Some(Place { file_system: fs, .. }) = node_fs {
+        put(&mut node, "fs", file_system(fs, fs.used(), at_ms));
     }
     if let (Some(most), Some(now)) = host.processes {
         put(&mut node, "rlimit", json!({"time": at, "maxpid": most, "curproc": now}));
@@ -110,16 +123,26 @@ fn put(object: &mut Value, name: &str, value: Value) {
     }
 }
 
-fn file_system(fs: FileSystem, at_ms: i64) -> Value {
+/// How full a file system is, and what of it something uses.
+fn file_system(fs: &FileSystem, used: Used, at_ms: i64) -> Value {
     json!({
         "time": time(at_ms),
         "availableBytes": fs.available_bytes,
         "capacityBytes": fs.capacity_bytes,
-        "usedBytes": fs.used_bytes,
+        "usedBytes": used.bytes,
         "inodes": fs.inodes,
         "inodesFree": fs.inodes_free,
-        "inodesUsed": fs.inodes.saturating_sub(fs.inodes_free),
+        "inodesUsed": used.inodes,
     })
+}
+
+fn volume(name: &str, volume: &VolumeUse, namespace: &str) -> Value {
+    let mut object = file_system(&volume.file_system, volume.used, volume.at_ms);
+    put(&mut object, "name", name.into());
+    if let Some(claim) = &volume.claim {
+        put(&mut object, "pvcRef", json!({"name": claim, "namespace": namespace}));
+    }
+    object
 }
 
 /// The first interface is the default one.
@@ -181,10 +204,32 @@ fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     if let Some(start) = facts.starts.get(&identity.uid) {
         map.insert("startTime".into(), json!(format!("{start:.0}")));
     }
-    map.insert(
-        "containers".into(),
-        pod.containers.iter().map(|one| container(one, scope)).collect(),
-    );
+    let used = facts.disks.pods.get(&identity.uid).filter(|_| scope == Scope::All);
+    let containers = pod.containers.iter().map(|one| {
+        let mut map = container(one, scope);
+        if let Some(used) = used.and_then(|used| used.containers.get(&one.name)) {
+            for (name, place, used_here) in [
+                ("rootfs", &facts.disks.containers, used.rootfs),
+                ("logs", &facts.disks.node, used.logs),
+            ] {
+                let Some(place) = place else { continue };
+                let fs = file_system(&place.file_system, used_here, used.at_ms);
+                map.insert(name.to_owned(), fs);
+            }
+        }
+        Value::Object(map)
+    });
+    map.insert("containers".into(), containers.collect());
+    if let Some(used) = used {
+        let volumes = used.volumes.iter();
+        let volumes = volumes.map(|(name, one)| volume(name, one, &identity.namespace));
+        map.insert("volume".into(), volumes.collect());
+        if let (Some(Place { file_system: fs, .. }), Some(at_ms)) =
+            (&facts.disks.node, used.at_ms())
+        {
+            map.insert("ephemeral-storage".into(), file_system(fs, used.ephemeral(), at_ms));
+        }
+    }
     if scope == Scope::All {
         if !pod.network.is_empty() {
             map.insert("network".into(), network(&pod.network, pod.total.at_ms));
@@ -196,9 +241,9 @@ fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     Value::Object(map)
 }
 
-fn container(container: &ContainerUsage, scope: Scope) -> Value {
+fn container(container: &ContainerUsage, scope: Scope) -> Map<String, Value> {
     let mut map = usage(&container.usage, scope);
     map.insert("name".into(), container.name.clone().into());
     map.insert("startTime".into(), time(container.started_at / 1_000_000));
-    Value::Object(map)
+    map
 }

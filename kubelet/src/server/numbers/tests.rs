@@ -1,14 +1,18 @@
 //! The pages, read back by a parser of the exposition format.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use berth_runtime::interface::{
     ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, PodIdentity,
     PodUsage, Pressure, Pressures, SandboxId, Stall, Traffic, Usage,
 };
+use serde_json::json;
 
+use super::disks::{Disks, Place};
 use super::host::Host;
 use super::{cadvisor, own, resource, summary};
+use crate::disk::{ContainerUse, FileSystem, PodUse, Used, VolumeUse};
 
 /// One sample.
 #[derive(Debug)]
@@ -118,6 +122,50 @@ fn host() -> Host {
     }
 }
 
+fn file_system(id: u64) -> FileSystem {
+    FileSystem {
+        id,
+        capacity_bytes: 1000,
+        available_bytes: 600,
+        used_bytes: 300,
+        inodes: 10,
+        inodes_free: 6,
+    }
+}
+
+fn used_volume() -> VolumeUse {
+    VolumeUse {
+        at_ms: 6000,
+        claim: Some("claim".to_owned()),
+        is_ephemeral: false,
+        used: Used { bytes: 40, inodes: 4 },
+        file_system: file_system(9),
+    }
+}
+
+/// A node whose images and layers share a second file system.
+fn disks() -> Disks {
+    let place =
+        |id, device: &str| Some(Place { device: device.into(), file_system: file_system(id) });
+    let scratch = VolumeUse { claim: None, is_ephemeral: true, ..used_volume() };
+    let container = ContainerUse {
+        at_ms: 6500,
+        rootfs: Used { bytes: 7, inodes: 2 },
+        logs: Used { bytes: 5, inodes: 1 },
+    };
+    let pod = PodUse {
+        containers: [("main".to_owned(), container)].into(),
+        volumes: [("data".to_owned(), used_volume()), ("scratch".to_owned(), scratch)].into(),
+    };
+    Disks {
+        node: place(1, "/dev/a"),
+        images: place(2, "/dev/b"),
+        containers: place(2, "/dev/b"),
+        stored: Some(Used { bytes: 33, inodes: 3 }),
+        pods: [("u1".to_owned(), Arc::new(pod))].into(),
+    }
+}
+
 fn find<'a>(samples: &'a [Sample], name: &str, container: Option<&str>) -> &'a Sample {
     let of =
         |s: &&Sample| s.name == name && s.labels.get("container").map(String::as_str) == container;
@@ -146,7 +194,7 @@ fn the_resource_page_has_what_metrics_server_reads() {
 
 #[test]
 fn the_cadvisor_page_has_containers_pods_and_their_network() {
-    let samples = parse(&cadvisor::render(&host(), 6999, &pods()));
+    let samples = parse(&cadvisor::render(&host(), 6999, (&pods(), &Disks::default())));
     let of = |name: &str, container: &str| -> f64 {
         let named = samples.iter().filter(|s| s.name == name && s.labels["container"] == container);
         let mut named = named.filter(|s| s.labels["pod"] == "p");
@@ -167,14 +215,68 @@ fn the_cadvisor_page_has_containers_pods_and_their_network() {
 }
 
 #[test]
+fn the_cadvisor_page_has_file_systems() {
+    let samples = parse(&cadvisor::render(&host(), 6999, (&pods(), &disks())));
+    let of = |name: &str, container: &str, device: &str| {
+        let mut all = samples.iter().filter(|s| {
+            s.name == name && s.labels["container"] == container && s.labels["device"] == device
+        });
+        all.next().map(|sample| sample.value)
+    };
+    assert_eq!(of("container_fs_usage_bytes", "main", "/dev/b"), Some(7.0));
+    assert_eq!(of("container_fs_limit_bytes", "main", "/dev/b"), Some(1000.0));
+    assert_eq!(of("container_fs_inodes_free", "", "/dev/a"), Some(6.0));
+    assert_eq!(of("container_fs_inodes_total", "", "/dev/b"), Some(10.0));
+    assert_eq!(of("container_fs_usage_bytes", "", "/dev/a"), Some(300.0));
+    assert_eq!(of("container_fs_usage_bytes", "main", "/dev/a"), None);
+}
+
+#[test]
+fn the_summary_has_file_systems_under_upstreams_names() {
+    let starts = BTreeMap::new();
+    let (host, pods, disks) = (host(), pods(), disks());
+    let (node, at_ms) = ("n1", 7000);
+    let facts =
+        summary::Facts { node, at_ms, host: &host, disks: &disks, pods: &pods, starts: &starts };
+    let all = summary::render(&facts, summary::Scope::All);
+    let fs = |used: u64, inodes: u64, time: &str| {
+        json!({"time": time, "capacityBytes": 1000, "availableBytes": 600, "usedBytes": used,
+            "inodes": 10, "inodesFree": 6, "inodesUsed": inodes})
+    };
+    let (now, then) = ("1970-01-01T00:00:07Z", "1970-01-01T00:00:06Z");
+    assert_eq!(all["node"]["fs"], fs(300, 4, now));
+    assert_eq!(
+        all["node"]["runtime"],
+        json!({"imageFs": fs(33, 3, now), "containerFs": fs(33, 3, now)})
+    );
+    let pod = &all["pods"][0];
+    assert_eq!(pod["containers"][0]["rootfs"], fs(7, 2, then));
+    assert_eq!(pod["containers"][0]["logs"], fs(5, 1, then));
+    assert_eq!(pod["ephemeral-storage"], fs(52, 7, then));
+    let mut data = fs(40, 4, then);
+    data["name"] = "data".into();
+    data["pvcRef"] = json!({"name": "claim", "namespace": "ns"});
+    assert_eq!(pod["volume"][0], data);
+    assert_eq!(
+        (&pod["volume"][1]["name"], pod["volume"][1].get("pvcRef")),
+        (&"scratch".into(), None)
+    );
+    let narrow = summary::render(&facts, summary::Scope::CpuAndMemory);
+    let text = narrow.to_string();
+    for name in ["volume", "rootfs", "ephemeral", "imageFs"] {
+        assert!(!text.contains(name), "{name}: {text}");
+    }
+}
+
+#[test]
 fn the_summary_has_node_pods_and_containers() {
     let starts = BTreeMap::new();
-    let (host, pods) = (host(), pods());
+    let (host, pods, disks) = (host(), pods(), Disks::default());
     let facts = summary::Facts {
         node: "n1",
         at_ms: 7000,
         host: &host,
-        storage: None,
+        disks: &disks,
         pods: &pods,
         starts: &starts,
     };
@@ -196,7 +298,18 @@ fn the_summary_has_node_pods_and_containers() {
 
 #[test]
 fn the_agents_own_page_names_the_node() {
-    let samples = parse(&own::render("n1", (&host(), super::host::own()), &[]));
+    let claims = [(("ns".to_owned(), "claim".to_owned()), used_volume())].into();
+    let samples = parse(&own::render("n1", (&host(), super::host::own()), (&[], &claims)));
+    let of_claim = |name: &str| {
+        let name = format!("kubelet_volume_stats_{name}");
+        let sample = samples.iter().find(|sample| sample.name == name).unwrap();
+        assert_eq!(sample.labels["namespace"], "ns");
+        assert_eq!(sample.labels["persistentvolumeclaim"], "claim");
+        sample.value
+    };
+    let names =
+        ["capacity_bytes", "available_bytes", "used_bytes", "inodes", "inodes_free", "inodes_used"];
+    assert_eq!(names.map(of_claim), [1000.0, 600.0, 40.0, 10.0, 6.0, 4.0]);
     assert_eq!(find(&samples, "kubelet_running_pods", None).value, 0.0);
     assert!(find(&samples, "process_resident_memory_bytes", None).value > 0.0);
     let name = samples.iter().find(|s| s.name == "kubelet_node_name").unwrap();
