@@ -20,6 +20,7 @@ use berth_kubelet::backoff::Limits;
 use berth_kubelet::config::{CertificateFiles, Server};
 use berth_kubelet::credentials::request::Purpose;
 use berth_kubelet::credentials::{self, Serving, Session, Store};
+use berth_kubelet::meters::Meters;
 use berth_kubelet::node::peers::{self, Nodes};
 use berth_proxy::{NodePortAddresses, ServiceRoute};
 use berth_runtime::interface::{LogLimits, Runtime};
@@ -107,7 +108,8 @@ pub(crate) async fn run(
 ) -> Result<()> {
     check::demands(&settings.kubelet)?;
     let node_ips = node_ips(&settings)?;
-    let session = Session::open(&identity.kubeconfig).await?;
+    let session = Session::open(&identity.kubeconfig, Meters::default()).await?;
+    let meters = session.meters().clone();
     let client = session.client();
     let client_ca = match (identity.client_ca.clone(), session.authorities()) {
         (None, []) => None,
@@ -155,6 +157,7 @@ pub(crate) async fn run(
         images: host.images.clone(),
         recent: host.events.clone(),
         services: None,
+        meters,
     };
     let kubelet = berth_kubelet::run(config, parts, shutdown.clone());
     tasks.spawn(async move { kubelet.await.context("running the kubelet") });
@@ -174,6 +177,7 @@ fn keep_certificates(
     (session, client): (Session, &kube::Client),
     (tasks, shutdown): (&mut JoinSet<Result<()>>, &CancellationToken),
 ) {
+    let meters = session.meters().clone();
     if let Some(node) = renewal {
         let keeping = credentials::keep_client(node, session, shutdown.clone());
         tasks.spawn(async move {
@@ -189,6 +193,7 @@ fn keep_certificates(
             purpose: Purpose::Serving { names, addresses: config.node_ips.clone() },
             store,
             clock: Arc::clone(&config.clock),
+            meters,
         };
         let keeping = credentials::keep_serving(serving, client.clone(), shutdown.clone());
         tasks.spawn(async move {

@@ -20,6 +20,7 @@ use crate::environment::Service;
 use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
 use crate::gate::Gate;
+use crate::meters::{Metered, Meters};
 use crate::node::facts::{self, Facts, Places};
 use crate::node::{self, Shared, heartbeat, object};
 use crate::probe::counts::Counts;
@@ -51,6 +52,8 @@ pub struct Parts {
     /// The cluster's Services, where somebody follows them already; `None` inside means not yet
     /// known. Without it they are followed here.
     pub services: Option<watch::Receiver<Option<Vec<Service>>>>,
+    /// Counts what is done.
+    pub meters: Meters,
 }
 
 /// Why an agent does not run.
@@ -95,6 +98,7 @@ pub async fn register_node(
 /// What keeps it from starting: directories, addresses, certificates. Later troubles are lived with.
 pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> Result<(), Error> {
     make_directories(&config)?;
+    let parts = metered(parts);
     let facts = facts::read(&Places::host(&config.root_dir));
     let listeners = Listeners::bind(&config).await?;
     let (recorder, occurrences) = Recorder::new();
@@ -140,6 +144,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         configuration: Arc::new(config.server.configuration.clone()),
         system_logs: server::SystemLogs::of_host(config.server.system_logs),
         probes: context.probes.clone(),
+        meters: parts.meters.clone(),
         health: server::Health::new(takes(changes.downgrade())),
         process: server::Process { started: now, flags: Arc::new(config.server.flags.clone()) },
     };
@@ -173,6 +178,14 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     shutdown.cancel();
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// The same, and every call of the runtime and of the image store is counted.
+fn metered(parts: Parts) -> Parts {
+    let Parts { runtime, images, meters, .. } = parts;
+    let runtime = Arc::new(Metered::<dyn Runtime>::new(runtime, meters.clone()));
+    let images = Arc::new(Metered::<dyn Images>::new(images, meters.clone()));
+    Parts { runtime, images, meters, ..parts }
 }
 
 /// Whether what is sent is taken: the receiver is there, and not hopelessly behind.
@@ -258,6 +271,7 @@ fn context(
             allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
         },
         node: Arc::clone(node),
+        meters: parts.meters.clone(),
     };
     let around = (cache.clone(), recorder.clone());
     let provision = Provision::new(place, parts.client.clone(), services, around);
@@ -266,8 +280,10 @@ fn context(
         sysctls: SysctlPolicy::new(&config.allowed_unsafe_sysctls),
         app_armor: AppArmorSupport::of_host(),
         events: recorder.clone(),
+        meters: parts.meters.clone(),
     };
-    let statuses = Writer::new(parts.client.clone(), shutdown.clone());
+    let (client, meters) = (parts.client.clone(), parts.meters.clone());
+    let statuses = Writer::metered(client, shutdown.clone(), meters);
     let context = Context {
         runtime: Arc::clone(&parts.runtime),
         images: Arc::clone(&parts.images),
@@ -282,6 +298,7 @@ fn context(
         pacing: config.pacing,
         shelf: Shelf::default(),
         probes: Counts::default(),
+        meters: parts.meters.clone(),
     };
     (context, gate)
 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::admission::{self, AdmissionInputs, Admitted, AppArmorSupport, SysctlPolicy};
 use crate::events::{Recorder, Severity};
+use crate::meters::{self, Meters};
 use crate::node::Shared;
 use crate::qos::{PodDemand, ResourceAmounts};
 use crate::quantity::Quantity;
@@ -25,6 +26,8 @@ pub struct Gate {
     pub app_armor: AppArmorSupport,
     /// Takes events on what a pod asks for in vain.
     pub events: Recorder,
+    /// Counts the pods that are refused.
+    pub meters: Meters,
 }
 
 /// What a node offers to pods.
@@ -39,6 +42,39 @@ pub(crate) fn allocatable(node: &Shared) -> ResourceAmounts {
 
 impl Gatekeeper for Gate {
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement {
+        let judgement = self.admit_uncounted(pod, others);
+        if let Judgement::Refuse(failure) = &judgement {
+            self.meters.count(&meters::REFUSED_PODS, &[&failure.reason]);
+        }
+        judgement
+    }
+
+    fn resize(&self, pod: &Pod, others: &[Arc<Pod>]) -> Allocation {
+        let demand = match PodDemand::parse(pod) {
+            Ok(demand) => demand,
+            Err(error) => {
+                let message = admission::reject_invalid_resource(&error).message;
+                return Allocation::Waits(Why::Infeasible, message);
+            }
+        };
+        if let Some(message) = admission::beyond_node(&demand, &allocatable(&self.node)) {
+            return Allocation::Waits(Why::Infeasible, message);
+        }
+        match self.judge((pod, &demand), others) {
+            admission::Judgement::Admit => Allocation::Granted,
+            admission::Judgement::Reject(rejection) => {
+                Allocation::Waits(Why::Deferred, rejection.message)
+            }
+            admission::Judgement::Preempt(places) => {
+                let message = "other pods are preempted in order to resize a critical pod";
+                Allocation::Preempt(uids(others, &places), message.to_owned())
+            }
+        }
+    }
+}
+
+impl Gate {
+    fn admit_uncounted(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement {
         let findings = unsupported::audit(pod);
         if let Some(refusal) = unsupported::refusal(&findings) {
             let message = format!("Pod was rejected: {refusal}");
@@ -62,29 +98,6 @@ impl Gatekeeper for Gate {
             }
             admission::Judgement::Reject(rejection) => refuse(&rejection),
             admission::Judgement::Preempt(places) => Judgement::Preempt(uids(others, &places)),
-        }
-    }
-
-    fn resize(&self, pod: &Pod, others: &[Arc<Pod>]) -> Allocation {
-        let demand = match PodDemand::parse(pod) {
-            Ok(demand) => demand,
-            Err(error) => {
-                let message = admission::reject_invalid_resource(&error).message;
-                return Allocation::Waits(Why::Infeasible, message);
-            }
-        };
-        if let Some(message) = admission::beyond_node(&demand, &allocatable(&self.node)) {
-            return Allocation::Waits(Why::Infeasible, message);
-        }
-        match self.judge((pod, &demand), others) {
-            admission::Judgement::Admit => Allocation::Granted,
-            admission::Judgement::Reject(rejection) => {
-                Allocation::Waits(Why::Deferred, rejection.message)
-            }
-            admission::Judgement::Preempt(places) => {
-                let message = "other pods are preempted in order to resize a critical pod";
-                Allocation::Preempt(uids(others, &places), message.to_owned())
-            }
         }
     }
 }

@@ -33,6 +33,7 @@ mod grpc_call;
 mod hooks;
 mod http_call;
 pub mod image_policy;
+pub mod meters;
 pub mod node;
 pub mod objects;
 pub mod pod_files;

@@ -246,7 +246,22 @@ fn numbers_are_told(node: &Node) {
         assert_eq!(of["io"]["psi"]["some"]["total"].is_u64(), keeps_pressure, "{of}");
         assert_eq!(of["memory"]["psi"]["full"]["avg10"].is_f64(), keeps_pressure, "{of}");
     }
-    assert!(page("/metrics", &known).contains("kubelet_node_name{node=\"node-1\"} 1"));
+    let own = page("/metrics", &known);
+    for start in [
+        "kubelet_node_name{node=\"node-1\"} 1",
+        "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"} 3",
+        "kubelet_started_pods_total 3",
+        "kubelet_started_containers_total{container_type=\"container\"}",
+        "kubelet_pod_start_duration_seconds_count 3",
+        "kubelet_pod_start_total_duration_seconds_count 3",
+        "kubelet_pod_status_sync_duration_seconds_count",
+        "kubelet_http_requests_total{method=\"GET\",path=\"metrics/cadvisor\"",
+        "kubelet_websocket_streaming_requests_total{subresource=\"exec\"}",
+        "rest_client_requests_total{code=\"200\"",
+        "storage_operation_duration_seconds_count{migrated=\"false\"",
+    ] {
+        assert!(own.lines().any(|one| one.starts_with(start)), "{start}\n{own}");
+    }
     for path in ["/metrics/resource", "/stats/summary", "/exec/default/box/main?command=id"] {
         assert_eq!(page(path, &[]), "Unauthorized\n", "{path} without a certificate");
     }

@@ -14,6 +14,10 @@ use super::session::{self, Session};
 use super::store::{self, Pair, Store};
 use crate::api_retry::{self, Retry};
 use crate::clock::Clock;
+use crate::meters::{
+    CLIENT_CERTIFICATE, FAILED_CLIENT_RENEWALS, FAILED_SERVING_RENEWALS, Meter, Meters,
+    SERVING_CERTIFICATE,
+};
 
 /// The longest sleep: clocks are set, machines sleep.
 const LONGEST_SLEEP: SignedDuration = SignedDuration::from_hours(1);
@@ -162,7 +166,14 @@ pub async fn join(node: &Node, shutdown: &CancellationToken) -> Result<(), Troub
 
 /// Renews the client certificate before it ends, until shutdown.
 pub async fn keep_client(node: Node, session: Session, shutdown: CancellationToken) {
-    keep((&node.store, &*node.clock), &shutdown, || node.next(&session)).await;
+    let kept = Kept {
+        store: &node.store,
+        clock: &*node.clock,
+        meters: session.meters(),
+        failures: &FAILED_CLIENT_RENEWALS,
+        remaining: &CLIENT_CERTIFICATE,
+    };
+    keep(&kept, &shutdown, || node.next(&session)).await;
 }
 
 /// What the node's API is served as.
@@ -175,26 +186,46 @@ pub struct Serving {
     pub store: Store,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+    /// Counts what fails.
+    pub meters: Meters,
 }
 
 /// Asks the cluster for the serving certificate and renews it, until shutdown.
 pub async fn keep_serving(serving: Serving, client: kube::Client, shutdown: CancellationToken) {
-    let Serving { node, purpose, store, clock } = &serving;
+    let Serving { node, purpose, store, clock, meters } = &serving;
     let attempt = || obtain(store, &client, (node, purpose), clock.now());
-    keep((store, &**clock), &shutdown, attempt).await;
+    let kept = Kept {
+        store,
+        clock: &**clock,
+        meters,
+        failures: &FAILED_SERVING_RENEWALS,
+        remaining: &SERVING_CERTIFICATE,
+    };
+    keep(&kept, &shutdown, attempt).await;
+}
+
+/// A certificate that is kept valid, and what tells of it.
+struct Kept<'a> {
+    store: &'a Store,
+    clock: &'a dyn Clock,
+    meters: &'a Meters,
+    failures: &'static Meter,
+    remaining: &'static Meter,
 }
 
 /// Gets a new certificate whenever the one in the store is due, until shutdown.
-async fn keep<F>(
-    (store, clock): (&Store, &dyn Clock),
-    shutdown: &CancellationToken,
-    attempt: impl Fn() -> F,
-) where
+async fn keep<F>(kept: &Kept<'_>, shutdown: &CancellationToken, attempt: impl Fn() -> F)
+where
     F: Future<Output = Result<(), Trouble>>,
 {
+    let Kept { store, clock, meters, failures, remaining } = *kept;
     let mut retry = Retry::default();
     loop {
-        let due = store.current().map_or(Timestamp::MIN, |pair| due(&pair, rand::random()));
+        let current = store.current();
+        if let Some(pair) = &current {
+            meters.at(remaining, pair.not_after.as_duration().as_secs_f64());
+        }
+        let due = current.map_or(Timestamp::MIN, |pair| due(&pair, rand::random()));
         if !until(clock, due, shutdown).await {
             return;
         }
@@ -205,6 +236,7 @@ async fn keep<F>(
         match attempt {
             Ok(()) => retry.reset(),
             Err(error) => {
+                meters.count(failures, &[]);
                 if !pause(&mut retry, &error, shutdown).await {
                     return;
                 }

@@ -12,7 +12,10 @@ use std::task::{Context, Poll};
 use axum::http::{Request, Response};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use tokio::time::Instant;
 use tower_service::Service;
+
+use crate::meters::{ASKED, ASKED_TIME, Meters};
 
 /// A kubeconfig cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +45,27 @@ pub enum Error {
 /// # Errors
 /// When it cannot be used.
 pub async fn client(path: &Path) -> Result<(kube::Client, Vec<Vec<u8>>), Error> {
+    connect(path).await.map(|opened| (opened.client, opened.authorities))
+}
+
+/// What a kubeconfig gives.
+struct Opened {
+    client: kube::Client,
+    authorities: Vec<Vec<u8>>,
+    /// The API server's host and port.
+    host: String,
+}
+
+async fn connect(path: &Path) -> Result<Opened, Error> {
     let read = |source| Error::Read { path: path.to_owned(), source: Box::new(source) };
     let file = Kubeconfig::read_from(path).map_err(read)?;
     let options = KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(read)?;
     let authorities = config.root_cert.clone().unwrap_or_default();
+    let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
     let client = kube::Client::try_from(config)
         .map_err(|source| Error::Connect { path: path.to_owned(), source: Box::new(source) })?;
-    Ok((client, authorities))
+    Ok(Opened { client, authorities, host })
 }
 
 /// A connection by a kubeconfig.
@@ -59,24 +75,32 @@ pub struct Session {
     current: Arc<RwLock<kube::Client>>,
     handed: kube::Client,
     authorities: Vec<Vec<u8>>,
+    meters: Meters,
 }
 
 impl Session {
-    /// Opens it; nothing is sent yet. Must be called inside a runtime.
+    /// Opens it; nothing is sent yet. Requests are counted. Must be called inside a runtime.
     ///
     /// # Errors
     /// When the kubeconfig cannot be used.
-    pub async fn open(kubeconfig: &Path) -> Result<Self, Error> {
-        let (first, authorities) = client(kubeconfig).await?;
-        let namespace = first.default_namespace().to_owned();
-        let current = Arc::new(RwLock::new(first));
-        let handed = kube::Client::new(Passing(Arc::clone(&current)), namespace);
-        Ok(Self { kubeconfig: kubeconfig.to_owned(), current, handed, authorities })
+    pub async fn open(kubeconfig: &Path, meters: Meters) -> Result<Self, Error> {
+        let Opened { client, authorities, host } = connect(kubeconfig).await?;
+        let namespace = client.default_namespace().to_owned();
+        let current = Arc::new(RwLock::new(client));
+        let (to, host) = (Arc::clone(&current), host.into());
+        let passing = Passing { current: to, meters: meters.clone(), host };
+        let handed = kube::Client::new(passing, namespace);
+        Ok(Self { kubeconfig: kubeconfig.to_owned(), current, handed, authorities, meters })
     }
 
     /// The client that follows every exchange.
     pub fn client(&self) -> kube::Client {
         self.handed.clone()
+    }
+
+    /// What its requests are counted in.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// The authorities that the API server's certificate is held against, DER.
@@ -96,7 +120,11 @@ impl Session {
 }
 
 /// Passes requests to the client in force.
-struct Passing(Arc<RwLock<kube::Client>>);
+struct Passing {
+    current: Arc<RwLock<kube::Client>>,
+    meters: Meters,
+    host: Arc<str>,
+}
 
 impl Service<Request<Body>> for Passing {
     type Response = Response<Body>;
@@ -108,7 +136,18 @@ impl Service<Request<Body>> for Passing {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let client = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Box::pin(async move { client.send(request).await })
+        let client = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (meters, host) = (self.meters.clone(), Arc::clone(&self.host));
+        Box::pin(async move {
+            let method = request.method().clone();
+            let begun = Instant::now();
+            let answer = client.send(request).await;
+            meters.time(&ASKED_TIME, &[&host, method.as_str()], begun.elapsed());
+            // As upstream, one that was not answered.
+            let code =
+                answer.as_ref().map_or("<error>".into(), |a| a.status().as_u16().to_string());
+            meters.count(&ASKED, &[&code, &host, method.as_str()]);
+            answer
+        })
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Kind;
 
 /// The upper bounds of the histogram's buckets, in seconds; Prometheus' own.
-pub const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub const BOUNDS: [f64; 11] = crate::meters::USUAL;
 
 /// What came of one probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

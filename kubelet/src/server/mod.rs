@@ -11,6 +11,7 @@ mod logs;
 mod node_logs;
 mod numbers;
 mod pods;
+mod served;
 mod spdy;
 mod streams;
 pub mod tls;
@@ -44,6 +45,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::meters::Meters;
 use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
 use auth::{Guard, Identity};
@@ -101,6 +103,8 @@ pub struct State {
     pub system_logs: SystemLogs,
     /// How probes came out.
     pub probes: Counts,
+    /// What the agent counts.
+    pub meters: Meters,
     /// Whether the node is well.
     pub health: Health,
     /// What the agent says of itself.
@@ -148,7 +152,9 @@ async fn configuration(
 /// The routes behind the guard: without an identity 401, without the right 403.
 pub fn guarded(state: State, guard: Guard) -> Router {
     let pass = move |request: Request, next: Next| guard.clone().pass(request, next);
-    routes(state).layer(middleware::from_fn(pass))
+    let meters = state.meters.clone();
+    let count = move |request: Request, next: Next| served::count(meters.clone(), request, next);
+    routes(state).layer(middleware::from_fn(pass)).layer(middleware::from_fn(count))
 }
 
 /// A listener that is bound, so that a failure shows before the node is ready.

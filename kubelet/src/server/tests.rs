@@ -128,6 +128,7 @@ pub(super) fn state(root: &Path) -> State {
         configuration,
         system_logs,
         probes: Counts::default(),
+        meters: Meters::default(),
         health: Health::new(|| true),
         process: Process { started, flags: Arc::new([("v".into(), "2".into())].into()) },
     }

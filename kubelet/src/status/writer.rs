@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conditions::{self, OWN};
 use crate::api_retry::{self, Retry};
+use crate::meters::{self, Meters};
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(15);
@@ -49,6 +50,8 @@ struct Pending {
     /// What the server may still have and has to drop.
     dropped: Dropped,
     delete: bool,
+    /// Since when something is to be written.
+    since: Option<Instant>,
 }
 
 /// Takes statuses.
@@ -60,6 +63,7 @@ pub struct Writer {
 struct Inner {
     client: kube::Client,
     shutdown: CancellationToken,
+    meters: Meters,
     /// A key is present exactly while a task serves it.
     pods: Mutex<BTreeMap<PodKey, Pending>>,
 }
@@ -67,7 +71,13 @@ struct Inner {
 impl Writer {
     /// A writer that stops trying at `shutdown`.
     pub fn new(client: kube::Client, shutdown: CancellationToken) -> Self {
-        Self { inner: Arc::new(Inner { client, shutdown, pods: Mutex::new(BTreeMap::new()) }) }
+        Self::metered(client, shutdown, Meters::default())
+    }
+
+    /// The same, and counts how long it takes.
+    pub fn metered(client: kube::Client, shutdown: CancellationToken, meters: Meters) -> Self {
+        let pods = Mutex::new(BTreeMap::new());
+        Self { inner: Arc::new(Inner { client, shutdown, meters, pods }) }
     }
 
     /// Writes `status`, in place of any that has not been written yet.
@@ -75,6 +85,7 @@ impl Writer {
         let gone = Dropped::between(previous, &status);
         self.submit(key, |pending| {
             pending.status = Some(status);
+            pending.since.get_or_insert_with(Instant::now);
             pending.dropped.extend(gone);
         });
     }
@@ -120,6 +131,7 @@ impl Inner {
         }
         pending.dropped.extend(failed.dropped);
         pending.delete |= failed.delete;
+        pending.since = failed.since.or(pending.since);
     }
 }
 
@@ -129,6 +141,9 @@ async fn serve(inner: Arc<Inner>, key: PodKey) {
         let written = tokio::time::timeout(REQUEST, write(&inner.client, &key, &pending)).await;
         let error = match written {
             Ok(Ok(Outcome::Written)) => {
+                if let Some(since) = pending.since {
+                    inner.meters.time(&meters::STATUS_TIME, &[], since.elapsed());
+                }
                 retry.reset();
                 continue;
             }

@@ -11,12 +11,13 @@ use tokio::task::{Id, JoinError};
 use tokio::time::Instant;
 
 use super::materials::ContainerRequest;
-use super::members;
+use super::members::{self, Role};
 use super::memory::{Ending, Failed, Failure, Hook, ImageState, Operation, VolumeState};
 use super::plan::{Action, Afterwards, Removal};
 use super::{Context, Worker, image, runs, sight, stop_signal};
 use crate::events::Severity;
 use crate::hooks;
+use crate::meters;
 use crate::resize::{self, SIZE_LABEL, Size};
 
 /// What an operation gave.
@@ -131,6 +132,7 @@ impl Worker {
 
     fn ensure_image(&mut self, context: Arc<Context>, pod: Arc<Pod>, container: String) {
         let name = container.clone();
+        self.startup.pull_begun(Instant::now());
         self.spawn(Operation::Image(name), None, async move {
             let Some((_, spec)) = members::find(&pod, &container) else {
                 return Outcome::Failed(Failure::new("ErrImagePull", "no such container"));
@@ -279,6 +281,9 @@ impl Worker {
                     return;
                 };
                 if error.is_cancelled() {
+                    if matches!(operation, Operation::Image(_)) {
+                        self.startup.pull_ended(Instant::now());
+                    }
                     self.memory.in_flight.remove(&operation);
                     return;
                 }
@@ -288,6 +293,9 @@ impl Worker {
         };
         self.memory.in_flight.remove(&operation);
         let now = Instant::now();
+        if matches!(operation, Operation::Image(_)) {
+            self.startup.pull_ended(now);
+        }
         match outcome {
             Outcome::Failed(failure) => self.note_failure(operation, failure, now),
             Outcome::Image(image) => {
@@ -423,6 +431,7 @@ async fn prepare_volumes(context: Arc<Context>, pod: Arc<Pod>) -> Outcome {
 }
 
 async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> Outcome {
+    context.meters.count(&meters::PODS, &[]);
     let created = async {
         let mut config = context.materials.sandbox(&pod, attempt).await?;
         config.labels.insert(SIZE_LABEL.to_owned(), resize::pod_size(&pod));
@@ -435,6 +444,7 @@ async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> O
     match created.await {
         Ok(_) => Outcome::Done,
         Err(failure) => {
+            context.meters.count(&meters::FAILED_PODS, &[]);
             let message = format!("Failed to create pod sandbox: {}", failure.message);
             let events = &context.events;
             events.pod(&pod, Severity::Warning, "FailedCreatePodSandBox", message);
@@ -474,8 +484,11 @@ fn target(
 }
 
 async fn start_container(context: Arc<Context>, pod: Arc<Pod>, start: Start) -> Outcome {
+    let kind = members::find(&pod, &start.container).map_or("", |(role, _)| kind_of(role));
+    context.meters.count(&meters::CONTAINERS, &[kind]);
     let started = try_start(&context, &pod, &start).await;
     if let Err(failure) = &started {
+        context.meters.count(&meters::FAILED_CONTAINERS, &[kind, &failure.reason]);
         let place = (&*pod, start.container.as_str());
         // What a hook said may be secret; it stays in the log and the status.
         let (reason, message) = match failure.reason.as_str() {
@@ -485,6 +498,15 @@ async fn start_container(context: Arc<Context>, pod: Arc<Pod>, start: Start) -> 
         context.events.container(place, Severity::Warning, reason, message);
     }
     outcome(started)
+}
+
+/// A container's kind, as upstream counts it.
+fn kind_of(role: Role) -> &'static str {
+    match role {
+        Role::Init | Role::Sidecar => "init_container",
+        Role::App => "container",
+        Role::Ephemeral => "ephemeral_container",
+    }
 }
 
 async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Failure> {

@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::events::{Recorder, Severity};
+use crate::meters::{self, Meters, Startup};
 use crate::probe;
 use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::{PodKey, Writer};
@@ -83,6 +84,8 @@ pub struct Context {
     pub shelf: crate::shelf::Shelf,
     /// Takes the counts of probes.
     pub probes: probe::counts::Counts,
+    /// Counts what is done.
+    pub meters: Meters,
 }
 
 /// What the API server wants of a pod.
@@ -133,6 +136,7 @@ pub(crate) struct Worker {
     shutdown: CancellationToken,
     memory: Memory,
     published: PodStatus,
+    startup: Startup,
     /// When the status is written again, since the server shows another.
     disputed: Option<Instant>,
     operations: JoinSet<(Operation, Outcome)>,
@@ -168,6 +172,7 @@ impl Worker {
         Self {
             key,
             memory: Memory::new(context.pacing, std::iter::empty()),
+            startup: Startup::new(&status, Instant::now()),
             published: status,
             disputed: None,
             wishes,
@@ -189,10 +194,13 @@ impl Worker {
             return End::Shutdown;
         };
         self.remember(&sandboxes);
+        self.context.meters.time(&meters::WORKER_START, &[], self.startup.seen.elapsed());
         loop {
+            let begun = Instant::now();
             let Some(sandboxes) = self.observe().await else {
                 return End::Shutdown;
             };
+            let cause = self.cause();
             let wish = self.wishes.borrow_and_update().clone();
             self.save(&wish).await;
             self.digest(&wish.pod, &sandboxes).await;
@@ -226,9 +234,19 @@ impl Worker {
             let wake = [plan.wake, deadline, self.disputed].into_iter().flatten().min();
             // A pod at rest holds nothing that the next look reads anew.
             drop((wish, sandboxes));
+            self.context.meters.time(&meters::WORKER_TIME, &[cause], begun.elapsed());
             if self.wait(wake).await == Waited::Shutdown {
                 return End::Shutdown;
             }
+        }
+    }
+
+    /// Why the worker looks, in upstream's words.
+    fn cause(&self) -> &'static str {
+        match (&self.saved, self.wishes.has_changed()) {
+            (None, _) => "create",
+            (Some(_), Ok(true)) => "update",
+            (Some(_), _) => "sync",
         }
     }
 
@@ -362,6 +380,9 @@ impl Worker {
             _ => status::compute(&input),
         };
         self.context.shelf.put(&wish.pod, &status);
+        let (old, wall) = (&self.published, self.context.clock.now());
+        let change = meters::Change { pod: &wish.pod, old, new: &status, now, wall };
+        meters::note_status(&self.context.meters, &mut self.startup, &change);
         if status == self.published {
             self.insist(&wish.pod, now);
             return;

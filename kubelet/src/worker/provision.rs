@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
@@ -33,6 +33,7 @@ use crate::environment::{self, Environment, Service};
 use crate::events::{Recorder, Severity};
 use crate::gate;
 use crate::image_policy::Keyring;
+use crate::meters::{self, Meters};
 use crate::node::Shared;
 use crate::objects::{EnvFile, Fetched};
 use crate::pod_files::{self, DnsSettings, LastWords, ResolvConf, TerminationPolicy};
@@ -65,6 +66,8 @@ pub struct Place {
     pub facts: NodeFacts,
     /// The node as it was last seen.
     pub node: Shared,
+    /// Counts what is made.
+    pub meters: Meters,
 }
 
 /// Provision on a real node.
@@ -116,7 +119,10 @@ impl Ingredients {
         let mut mounted = BTreeMap::new();
         let mut failure = None;
         for (name, desired) in volumes::desired_volumes(&self.pod, &sources) {
+            let begun = Instant::now();
             let result = desired.and_then(|d| volumes::set_up(&directory, &name, &d));
+            let outcome = (result.is_ok(), begun.elapsed());
+            meters::note_volume(&self.place.meters, (&self.pod, &name), outcome);
             match result {
                 Ok(volume) => {
                     mounted.insert(name, volume);

@@ -4,6 +4,7 @@
 //! v2 cgroup; memory is then summed over the processes, which costs a file for each.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,20 +18,18 @@ const DEPTH: u32 = 4;
 
 /// Reads a cgroup's counters. A cgroup that is gone has none.
 pub fn read(directory: &Path) -> Usage {
-    let pids = || processes(directory, DEPTH);
+    let pids = processes(directory, DEPTH);
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Usage {
         at_ms: i64::try_from(at.as_millis()).unwrap_or(i64::MAX),
         cpu: text(directory, "cpu.stat").map(|text| cpu(&text)),
         memory: match number(directory, "memory.current") {
             Some(current) => Some(memory(directory, current)),
-            None => summed(&pids()),
+            None => summed(&pids),
         },
         io: text(directory, "io.stat").map(|text| io(&text)),
-        processes: number(directory, "pids.current").or_else(|| {
-            let count = u64::try_from(pids().len()).ok();
-            count.filter(|_| directory.exists())
-        }),
+        processes: u64::try_from(pids.len()).ok().filter(|_| directory.exists()),
+        threads: number(directory, "pids.current"),
         pressure: pressures(directory, ".pressure"),
     }
 }
@@ -143,7 +142,9 @@ pub fn processes(directory: &Path, depth: u32) -> Vec<u32> {
     let mut pids: Vec<u32> = text(directory, "cgroup.procs")
         .map(|text| text.lines().filter_map(|line| line.parse().ok()).collect())
         .unwrap_or_default();
-    let below = (depth > 0).then(|| fs::read_dir(directory).ok()).flatten();
+    // One link is its name, one its own `.`, and each cgroup below has one.
+    let has_below = || directory.metadata().is_ok_and(|found| found.nlink() != 2);
+    let below = (depth > 0 && has_below()).then(|| fs::read_dir(directory).ok()).flatten();
     for entry in below.into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             pids.extend(processes(&entry.path(), depth - 1));
@@ -198,6 +199,7 @@ mod tests {
                 "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0 rios=1 wios=0\n",
             ),
             ("pids.current", "5\n"),
+            ("cgroup.procs", "7\n9\n"),
             (
                 "memory.pressure",
                 "some avg10=98.26 avg60=7.08 avg300=0.00 total=31019926485\nfull avg10=0.01 avg60=0.00 avg300=100.00 total=12\n",
@@ -217,7 +219,7 @@ mod tests {
         assert_eq!((details.swap_bytes, details.peak_bytes), (None, None));
         let io = usage.io.unwrap();
         assert_eq!((io.read_bytes, io.written_bytes, io.reads), (11, 20, 2));
-        assert_eq!(usage.processes, Some(5));
+        assert_eq!((usage.processes, usage.threads), (Some(2), Some(5)));
         let some = Stall { total_us: 31_019_926_485, shares: [9826, 708, 0] };
         let full = Stall { total_us: 12, shares: [1, 0, 10_000] };
         assert_eq!(usage.pressure.memory, Some(Pressure { some, full }));

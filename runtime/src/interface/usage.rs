@@ -19,6 +19,9 @@ pub struct Usage {
     pub io: Option<IoUsage>,
     /// How many processes there are.
     pub processes: Option<u64>,
+    /// How many threads they have; absent without the controller.
+    #[serde(default)]
+    pub threads: Option<u64>,
     /// How long tasks waited for what they did not get.
     #[serde(default)]
     pub pressure: Pressures,

@@ -36,7 +36,7 @@ fn waiting(pressure: Option<Pressure>) -> Option<f64> {
     pressure.map(|pressure| seconds(pressure.some.total_us))
 }
 
-const FAMILIES: [(&str, Kind, &str, Pick); 27] = {
+const FAMILIES: [(&str, Kind, &str, Pick); 28] = {
     use Kind::{Counter, Gauge};
     [
         (
@@ -125,6 +125,9 @@ const FAMILIES: [(&str, Kind, &str, Pick); 27] = {
         }),
         ("container_processes", Gauge, "Number of processes running inside the container.", |u| {
             u.processes.map(number)
+        }),
+        ("container_threads", Gauge, "Number of threads running inside the container", |u| {
+            u.threads.map(number)
         }),
         (
             "container_pressure_cpu_stalled_seconds_total",
@@ -230,6 +233,7 @@ pub(super) fn render(host: &Host, at_ms: i64, (pods, disks): (&[PodUsage], &Disk
             }
         }
     }
+    faults(&mut text, pods);
     starts(&mut text, pods);
     network(&mut text, pods);
     file_systems(&mut text, at_ms, (pods, disks));
@@ -266,7 +270,32 @@ fn root(host: &Host, at_ms: i64) -> Usage {
         }),
         io: None,
         processes: host.processes.1,
+        threads: None,
         pressure: host.pressure,
+    }
+}
+
+/// Page faults, in cAdvisor's shape: of a container alone and with what is below it, which is the same.
+fn faults(text: &mut Exposition, pods: &[PodUsage]) {
+    let mut family = text.family(
+        "container_memory_failures_total",
+        Kind::Counter,
+        "Cumulative count of memory allocation failures.",
+    );
+    for (pod, container) in pods.iter().flat_map(|p| p.containers.iter().map(move |c| (p, c))) {
+        let memory = container.usage.memory.as_ref();
+        let Some(details) = memory.and_then(|memory| memory.details.as_ref()) else { continue };
+        let of = [container.image.as_str(), container.id.as_str()];
+        let place = [pod.pod.namespace.as_str(), &pod.pod.name];
+        let [name, id, image, short, namespace, of_pod] =
+            labels(&container.name, &container.cgroup, of, place);
+        for (kind, count) in [("pgfault", details.faults), ("pgmajfault", details.major_faults)] {
+            for scope in ["container", "hierarchy"] {
+                let (kind, scope) = (("failure_type", kind), ("scope", scope));
+                let labels = [name, kind, id, image, short, namespace, of_pod, scope];
+                family.at(&labels, number(count), Some(container.usage.at_ms));
+            }
+        }
     }
 }
 

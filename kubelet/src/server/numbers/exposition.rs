@@ -65,15 +65,22 @@ impl Family<'_> {
         self.write(("", labels, None), value, at_ms);
     }
 
-    /// Writes a sample of a histogram: one of its parts, a bucket's with its bound.
-    pub(in crate::server) fn part(
+    /// Writes a histogram: how many were within each bound and beyond the one before, then their number
+    /// and sum.
+    pub(in crate::server) fn histogram(
         &mut self,
-        suffix: &str,
         labels: &[(&str, &str)],
-        bound: Option<&str>,
-        value: f64,
+        buckets: impl IntoIterator<Item = (f64, u64)>,
+        (count, sum): (u64, f64),
     ) {
-        self.write((suffix, labels, bound), value, None);
+        let mut within = 0;
+        for (bound, more) in buckets {
+            within += more;
+            self.write(("_bucket", labels, Some(&bound.to_string())), number(within), None);
+        }
+        self.write(("_bucket", labels, Some("+Inf")), number(count), None);
+        self.write(("_sum", labels, None), sum, None);
+        self.write(("_count", labels, None), number(count), None);
     }
 
     fn write(

@@ -126,7 +126,15 @@ async fn own(Shared(state): Shared<State>) -> Response {
     let claims = disks::claims(&state.shelf, &state.node.disk);
     match measured {
         Ok((host, own)) => {
-            exposition(own::render(&state.node.name, (&host, own), (&sandboxes, &claims)))
+            let at = state.clock.now().as_duration().as_secs_f64();
+            let facts = own::Facts {
+                node: &state.node.name,
+                pods: &sandboxes,
+                claims: &claims,
+                meters: &state.meters,
+                at,
+            };
+            exposition(own::render(&facts, (&host, own)))
         }
         Err(error) => failed(error),
     }

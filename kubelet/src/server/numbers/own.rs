@@ -10,6 +10,7 @@ use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::{Host, Own};
 use crate::config::KUBELET_VERSION;
 use crate::disk::VolumeUse;
+use crate::meters::{Meters, Sort};
 
 /// Whether a container is in a state.
 type Is = fn(&ContainerState) -> bool;
@@ -19,12 +20,20 @@ pub(super) fn started_at(host: &Host, own: Own) -> f64 {
     number(u64::try_from(host.booted_at).unwrap_or(0)) + number(own.started_ticks) / 100.0
 }
 
+/// What is told besides what is measured.
+#[derive(Clone, Copy)]
+pub(super) struct Facts<'a> {
+    pub(super) node: &'a str,
+    pub(super) pods: &'a [SandboxStatus],
+    pub(super) claims: &'a BTreeMap<Claim, VolumeUse>,
+    pub(super) meters: &'a Meters,
+    /// Now, in seconds since the epoch.
+    pub(super) at: f64,
+}
+
 /// Renders the page.
-pub(super) fn render(
-    node: &str,
-    (host, own): (&Host, Own),
-    (pods, claims): (&[SandboxStatus], &BTreeMap<Claim, VolumeUse>),
-) -> String {
+pub(super) fn render(facts: &Facts<'_>, (host, own): (&Host, Own)) -> String {
+    let Facts { node, pods, claims, meters, at } = *facts;
     let mut text = Exposition::default();
     let mut gauge = |name, help, value| text.family(name, Kind::Gauge, help).sample(&[], value);
     gauge(
@@ -77,5 +86,33 @@ pub(super) fn render(
         running.sample(&[("container_state", state)], count);
     }
     disks::volumes(&mut text, claims);
+    text.family("kubelet_metrics_provider", Kind::Gauge, "Where numbers of containers come from.")
+        .sample(&[("provider", "cadvisor")], 1.0);
+    text.family("kubelet_cgroup_version", Kind::Gauge, "Of the host's cgroups.").sample(&[], 2.0);
+    counted(&mut text, meters, at);
     text.finish()
+}
+
+/// What the agent counted; `at` is now, in seconds since the epoch.
+fn counted(text: &mut Exposition, meters: &Meters, at: f64) {
+    for (meter, all) in meters.all() {
+        let kind = match meter.sort {
+            Sort::Counter => Kind::Counter,
+            Sort::Histogram(_) => Kind::Histogram,
+            Sort::Remaining => Kind::Gauge,
+        };
+        let mut family = text.family(meter.name, kind, meter.help);
+        for (values, tally) in &all {
+            let labels: Vec<(&str, &str)> =
+                meter.labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
+            match meter.sort {
+                Sort::Counter => family.sample(&labels, number(tally.count)),
+                Sort::Remaining => family.sample(&labels, tally.seconds - at),
+                Sort::Histogram(bounds) => {
+                    let buckets = bounds.iter().copied().zip(tally.buckets.iter().copied());
+                    family.histogram(&labels, buckets, (tally.count, tally.seconds));
+                }
+            }
+        }
+    }
 }

@@ -19,15 +19,9 @@ pub(super) fn render(rows: &[Row], started_at: f64) -> String {
             ("pod", &row.pod),
             ("namespace", &row.namespace),
         ];
-        let mut counted = 0;
-        let bounds = BOUNDS.map(|bound| bound.to_string());
-        for (bound, count) in bounds.iter().zip(row.tally.buckets) {
-            counted += count;
-            family.part("_bucket", &labels, Some(bound), number(counted));
-        }
-        family.part("_bucket", &labels, Some("+Inf"), number(row.tally.timed));
-        family.part("_sum", &labels, None, row.tally.seconds);
-        family.part("_count", &labels, None, number(row.tally.timed));
+        let tally = &row.tally;
+        let buckets = BOUNDS.into_iter().zip(tally.buckets);
+        family.histogram(&labels, buckets, (tally.timed, tally.seconds));
     }
     let mut family = text.family(
         "prober_probe_total",

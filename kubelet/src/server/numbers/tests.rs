@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_runtime::interface::{
     ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, PodIdentity,
@@ -13,6 +14,7 @@ use super::disks::{Disks, Place};
 use super::host::Host;
 use super::{cadvisor, own, resource, summary};
 use crate::disk::{ContainerUse, FileSystem, PodUse, Used, VolumeUse};
+use crate::meters::{self, Meters};
 
 /// One sample.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ struct Sample {
 fn parse(page: &str) -> Vec<Sample> {
     let (mut samples, mut seen) = (Vec::new(), BTreeSet::new());
     let (mut current, mut families) = (String::new(), BTreeSet::new());
+    let mut is_histogram = false;
     assert!(page.ends_with('\n'));
     for line in page.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -38,11 +41,14 @@ fn parse(page: &str) -> Vec<Sample> {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
             assert_eq!(name, current);
-            assert!(matches!(kind, "counter" | "gauge"), "{line}");
+            assert!(matches!(kind, "counter" | "gauge" | "histogram"), "{line}");
+            is_histogram = kind == "histogram";
             continue;
         }
         let sample = sample(line);
-        assert_eq!(sample.name, current, "{line}");
+        let suffix = sample.name.strip_prefix(&current).unwrap_or_else(|| panic!("{line}"));
+        assert_eq!(["_bucket", "_sum", "_count"].contains(&suffix), is_histogram, "{line}");
+        assert!(is_histogram || suffix.is_empty(), "{line}");
         assert!(seen.insert((sample.name.clone(), sample.labels.clone())), "twice: {line}");
         samples.push(sample);
     }
@@ -79,6 +85,7 @@ fn used(at_ms: i64) -> Usage {
         }),
         io: None,
         processes: Some(2),
+        threads: Some(4),
         pressure: Pressures {
             cpu: Some(Pressure {
                 some: Stall { total_us: 2_500_000, shares: [1250, 0, 1] },
@@ -204,6 +211,10 @@ fn the_cadvisor_page_has_containers_pods_and_their_network() {
     assert_eq!(of("container_memory_working_set_bytes", ""), 2000.0);
     assert_eq!(of("container_memory_rss", "main"), 1000.0);
     assert_eq!(of("container_network_receive_bytes_total", ""), 10.0);
+    assert_eq!(["processes", "threads"].map(|n| of(&format!("container_{n}"), "")), [2.0, 4.0]);
+    let faults: Vec<&Sample> =
+        samples.iter().filter(|s| s.name == "container_memory_failures_total").collect();
+    assert_eq!((faults.len(), faults[0].labels["scope"].as_str()), (4, "container"));
     let container = samples.iter().find(|s| s.labels.get("container").is_some_and(|c| c == "main"));
     let labels = &container.unwrap().labels;
     assert_eq!((labels["id"].as_str(), labels["image"].as_str()), ("/kubepods/podu1/c", "image:1"));
@@ -299,7 +310,12 @@ fn the_summary_has_node_pods_and_containers() {
 #[test]
 fn the_agents_own_page_names_the_node() {
     let claims = [(("ns".to_owned(), "claim".to_owned()), used_volume())].into();
-    let samples = parse(&own::render("n1", (&host(), super::host::own()), (&[], &claims)));
+    let meters = Meters::default();
+    meters.count(&meters::CALLS, &["exec"]);
+    meters.time(&meters::STATUS_TIME, &[], Duration::from_millis(70));
+    meters.at(&meters::CLIENT_CERTIFICATE, 1000.0);
+    let facts = own::Facts { node: "n1", pods: &[], claims: &claims, meters: &meters, at: 1010.0 };
+    let samples = parse(&own::render(&facts, (&host(), super::host::own())));
     let of_claim = |name: &str| {
         let name = format!("kubelet_volume_stats_{name}");
         let sample = samples.iter().find(|sample| sample.name == name).unwrap();
@@ -310,6 +326,16 @@ fn the_agents_own_page_names_the_node() {
     let names =
         ["capacity_bytes", "available_bytes", "used_bytes", "inodes", "inodes_free", "inodes_used"];
     assert_eq!(names.map(of_claim), [1000.0, 600.0, 40.0, 10.0, 6.0, 4.0]);
+    let calls = samples.iter().find(|s| s.name == "kubelet_runtime_operations_total").unwrap();
+    assert_eq!((calls.labels["operation_type"].as_str(), calls.value), ("exec", 1.0));
+    let left = "kubelet_certificate_manager_client_ttl_seconds";
+    assert_eq!(find(&samples, left, None).value, -10.0);
+    let within = |bound: &str| {
+        let name = "kubelet_pod_status_sync_duration_seconds_bucket";
+        let of_bound = |s: &&Sample| s.name == name && s.labels["le"] == bound;
+        samples.iter().find(of_bound).unwrap().value
+    };
+    assert_eq!(["0.05", "0.1", "60", "+Inf"].map(within), [0.0, 1.0, 1.0, 1.0]);
     assert_eq!(find(&samples, "kubelet_running_pods", None).value, 0.0);
     assert!(find(&samples, "process_resident_memory_bytes", None).value > 0.0);
     let name = samples.iter().find(|s| s.name == "kubelet_node_name").unwrap();
