@@ -156,10 +156,10 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         config.clone(),
         parts.client.clone(),
         (Arc::clone(&node), facts, Arc::clone(&parts.images)),
-        recorder,
+        recorder.clone(),
         shutdown.clone(),
     ));
-    follow_node(&config, &parts.client, &node, (&mut tasks, &shutdown));
+    follow_node(&config, &parts.client, (&node, &recorder), (&mut tasks, &shutdown));
     let selection =
         Selection { fields: Some(format!("spec.nodeName={}", config.node_name)), labels: None };
     let pods: Api<Pod> = Api::all(parts.client.clone());
@@ -353,7 +353,7 @@ fn announce(config: &Config, recorder: &Recorder) {
 fn follow_node(
     config: &Config,
     client: &kube::Client,
-    node: &Shared,
+    (node, recorder): (&Shared, &Recorder),
     (tasks, shutdown): (&mut JoinSet<()>, &CancellationToken),
 ) {
     let (changes, mut inbox) = mpsc::channel(8);
@@ -361,7 +361,7 @@ fn follow_node(
         Selection { fields: Some(format!("metadata.name={}", config.node_name)), labels: None };
     let api: Api<Node> = Api::all(client.clone());
     tasks.spawn(source::follow(api, selection, changes, shutdown.clone()));
-    let node = Arc::clone(node);
+    let (node, recorder, name) = (Arc::clone(node), recorder.clone(), config.node_name.clone());
     tasks.spawn(async move {
         while let Some(change) = inbox.recv().await {
             let newest = match change {
@@ -370,7 +370,7 @@ fn follow_node(
                 Event::Deleted(_) => None,
             };
             if let Some(newest) = newest {
-                *node.write().unwrap_or_else(PoisonError::into_inner) = newest;
+                node::take(&node, newest, (&recorder, &name));
             }
         }
     });

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, Places};
 use super::object::{self, Pressure};
-use super::{Shared, patch_status};
+use super::{Shared, news, patch_status};
 use crate::api_retry::Retry;
 use crate::config::Config;
 use crate::events::{Recorder, Severity};
@@ -165,7 +165,7 @@ pub async fn keep_status(
             match tokio::time::timeout(REQUEST, patching).await {
                 Ok(Ok(updated)) => {
                     tell_changes(&config, &events, previous.as_ref(), &wanted);
-                    *node.write().unwrap_or_else(PoisonError::into_inner) = updated;
+                    super::take(&node, updated, (&events, &config.node_name));
                     reported = Some((wanted, Instant::now()));
                 }
                 Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
@@ -215,6 +215,9 @@ fn tell_changes(
     previous: Option<&NodeStatus>,
     status: &NodeStatus,
 ) {
+    if let Some((severity, reason, message)) = news::reboot(&config.node_name, previous, status) {
+        events.node(&config.node_name, severity, reason, message);
+    }
     let before = |type_: &str| {
         let conditions = previous.and_then(|p| p.conditions.as_ref());
         let mut found = conditions.into_iter().flatten().filter(|c| c.type_ == type_);

@@ -6,11 +6,12 @@
 pub mod facts;
 pub mod heartbeat;
 mod images;
+mod news;
 pub mod object;
 pub mod peers;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api_retry::{self, Retry};
 use crate::config::Config;
+use crate::events::Recorder;
 use crate::server::tls;
 use facts::Facts;
 
@@ -134,3 +136,16 @@ pub(crate) async fn patch_status(
 
 /// A node whose newest state is known to all who ask: admission, downward API.
 pub type Shared = Arc<std::sync::RwLock<Node>>;
+
+/// Takes in what the API server has of the node, and tells of a cordon or its end. What is older than
+/// what is known is not taken in: the answer to a write may overtake the watch.
+pub(crate) fn take(shared: &Shared, newest: Node, (events, name): (&Recorder, &str)) {
+    let mut node = shared.write().unwrap_or_else(PoisonError::into_inner);
+    if news::is_older(&newest, &node) {
+        return;
+    }
+    if let Some((severity, reason, message)) = news::cordon(name, &node, &newest) {
+        events.node(name, severity, reason, message);
+    }
+    *node = newest;
+}
