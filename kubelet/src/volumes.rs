@@ -201,7 +201,7 @@ pub fn set_up(
 ) -> Result<MountedVolume, VolumeError> {
     if *desired == Desired::Image {
         // Pulled and mounted with each container.
-        return Ok(MountedVolume { host_path: PathBuf::new(), image: None, read_only: true });
+        return Ok(MountedVolume::path(PathBuf::new(), true));
     }
     let Some(plugin) = desired.plugin() else {
         return host_path::set_up(desired);
@@ -218,7 +218,7 @@ pub fn set_up(
     if let Desired::Local { path, read_only, .. } = desired {
         return claim::local(path, *read_only);
     }
-    Ok(MountedVolume::path(path, matches!(desired, Desired::Files { .. })))
+    Ok(MountedVolume::labelled(path, matches!(desired, Desired::Files { .. })))
 }
 
 fn observe(path: &std::path::Path, desired: &Desired) -> Result<Observed, VolumeError> {

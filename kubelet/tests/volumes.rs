@@ -319,6 +319,7 @@ fn mount(volume: &Path, sub_path: &str) -> Mount {
         read_only: false,
         recursive_read_only: false,
         propagation: Propagation::Private,
+        relabel: false,
     }
 }
 

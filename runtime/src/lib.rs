@@ -18,3 +18,4 @@ mod sys;
 
 pub use berth_oci::apparmor_is_enabled;
 pub use engine::apparmor::unload_default as unload_default_apparmor;
+pub use engine::selinux::has_selinux;

@@ -323,6 +323,7 @@ async fn volumes_are_mounted_and_a_sub_path_stays_within_its_volume() {
         read_only: false,
         recursive_read_only: false,
         propagation: Propagation::Private,
+        relabel: false,
     };
     let mut config = node.container(
         "c",
@@ -492,6 +493,7 @@ async fn an_image_is_a_volume_that_nobody_changes_or_executes() {
         read_only: false,
         recursive_read_only: false,
         propagation: Propagation::Private,
+        relabel: false,
     };
     let mut ids = Vec::new();
     for (uid, users) in [("u1", NamespaceMode::Host), ("u2", NamespaceMode::Pod)] {

@@ -52,6 +52,7 @@ async fn mounts_cross_a_volume_as_asked_or_the_container_is_refused() {
             read_only: false,
             recursive_read_only: false,
             propagation,
+            relabel: false,
         }];
         config
     };

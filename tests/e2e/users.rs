@@ -47,7 +47,7 @@ spec:
         - |
           id -u
           tr -s ' ' < /proc/self/uid_map
-          for file in / /bin/busybox /etc/hosts /etc/resolv.conf /settings/..data/colour /keys/..data/password /facts/..data/name /disk /memory /host
+          for file in / /bin/busybox /etc/hosts /etc/resolv.conf /settings/..data/colour /keys/..data/password /facts/..data/name /disk /memory /host /dev/mqueue
           do stat -c '%n %u:%g' $file; done
           echo mine > /host/mine; chown 7:8 /host/mine
           echo x > /disk/sub/x || { mkdir /disk/sub; echo x > /disk/sub/x; }
@@ -142,6 +142,7 @@ fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_host() {
         "/disk 0:3000",
         "/memory 0:3000",
         "/host 0:0",
+        "/dev/mqueue 0:0",
         "own",
         "greenhunter2",
     ] {
@@ -190,6 +191,18 @@ fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_host() {
         assert!(later.abs_diff(taken) >= 65_536, "{later} was given away already: {taken}");
     }
     node.kubectl(&["delete", "pod", "--all"]);
+    node.finish();
+}
+
+/// A pod on a kernel that cannot map what pods are made of. It runs in the VM, on Linux 6.1.
+#[test]
+fn an_old_kernel_says_what_it_lacks_for_user_namespaces() {
+    let node = Node::start();
+    let pod = &PODS[PODS.find("apiVersion: v1\nkind: Pod\nmetadata: {name: beyond}").unwrap()..];
+    node.apply(pod);
+    let why = node.wait_event("beyond", "FailedCreatePodSandBox");
+    let lacks = "user namespace: map the ids of a file system in memory, which kernels do from Linux 6.3 on: ";
+    assert!(why.contains(lacks) && why.matches("Invalid argument").count() == 1, "{why}");
     node.finish();
 }
 

@@ -19,12 +19,19 @@ pub struct MountedVolume {
     pub image: Option<ImageId>,
     /// Whether its kind is read-only whatever the mount says.
     pub read_only: bool,
+    /// Whether its kind is labelled for who mounts it.
+    pub relabel: bool,
 }
 
 impl MountedVolume {
     /// A path of the host.
     pub fn path(host_path: PathBuf, read_only: bool) -> Self {
-        Self { host_path, image: None, read_only }
+        Self { host_path, image: None, read_only, relabel: false }
+    }
+
+    /// A path whose files are labelled for who mounts them.
+    pub fn labelled(host_path: PathBuf, read_only: bool) -> Self {
+        Self { relabel: true, ..Self::path(host_path, read_only) }
     }
 }
 
@@ -92,6 +99,7 @@ pub fn container_mounts(inputs: MountInputs<'_>) -> Result<Vec<Mount>, ConfigErr
             read_only,
             recursive_read_only: false,
             propagation: Propagation::Private,
+            relabel: true,
         });
     }
     mounts.sort_by_key(|mount| mount.container_path.components().count());
@@ -123,6 +131,7 @@ fn volume_mount(mount: &VolumeMount, inputs: &MountInputs<'_>) -> Result<Mount, 
         read_only,
         recursive_read_only: recursive_read_only(mount, propagation)?,
         propagation,
+        relabel: volume.relabel,
     })
 }
 

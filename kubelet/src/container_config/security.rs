@@ -6,10 +6,10 @@
 use std::path::{Component, Path, PathBuf};
 
 use berth_runtime::interface::{
-    ContainerConfig, Image, Seccomp, Security, SupplementalGroupsPolicy,
+    ContainerConfig, Image, SeLinuxOptions, Seccomp, Security, SupplementalGroupsPolicy,
 };
 use k8s_openapi::api::core::v1::{
-    Container, Pod, PodSecurityContext, SeccompProfile, SecurityContext,
+    Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext,
 };
 
 use super::{ConfigError, NodeFacts, pod_in_messages};
@@ -56,7 +56,21 @@ pub fn security(
             Some(other) => return Err(invalid("procMount", other)),
         },
         app_armor: app_armor(pod, container)?,
+        selinux: selinux(of_pod.se_linux_options.as_ref(), own.se_linux_options.as_ref()),
     })
+}
+
+/// The container's options take the pod's place as a whole. Differs: a container without a level has the
+/// pod's all the same, so that it shares the pod's volumes; upstream's runtimes make up another one.
+fn selinux(of_pod: Option<&SELinuxOptions>, own: Option<&SELinuxOptions>) -> SeLinuxOptions {
+    let Some(asked) = own.or(of_pod) else { return SeLinuxOptions::default() };
+    let given = |part: &Option<String>| part.clone().filter(|part| !part.is_empty());
+    SeLinuxOptions {
+        user: given(&asked.user),
+        role: given(&asked.role),
+        kind: given(&asked.type_),
+        level: given(&asked.level).or_else(|| given(&of_pod?.level)),
+    }
 }
 
 fn invalid(field: &'static str, value: &str) -> ConfigError {
@@ -171,5 +185,30 @@ pub fn check_seccomp_profile(config: &ContainerConfig) -> Result<(), ConfigError
         Ok(metadata) if metadata.len() == 0 => refuse("the file is empty".into()),
         Ok(_) => Ok(()),
         Err(error) => refuse(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containers_selinux_options_are_instead_of_the_pods_but_for_the_level() {
+        let options = |kind: &str, level: &str| SELinuxOptions {
+            type_: Some(kind.to_owned()),
+            level: Some(level.to_owned()),
+            user: Some("u".to_owned()).filter(|_| kind == "pods"),
+            role: None,
+        };
+        let told = |of_pod: Option<&SELinuxOptions>, own: Option<&SELinuxOptions>| {
+            let SeLinuxOptions { user, kind, level, .. } = selinux(of_pod, own);
+            [user, kind, level].map(Option::unwrap_or_default).join(" ")
+        };
+        let pods = options("pods", "s0:c1");
+        assert_eq!(told(None, None), "  ");
+        assert_eq!(told(Some(&pods), None), "u pods s0:c1");
+        assert_eq!(told(Some(&pods), Some(&options("own", "s0:c2"))), " own s0:c2");
+        assert_eq!(told(Some(&pods), Some(&options("own", ""))), " own s0:c1");
+        assert_eq!(told(None, Some(&options("", ""))), "  ");
     }
 }

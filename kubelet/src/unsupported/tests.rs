@@ -98,8 +98,8 @@ fn what_is_not_done_is_found_where_it_stands() {
     for (spec, path, severity) in [
         (json!({"containers": [], "runtimeClassName": "kata"}), "spec.runtimeClassName", Refuse),
         (
-            json!({"containers": [{"name": "c", "securityContext": {"seLinuxOptions": {"level": "s0"}}}]}),
-            "spec.containers[0].securityContext.seLinuxOptions",
+            json!({"containers": [], "securityContext": {"windowsOptions": {}}}),
+            "spec.securityContext.windowsOptions",
             Report,
         ),
         (
@@ -149,11 +149,11 @@ fn a_container_that_comes_later_is_judged_too() {
 #[test]
 fn a_refusal_names_the_refused_fields_only() {
     let pod = serde_json::from_value(json!({"spec": {
-        "containers": [], "securityContext": {"seLinuxOptions": {"level": "s0"}}, "runtimeClassName": "x",
+        "containers": [], "securityContext": {"windowsOptions": {}}, "runtimeClassName": "x",
     }}))
     .unwrap();
     let text = refusal(&audit(&pod)).unwrap();
     assert!(text.starts_with("spec.runtimeClassName: runtime classes"), "{text}");
-    assert!(!text.contains("seLinux"));
+    assert!(!text.contains("windows"));
     assert_eq!(refusal(&[]), None);
 }

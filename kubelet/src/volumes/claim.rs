@@ -128,7 +128,9 @@ pub(super) fn local(path: &Path, read_only: bool) -> Result<MountedVolume, Volum
             path.display()
         )));
     }
-    Ok(MountedVolume::path(PathBuf::from(path), read_only))
+    // As upstream does: what nobody may write keeps its labels.
+    let relabel = !read_only;
+    Ok(MountedVolume { relabel, ..MountedVolume::path(PathBuf::from(path), read_only) })
 }
 
 /// Gives a `local` volume to the pod's group.

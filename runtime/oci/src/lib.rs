@@ -82,7 +82,11 @@ fn report<E: std::error::Error>(result: Result<(), E>) -> u8 {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
-        message = format!("{message}: {source}");
+        let why = source.to_string();
+        // Some tell their cause themselves.
+        if !message.ends_with(&why) {
+            message = format!("{message}: {why}");
+        }
         cause = source.source();
     }
     eprintln!("berth-oci: {message}");

@@ -18,6 +18,7 @@ use super::container::{Container, ORDER_PATIENCE, delete};
 use super::image_volumes::{self, ImageLayers};
 use super::record::{self, ContainerDir, Phase};
 use super::sandbox::Sandbox;
+use super::selinux::{self, Labels};
 use super::shim::{self, Shim};
 use super::spec::{self, Input, PreparedMount, SandboxFiles};
 use super::{Failures, Shared, chain, failed, host, random_digits, volumes};
@@ -29,6 +30,7 @@ use crate::interface::{
 
 const CREATE_PATIENCE: Duration = Duration::from_secs(60);
 const MAX_PROFILE_BYTES: u64 = 1 << 20;
+const HOST_SHM: &str = "/dev/shm";
 
 /// Makes a container in a ready sandbox.
 pub(super) async fn create(
@@ -92,6 +94,10 @@ impl Making<'_> {
         let record = self.container.record_copy();
         let config = record.config.clone();
         let upper = self.shared.layout.writable_layer(&self.container.id);
+        let level = self.sandbox.selinux_level.as_deref();
+        let labels = self.shared.selinux.as_ref();
+        let labels = labels.map(|contexts| contexts.labels(&config.security, level)).transpose();
+        let labels = labels.map_err(RuntimeError::Create)?;
         let ground = Ground {
             dir: self.container.dir.clone(),
             upper: upper.clone(),
@@ -99,6 +105,8 @@ impl Making<'_> {
             record,
             user_ids: self.sandbox.user_ids,
             image_layers: volumes,
+            labels,
+            files: sandbox_files(self.sandbox),
             user_namespace: self.sandbox.dir.user_namespace(),
         };
         let host = prepare_host(&config, ground).await?;
@@ -113,6 +121,7 @@ impl Making<'_> {
             host: &facts,
             local_seccomp: host.seccomp,
             app_armor: host.app_armor,
+            labels: host.labels,
             user_namespace: self
                 .sandbox
                 .user_ids
@@ -196,7 +205,7 @@ fn sandbox_files(sandbox: &Sandbox) -> SandboxFiles {
     SandboxFiles {
         shm: match sandbox.config.ipc {
             NamespaceMode::Pod => sandbox.dir.shm(),
-            NamespaceMode::Host => PathBuf::from("/dev/shm"),
+            NamespaceMode::Host => PathBuf::from(HOST_SHM),
         },
         hostname: sandbox.dir.hostname(),
         resolv_conf: sandbox.dir.resolv_conf(),
@@ -211,6 +220,8 @@ struct Ground {
     record: record::Container,
     user_ids: Option<UserIds>,
     image_layers: ImageLayers,
+    labels: Option<Labels>,
+    files: SandboxFiles,
     /// Where the pod's user namespace is, if it has `user_ids`.
     user_namespace: PathBuf,
 }
@@ -220,6 +231,7 @@ struct OnHost {
     mounts: Vec<PreparedMount>,
     seccomp: Option<LinuxSeccomp>,
     app_armor: Option<String>,
+    labels: Option<Labels>,
     devices: Vec<oci_spec::runtime::LinuxDevice>,
 }
 
@@ -244,15 +256,25 @@ async fn prepare_host(config: &ContainerConfig, ground: Ground) -> Result<OnHost
                     .map_err(|e| failed("open the pod's user namespace", e))?,
             ),
         };
-        let images = volumes::Images { layers: &ground.image_layers, users: users.as_ref() };
+        let label = ground.labels.as_ref().map(|labels| labels.files.as_str());
+        let images = volumes::Images { layers: &ground.image_layers, users: users.as_ref(), label };
+        label.map_or(Ok(()), |label| label_files(&ground.files, label))?;
         let mounts =
             volumes::prepare(&mounts, &ground.dir, &images).map_err(RuntimeError::Create)?;
-        Ok(OnHost { mounts, seccomp, app_armor, devices })
+        Ok(OnHost { mounts, seccomp, app_armor, labels: ground.labels, devices })
     });
     match prepared.await {
         Ok(outcome) => outcome,
         Err(error) => Err(failed("prepare a container", error)),
     }
+}
+
+/// Labels what the containers of a sandbox share; the host's own memory stays as it is.
+fn label_files(files: &SandboxFiles, label: &str) -> Result<(), RuntimeError> {
+    let own = [&files.shm, &files.hostname, &files.resolv_conf];
+    let mut own = own.into_iter().filter(|path| *path != Path::new(HOST_SHM));
+    own.try_for_each(|path| selinux::relabel(path, label))
+        .map_err(|e| failed("label the sandbox's files", e))
 }
 
 fn make_ground(ground: &Ground) -> io::Result<()> {

@@ -51,39 +51,39 @@ pub(super) async fn fetch(store: &Store, mounts: &[Mount]) -> Result<ImageLayers
     Ok(found)
 }
 
-/// Mounts the image of `mount`, or what its sub-path names, at `place`. `users` is the namespace whose
-/// ids the files shall have.
+/// Mounts the image of `mount`, or what its sub-path names, at `place`, with ids and label as `images` says.
 pub(super) fn mount(
-    layers: &ImageLayers,
+    images: &volumes::Images<'_>,
     (image, sub_path): (&ImageId, Option<&Path>),
     place: &Path,
-    users: Option<BorrowedFd<'_>>,
 ) -> Result<(), String> {
     let failed = |why: String| format!("ImageVolumeMountFailed: mount image {image}: {why}");
-    let lower = layers.lower.get(image).ok_or_else(|| failed("it is not in the store".into()))?;
+    let lower =
+        images.layers.lower.get(image).ok_or_else(|| failed("it is not in the store".into()))?;
     let Some(sub_path) = sub_path.filter(|path| !path.as_os_str().is_empty()) else {
-        return overlay(lower, place, users).map_err(|error| failed(error.to_string()));
+        return overlay(lower, place, images).map_err(|error| failed(error.to_string()));
     };
     let whole = place.with_extension("image");
-    overlay(lower, &whole, users).map_err(|error| failed(error.to_string()))?;
+    overlay(lower, &whole, images).map_err(|error| failed(error.to_string()))?;
     volumes::bind_existing(&whole, sub_path, place)
         .map_err(|why| failed(format!("subPath {sub_path:?}: {why}")))?;
     // What was bound keeps it.
     unmount(&whole, UnmountFlags::DETACH).map_err(|error| failed(error.to_string()))
 }
 
-fn overlay(lower: &[PathBuf], place: &Path, users: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn overlay(lower: &[PathBuf], place: &Path, images: &volumes::Images<'_>) -> io::Result<()> {
     // Alone, the layers of an image may be too few for an overlay that has nothing else.
     let bottom = place.with_extension("bottom");
     fs::create_dir_all(place)?;
     fs::create_dir_all(&bottom)?;
+    let users = images.users.map(AsFd::as_fd);
     let shelf = Shelf { place: place.with_extension("layers"), users };
     let mut opened = Vec::new();
     for (index, layer) in lower.iter().enumerate() {
         opened.push(shelf.layer(layer, index)?);
     }
     opened.push(open(&bottom, DIRECTORY, Mode::empty())?);
-    let options = options(&opened)?;
+    let options = options(&opened, images.label)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("overlay", place, "overlay", flags, Some(options.as_c_str()))?;
     drop(opened);
@@ -91,9 +91,12 @@ fn overlay(lower: &[PathBuf], place: &Path, users: Option<BorrowedFd<'_>>) -> io
 }
 
 /// Names the layers by descriptor: short, and nothing in a path needs escaping.
-fn options(layers: &[OwnedFd]) -> io::Result<std::ffi::CString> {
+fn options(layers: &[OwnedFd], label: Option<&str>) -> io::Result<std::ffi::CString> {
     let name = |layer: &OwnedFd| format!("/proc/self/fd/{}", layer.as_raw_fd());
-    let text = format!("lowerdir={}", layers.iter().map(name).collect::<Vec<_>>().join(":"));
+    let mut text = format!("lowerdir={}", layers.iter().map(name).collect::<Vec<_>>().join(":"));
+    if let Some(label) = label {
+        text.push_str(&format!(",context=\"{label}\""));
+    }
     if text.len() > MAX_OPTIONS {
         return Err(io::Error::other(format!("{} layers are too many", layers.len() - 1)));
     }
@@ -139,9 +142,13 @@ mod tests {
             (0..count).map(|_| open("/", DIRECTORY, Mode::empty()).unwrap()).collect()
         };
         assert!(
-            options(&some(2)).unwrap().to_str().unwrap().starts_with("lowerdir=/proc/self/fd/")
+            options(&some(2), None)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("lowerdir=/proc/self/fd/")
         );
-        let error = options(&some(300)).unwrap_err();
+        let error = options(&some(300), None).unwrap_err();
         assert!(error.to_string().contains("299 layers are too many"), "{error}");
     }
 }

@@ -18,6 +18,7 @@ mod record;
 mod recover;
 mod resize;
 mod sandbox;
+pub(crate) mod selinux;
 mod session;
 mod shim;
 mod spec;
@@ -89,6 +90,8 @@ struct Shared {
     boot_id: String,
     /// The ids that pods with user namespaces get, or why there are no such pods here.
     user_ids: Result<Pool, String>,
+    /// What the host's SELinux has for containers; none where it is off.
+    selinux: Option<selinux::Contexts>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
     /// Making and removing a pod's cgroup take turns: its sandboxes share it.
     group_turn: Mutex<()>,
@@ -127,6 +130,7 @@ impl Engine {
         let layout = Layout { run_dir: config.run_dir, state_dir: config.state_dir };
         let shared = Arc::new(Shared {
             user_ids: user_ids(&config.executable, &layout).await,
+            selinux: selinux::Contexts::of_host(),
             layout,
             facts: host::facts(&config.hierarchy),
             executable: config.executable,

@@ -51,6 +51,9 @@ pub(super) struct Sandbox {
     /// The ids of a pod with a user namespace.
     #[serde(default)]
     pub(super) user_ids: Option<UserIds>,
+    /// The SELinux level that is its own.
+    #[serde(default)]
+    pub(super) selinux_level: Option<String>,
 }
 
 /// `config.json`.

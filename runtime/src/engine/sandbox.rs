@@ -43,6 +43,7 @@ pub(super) struct Sandbox {
     boot_id: String,
     created_at: i64,
     pub(super) user_ids: Option<UserIds>,
+    pub(super) selinux_level: Option<String>,
     /// Shared by what works in the sandbox, taken whole by what ends it.
     pub(super) gate: RwLock<()>,
     inner: Mutex<Inner>,
@@ -70,6 +71,7 @@ impl Sandbox {
             boot_id: record.boot_id,
             created_at: record.created_at,
             user_ids: record.user_ids,
+            selinux_level: record.selinux_level,
             gate: RwLock::default(),
             inner: Mutex::new(Inner {
                 resources,
@@ -171,6 +173,7 @@ impl Sandbox {
             created_at: self.created_at,
             ips: lock(&self.inner).ips.clone(),
             user_ids: self.user_ids,
+            selinux_level: self.selinux_level.clone(),
         };
         let path = self.dir.record();
         disk::blocking(move || disk::write_run_json(&path, &record)).await
@@ -217,8 +220,8 @@ pub(super) async fn run(
     Err(error)
 }
 
-/// Lists a new sandbox, with ids of its own where it wants them: at once, so that nobody else gets
-/// them.
+/// Lists a new sandbox, with a label's level and, where it wants them, ids of its own: at once, so that
+/// nobody else gets them.
 fn list(
     shared: &Shared,
     id: &SandboxId,
@@ -235,6 +238,10 @@ fn list(
             Some(ids.ok_or_else(|| invalid("all ids of the host that pods may have are taken"))?)
         }
     };
+    let selinux_level = shared.selinux.as_ref().and_then(|contexts| {
+        let taken = sandboxes.values().filter_map(|s| s.selinux_level.clone()).collect();
+        contexts.free_level(u32::from_str_radix(id.as_str().get(..8)?, 16).ok()?, &taken)
+    });
     let record = record::Sandbox {
         boot_id: shared.boot_id.clone(),
         phase: Phase::Making,
@@ -243,6 +250,7 @@ fn list(
         id: id.clone(),
         config,
         user_ids,
+        selinux_level,
     };
     let sandbox = Sandbox::of(record, shared.layout.sandbox(id));
     sandboxes.insert(id.clone(), sandbox.clone());

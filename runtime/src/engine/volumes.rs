@@ -17,6 +17,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 
 use super::image_volumes::{self, ImageLayers};
 use super::record::ContainerDir;
+use super::selinux;
 use super::spec::{Content, PreparedMount};
 use crate::disk;
 use crate::interface::{Mount, Propagation};
@@ -40,6 +41,8 @@ pub(super) struct Images<'a> {
     pub(super) layers: &'a ImageLayers,
     /// The pod's user namespace, if it has one.
     pub(super) users: Option<&'a fs::File>,
+    /// The container's label for files, on a host that has SELinux.
+    pub(super) label: Option<&'a str>,
 }
 
 fn prepare_one(
@@ -49,7 +52,7 @@ fn prepare_one(
 ) -> Result<PreparedMount, String> {
     if let Some(image) = &mount.image {
         let wanted = (image, mount.sub_path.as_deref());
-        image_volumes::mount(images.layers, wanted, own_place, images.users.map(AsFd::as_fd))?;
+        image_volumes::mount(images, wanted, own_place)?;
         return Ok(PreparedMount {
             source: own_place.to_owned(),
             container_path: mount.container_path.clone(),
@@ -77,6 +80,10 @@ fn prepare_one(
         _ => fs::canonicalize(host_path).map_err(failed)?,
     };
     check_propagation(&source, mount.propagation).map_err(failed)??;
+    if let Some(label) = images.label.filter(|_| mount.relabel) {
+        selinux::relabel(&source, label)
+            .map_err(|error| format!("failed to label {source:?}: {error}"))?;
+    }
     Ok(PreparedMount {
         source,
         container_path: mount.container_path.clone(),

@@ -155,6 +155,9 @@ pub struct Mount {
     pub recursive_read_only: bool,
     /// Mount propagation.
     pub propagation: Propagation,
+    /// Its files get the container's SELinux label first.
+    #[serde(default)]
+    pub relabel: bool,
 }
 
 /// Which seccomp filter a container runs under.
@@ -181,6 +184,20 @@ pub enum AppArmor {
     RuntimeDefault,
     /// One that is loaded on the host.
     Localhost(String),
+}
+
+/// Parts of an SELinux label (`seLinuxOptions`); an absent one is the host's policy's, an absent level the
+/// pod's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SeLinuxOptions {
+    /// The user.
+    pub user: Option<String>,
+    /// The role.
+    pub role: Option<String>,
+    /// The type.
+    pub kind: Option<String>,
+    /// Sensitivities and categories.
+    pub level: Option<String>,
 }
 
 /// How the image's groups and `supplementalGroups` are combined (KEP-3619).
@@ -221,6 +238,9 @@ pub struct Security {
     /// The AppArmor profile; a privileged container has none.
     #[serde(default)]
     pub app_armor: AppArmor,
+    /// Its SELinux label, where the host has SELinux; a privileged container has the agent's.
+    #[serde(default)]
+    pub selinux: SeLinuxOptions,
 }
 
 /// What a container is made from.

@@ -8,6 +8,7 @@ mod environment;
 mod files;
 mod lives;
 pub(crate) mod resize;
+mod selinux;
 mod table;
 
 use serde_json::{Value, json};

@@ -88,6 +88,7 @@ async fn volumes_are_those_that_upstream_measures() {
         read_only: false,
         recursive_read_only: false,
         propagation: berth_runtime::interface::Propagation::Private,
+        relabel: false,
     });
     let local = volumes(&pod, &directory, &sandboxes).pop().unwrap();
     assert_eq!(local.place, Place::Host("/data".into()));

@@ -3,12 +3,12 @@
 //! their PID namespace.
 //!
 //! ```text
-//! shim ─ clone: user, network, IPC, UTS (PID, mount) ─► holder
-//!   ├─ writes maps ─ releases ─────────────────────────►│ root of them ─ configures ─ tells
+//! shim ─ clone: user, network, UTS (PID, mount) ───────► holder
+//!   ├─ writes maps ─ releases ─────────────────────────►│ root of them ─ makes IPC ─ configures ─ tells
 //!   ├─ opens the namespaces ◄───────────────────────────┘
 //!   └─ kills it, or releases it ───────────────────────►  reaps for ever
 //! ```
-//! One clone makes them all, so that the user namespace owns the others. user_namespaces(7).
+//! The user namespace is made with or before the others, so that it owns them. user_namespaces(7).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -32,6 +32,13 @@ pub(crate) struct Wanted<'a> {
     pub(crate) afterwards: Afterwards,
 }
 
+impl Wanted<'_> {
+    /// All kinds besides the user namespace.
+    fn all(&self) -> i32 {
+        self.kinds.iter().fold(0, |flags, (_, one)| flags | one)
+    }
+}
+
 /// What becomes of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Afterwards {
@@ -52,7 +59,7 @@ pub(crate) struct Held {
 /// Makes the namespaces; `configure` runs inside, as their root.
 pub(crate) fn hold(wanted: &Wanted<'_>, configure: impl FnOnce() -> Result<()>) -> Result<Held> {
     let (channel, child_channel) = channel::pair()?;
-    let mut flags = wanted.kinds.iter().fold(libc::CLONE_NEWUSER, |flags, (_, one)| flags | one);
+    let mut flags = libc::CLONE_NEWUSER | (wanted.all() & !libc::CLONE_NEWIPC);
     if wanted.afterwards == Afterwards::Reaps {
         flags |= libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     }
@@ -61,7 +68,7 @@ pub(crate) fn hold(wanted: &Wanted<'_>, configure: impl FnOnce() -> Result<()>) 
     {
         Cloned::Child => {
             drop(channel);
-            let Err(error) = be_held(child_channel.as_fd(), wanted.afterwards, configure);
+            let Err(error) = be_held(child_channel.as_fd(), wanted, configure);
             process::fail(child_channel.as_fd(), error)
         }
         Cloned::Parent { pidfd, .. } => {
@@ -110,18 +117,19 @@ fn take(
 /// The process' own part.
 fn be_held(
     channel: BorrowedFd<'_>,
-    afterwards: Afterwards,
+    wanted: &Wanted<'_>,
     configure: impl FnOnce() -> Result<()>,
 ) -> Result<std::convert::Infallible> {
     process::harden(Keeper::Shim)?;
     channel::await_release(channel)?;
     stage::become_root()?;
+    stage::make_queues(wanted.all())?;
     // A change of ids takes it away again.
     process::harden(Keeper::Shim)?;
     configure()?;
     channel::send(channel, &Message::Child, None)?;
     channel::await_release(channel)?;
-    match afterwards {
+    match wanted.afterwards {
         Afterwards::Ends => loop {
             sys::wait_signal();
         },

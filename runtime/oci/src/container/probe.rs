@@ -25,7 +25,7 @@ pub(crate) fn user_namespaces(directories: &[impl AsRef<Path>]) -> Result<()> {
         })
         .doing(|| "make a file system in memory")?;
     sys::map_mount_ids(memory.as_fd(), user.as_fd(), false)
-        .doing(|| "map the ids of a file system in memory")?;
+        .doing(|| "map the ids of a file system in memory, which kernels do from Linux 6.3 on")?;
     for directory in directories {
         let path = directory.as_ref();
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

@@ -207,12 +207,17 @@ fn clone_child(
     if other_user && matches!(plan.namespaces.user, User::New(_)) {
         namespaces |= libc::CLONE_NEWUSER as u64;
     }
+    let queues = namespaces & libc::CLONE_NEWIPC as u64;
+    if other_user {
+        namespaces &= !queues;
+    }
     match sys::clone_sibling(namespaces).doing(|| "clone the container's first process")? {
         Cloned::Child => {
             process::harden(environment.keeper)?;
             channel::await_release(channel)?;
             if other_user {
                 become_root()?;
+                make_queues(queues as i32)?;
             }
             child::set_up(plan, environment, ends, host)
         }
@@ -236,6 +241,15 @@ fn enter_user(namespace: Option<&OwnedFd>) -> Result<()> {
         )
         .doing(|| "linux.namespaces: enter the user namespace"),
         None => Ok(()),
+    }
+}
+
+/// Makes an IPC namespace, if that is wanted: message queues belong to who makes it, and only the root of
+/// the user namespace can label them there.
+pub(super) fn make_queues(namespace: i32) -> Result<()> {
+    match namespace & libc::CLONE_NEWIPC {
+        0 => Ok(()),
+        ipc => sys::unshare(ipc).doing(|| "make an IPC namespace"),
     }
 }
 

@@ -21,6 +21,7 @@ use oci_spec::runtime::{
     LinuxNamespaceType, LinuxResources, LinuxSeccomp, Root, Spec,
 };
 
+use super::selinux::Labels;
 use crate::cgroup::{Controller, limits};
 use crate::images::config::{ImageConfig, printable_user};
 use crate::interface::{
@@ -54,6 +55,8 @@ pub(super) struct Input<'a> {
     pub(super) local_seccomp: Option<LinuxSeccomp>,
     /// The AppArmor profile, which is loaded.
     pub(super) app_armor: Option<String>,
+    /// The SELinux labels, on a host that has them.
+    pub(super) labels: Option<Labels>,
     pub(super) user_namespace: Option<UserNamespace>,
 }
 
@@ -118,6 +121,9 @@ fn make(input: Input<'_>) -> Result<Planned, String> {
     let hostname = &input.sandbox.hostname;
     let mut process = process::plan(input.config, hostname, asked, &granted)?;
     process.set_apparmor_profile(input.app_armor);
+    let (process_label, mount_label) =
+        input.labels.map_or((None, None), |labels| (labels.process, Some(labels.files)));
+    process.set_selinux_label(process_label);
     let mapping = input.user_namespace.as_ref().map(mapping).transpose()?;
     let mut linux = Linux::default();
     linux
@@ -127,6 +133,7 @@ fn make(input: Input<'_>) -> Result<Planned, String> {
         .set_resources(Some(resources(input.config, input.host)))
         .set_seccomp(seccomp::choose(security, input.local_seccomp, &granted)?)
         .set_devices((security.privileged).then(|| input.host.devices.clone()))
+        .set_mount_label(mount_label)
         .set_rootfs_propagation(root_propagation(input.mounts));
     if security.privileged || security.unmasked_proc {
         linux.set_masked_paths(None).set_readonly_paths(None);

@@ -87,6 +87,7 @@ fn planned_in(
         host: &host,
         local_seccomp: None,
         app_armor: None,
+        labels: None,
         user_namespace,
     })
 }
