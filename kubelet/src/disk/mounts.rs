@@ -115,7 +115,9 @@ mod tests {
         let answers = mounts.ask(&places[1..]);
         assert_eq!((answers.len(), mounts.asked.len()), (1, 1), "the other one is heard");
         drop(gone);
-        mounts.asked["/dead".as_ref() as &Path].recv().unwrap().unwrap();
-        assert_eq!(mounts.ask(&places).len(), 2, "and it is asked again once it has answered");
+        // It is asked again once it has answered.
+        while mounts.ask(&places).len() < 2 {
+            thread::yield_now();
+        }
     }
 }
