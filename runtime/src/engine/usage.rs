@@ -34,6 +34,7 @@ fn pod(shared: &Shared, sandbox: SandboxStatus) -> Option<PodUsage> {
             started_at,
             cgroup: name(&path),
             usage: usage::read(&directory(&path)?),
+            limits: container.config.resources.clone(),
         })
     });
     let containers: Vec<_> = containers.collect();
@@ -50,6 +51,7 @@ fn pod(shared: &Shared, sandbox: SandboxStatus) -> Option<PodUsage> {
         sandbox: sandbox.id.clone(),
         cgroup: name(&config.cgroup_path),
         total: usage::read(&root),
+        limits: config.resources.clone(),
         network,
         containers,
     })

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContainerId, PodIdentity, SandboxId};
+use super::{ContainerId, PodIdentity, Resources, SandboxId};
 
 /// What a cgroup has used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +163,9 @@ pub struct PodUsage {
     pub cgroup: String,
     /// The pod as a whole.
     pub total: Usage,
+    /// What it is held to as a whole.
+    #[serde(default)]
+    pub limits: Resources,
     /// Its interfaces but loopback; empty with `hostNetwork`.
     pub network: Vec<InterfaceUsage>,
     /// Its running containers.
@@ -184,4 +187,7 @@ pub struct ContainerUsage {
     pub cgroup: String,
     /// What it has used.
     pub usage: Usage,
+    /// What it is held to.
+    #[serde(default)]
+    pub limits: Resources,
 }

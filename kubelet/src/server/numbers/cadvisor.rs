@@ -8,6 +8,7 @@ use berth_runtime::interface::{
 use super::disks::{self, Disks};
 use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::Host;
+use super::limits;
 
 /// One number of a cgroup, where the host keeps it.
 type Pick = fn(&Usage) -> Option<f64>;
@@ -234,6 +235,7 @@ pub(super) fn render(host: &Host, at_ms: i64, (pods, disks): (&[PodUsage], &Disk
         }
     }
     faults(&mut text, pods);
+    limits::write(&mut text, pods);
     starts(&mut text, pods);
     network(&mut text, pods);
     file_systems(&mut text, at_ms, (pods, disks));
@@ -242,7 +244,7 @@ pub(super) fn render(host: &Host, at_ms: i64, (pods, disks): (&[PodUsage], &Disk
 }
 
 /// The labels of every family, in cAdvisor's order.
-fn labels<'a>(
+pub(super) fn labels<'a>(
     container: &'a str,
     id: &'a str,
     [image, name]: [&'a str; 2],

@@ -9,6 +9,7 @@ mod cadvisor;
 mod disks;
 pub(super) mod exposition;
 mod host;
+mod limits;
 mod own;
 mod probes;
 mod resource;

@@ -1,7 +1,7 @@
 //! `/metrics/resource`: what metrics-server, and so `kubectl top` and the autoscaler, read. Times are
 //! those at which the kernel was asked. Pure.
 
-use berth_runtime::interface::{PodUsage, Usage};
+use berth_runtime::interface::{ContainerUsage, PodUsage, Usage};
 
 use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::Host;
@@ -15,6 +15,10 @@ const SWAP: Pick = |usage| {
     let details = usage.memory.as_ref()?.details.as_ref()?;
     details.swap_bytes.map(number)
 };
+
+fn labels<'a>(pod: &'a PodUsage, container: &'a ContainerUsage) -> [(&'static str, &'a str); 3] {
+    [("container", &container.name), ("namespace", &pod.pod.namespace), ("pod", &pod.pod.name)]
+}
 
 /// Renders the page.
 pub(super) fn render(host: &Host, at_ms: i64, pods: &[PodUsage]) -> String {
@@ -41,14 +45,19 @@ pub(super) fn render(host: &Host, at_ms: i64, pods: &[PodUsage]) -> String {
     ] {
         let mut family = text.family(name, kind, help);
         for (pod, container) in pods.iter().flat_map(|p| p.containers.iter().map(move |c| (p, c))) {
-            let labels = [
-                ("container", container.name.as_str()),
-                ("namespace", &pod.pod.namespace),
-                ("pod", &pod.pod.name),
-            ];
+            let labels = labels(pod, container);
             if let Some(value) = pick(&container.usage) {
                 family.at(&labels, value, Some(container.usage.at_ms));
             }
+        }
+    }
+    let help = "Current amount of the container swap limit in bytes";
+    let mut swap = text.family("container_swap_limit_bytes", Kind::Gauge, help);
+    for (pod, container) in pods.iter().flat_map(|p| p.containers.iter().map(move |c| (p, c))) {
+        let limit = container.limits.memory_swap_bytes.filter(|_| SWAP(&container.usage).is_some());
+        let labels = labels(pod, container);
+        if let Some(limit) = limit {
+            swap.at(&labels, number(limit), Some(container.usage.at_ms));
         }
     }
     let mut starts = text.family(
@@ -57,11 +66,7 @@ pub(super) fn render(host: &Host, at_ms: i64, pods: &[PodUsage]) -> String {
         "Start time of the container since unix epoch in seconds",
     );
     for (pod, container) in pods.iter().flat_map(|p| p.containers.iter().map(move |c| (p, c))) {
-        let labels = [
-            ("container", container.name.as_str()),
-            ("namespace", &pod.pod.namespace),
-            ("pod", &pod.pod.name),
-        ];
+        let labels = labels(pod, container);
         let started_us = u64::try_from(container.started_at / 1000).unwrap_or(0);
         starts.sample(&labels, seconds(started_us));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use berth_runtime::interface::{
     ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, PodIdentity,
-    PodUsage, Pressure, Pressures, SandboxId, Stall, Traffic, Usage,
+    PodUsage, Pressure, Pressures, Resources, SandboxId, Stall, Traffic, Usage,
 };
 use serde_json::json;
 
@@ -81,7 +81,11 @@ fn used(at_ms: i64) -> Usage {
         memory: Some(MemoryUsage {
             usage_bytes: 3000,
             working_set_bytes: 2000,
-            details: Some(MemoryDetails { rss_bytes: 1000, ..MemoryDetails::default() }),
+            details: Some(MemoryDetails {
+                rss_bytes: 1000,
+                swap_bytes: Some(1),
+                ..MemoryDetails::default()
+            }),
         }),
         io: None,
         processes: Some(2),
@@ -103,6 +107,7 @@ fn pods() -> Vec<PodUsage> {
         sandbox: SandboxId::try_from("5".repeat(32)).unwrap(),
         cgroup: "/kubepods/podu1".into(),
         total: used(7000),
+        limits: Default::default(),
         network: vec![InterfaceUsage {
             name: "eth0".into(),
             received: traffic(10),
@@ -115,6 +120,7 @@ fn pods() -> Vec<PodUsage> {
             started_at: 5_000_000_000,
             cgroup: "/kubepods/podu1/c".into(),
             usage: used(7001),
+            limits: Resources { memory_swap_bytes: Some(9), ..Resources::default() },
         }],
     }]
 }
@@ -189,6 +195,8 @@ fn the_resource_page_has_what_metrics_server_reads() {
     assert_eq!(cpu.labels, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
     let memory = find(&samples, "container_memory_working_set_bytes", Some("main"));
     assert_eq!((memory.value, memory.at_ms), (2000.0, Some(7001)));
+    let swap = ["usage", "limit"].map(|kind| format!("container_swap_{kind}_bytes"));
+    assert_eq!(swap.map(|name| find(&samples, &name, Some("main")).value), [1.0, 9.0]);
     let start = find(&samples, "container_start_time_seconds", Some("main"));
     assert_eq!((start.value, start.at_ms), (5.0, None));
     let node = find(&samples, "node_cpu_usage_seconds_total", None);
@@ -196,7 +204,10 @@ fn the_resource_page_has_what_metrics_server_reads() {
     assert_eq!(find(&samples, "node_memory_working_set_bytes", None).value, 5000.0);
     assert_eq!(find(&samples, "pod_memory_working_set_bytes", None).at_ms, Some(7000));
     assert_eq!(find(&samples, "resource_scrape_error", None).value, 0.0);
-    assert!(!page.contains("swap_limit") && !page.contains("container_swap"), "not kept, not told");
+    let mut pods = pods();
+    pods[0].containers[0].usage.memory.as_mut().unwrap().details = None;
+    let page = resource::render(&host(), 6999, &pods);
+    assert!(!page.contains("container_swap"), "not kept, not told: {page}");
 }
 
 #[test]
