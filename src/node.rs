@@ -372,6 +372,7 @@ fn kubelet_config(
     config.heartbeat = settings.kubelet.heartbeat;
     config.allowed_unsafe_sysctls.clone_from(&settings.kubelet.allowed_unsafe_sysctls);
     config.reserved = settings.kubelet.reserved;
+    config.eviction = settings.kubelet.eviction.clone();
     config.max_images = settings.kubelet.max_images;
     config.provider_id.clone_from(&settings.kubelet.provider_id);
     Ok(config)

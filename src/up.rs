@@ -21,7 +21,7 @@ use tracing::info;
 use crate::cli::UpFlags;
 use crate::host::{Host, make_private};
 use crate::node::{self, Identity};
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::{notify, signals};
 
 /// How long the node may take to be Ready before manifests are applied.
@@ -29,7 +29,8 @@ const READY: Duration = Duration::from_secs(120);
 
 /// Runs the API server and the node until a signal.
 pub(crate) async fn run(flags: UpFlags) -> Result<()> {
-    let settings = Settings::resolve(&flags.node)?;
+    let mut settings = Settings::resolve(&flags.node)?;
+    settings::share_disks(&mut settings);
     let manifests = read(&flags.manifests)?;
     let shutdown = signals::shutdown()?;
     let host = Arc::new(Host::open(&settings.places, &settings.resolv_conf).await?);

@@ -14,10 +14,12 @@ use crate::quantity::Quantity;
 mod affinity;
 mod app_armor;
 mod preemption;
+mod pressure;
 mod sysctl;
 
 pub use affinity::{matches_node, matches_selector};
 pub use app_armor::{AppArmorRefused, AppArmorSupport, app_armor};
+pub use pressure::under_pressure;
 pub use sysctl::{SysctlForbidden, SysctlPolicy};
 
 /// Why a pod is turned away; goes into `status.reason` and `status.message`.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use berth_runtime::cgroup::{Controller, Hierarchy};
 use berth_runtime::interface::{Images, Runtime};
 use k8s_openapi::api::core::v1::{Node, Pod, Service as ApiService};
 use kube::api::Api;
@@ -19,6 +20,7 @@ use crate::disk::{self, Disk};
 use crate::environment::Service;
 use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
+use crate::eviction::{self, Conditions};
 use crate::gate::Gate;
 use crate::meters::{Metered, Meters};
 use crate::node::facts::{self, Facts, Places};
@@ -115,8 +117,14 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         shutdown.clone(),
     ));
     let services = services(&parts, &mut tasks, &shutdown);
-    let (context, gate) =
-        context(&config, &parts, (&node, &facts), (services, recorder.clone()), &shutdown);
+    let (pressure, conditions) = watch::channel(Conditions::new());
+    let (context, gate) = context(
+        &config,
+        &parts,
+        (&node, &facts, &conditions),
+        (services, recorder.clone()),
+        &shutdown,
+    );
     let shelf = context.shelf.clone();
     let weighing = qos::keep_classes(shelf.clone(), Arc::clone(&parts.runtime), shutdown.clone());
     tasks.spawn(weighing);
@@ -155,7 +163,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     tasks.spawn(keep_node(
         config.clone(),
         parts.client.clone(),
-        (Arc::clone(&node), facts, Arc::clone(&parts.images)),
+        (Arc::clone(&node), facts, Arc::clone(&parts.images), conditions),
         recorder.clone(),
         shutdown.clone(),
     ));
@@ -167,7 +175,22 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let mirrors = context.mirrors.clone();
     let client = parts.client.clone();
     tasks.spawn(mirrors.run(client, Arc::clone(&node), shutdown.clone()));
-    let mut roster = Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone());
+    let (orders, evictions) = mpsc::channel(CHANGES);
+    let evictor = eviction::Parts {
+        config: config.eviction.clone(),
+        node: config.node_name.clone(),
+        places: places(&config, &disk),
+        shelf: context.shelf.clone(),
+        runtime: Arc::clone(&parts.runtime),
+        disk,
+        events: recorder,
+        orders,
+        conditions: pressure,
+        meters: parts.meters.clone(),
+    };
+    tasks.spawn(eviction::run(evictor, shutdown.clone()));
+    let mut roster =
+        Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone()).with_evictions(evictions);
     if let Some(directory) = config.static_pod_path.clone() {
         let (files, receiver) = mpsc::channel(1);
         let name = config.node_name.clone();
@@ -186,6 +209,18 @@ fn metered(parts: Parts) -> Parts {
     let runtime = Arc::new(Metered::<dyn Runtime>::new(runtime, meters.clone()));
     let images = Arc::new(Metered::<dyn Images>::new(images, meters.clone()));
     Parts { runtime, images, meters, ..parts }
+}
+
+/// Where the node's resources are seen.
+fn places(config: &Config, disk: &Disk) -> eviction::Places {
+    let hierarchy = Hierarchy::detect().ok();
+    let hierarchy = hierarchy.filter(|h| h.available().contains(&Controller::Memory));
+    eviction::Places {
+        root: "/".into(),
+        disk: disk.clone(),
+        pods: hierarchy.map(|h| h.root().join(qos::Class::Guaranteed.cgroup_path())),
+        reserved_bytes: config.reserved.memory_bytes,
+    }
 }
 
 /// Whether what is sent is taken: the receiver is there, and not hopelessly behind.
@@ -248,7 +283,7 @@ impl Listeners {
 fn context(
     config: &Config,
     parts: &Parts,
-    (node, facts): (&Shared, &Facts),
+    (node, facts, conditions): (&Shared, &Facts, &watch::Receiver<Conditions>),
     (services, recorder): (watch::Receiver<Option<Vec<Service>>>, Recorder),
     shutdown: &CancellationToken,
 ) -> (Context, Gate) {
@@ -279,6 +314,7 @@ fn context(
         node: Arc::clone(node),
         sysctls: SysctlPolicy::new(&config.allowed_unsafe_sysctls),
         app_armor: AppArmorSupport::of_host(),
+        conditions: conditions.clone(),
         events: recorder.clone(),
         meters: parts.meters.clone(),
     };
@@ -380,7 +416,12 @@ fn follow_node(
 async fn keep_node(
     config: Config,
     client: kube::Client,
-    (node, facts, images): (Shared, Facts, Arc<dyn Images>),
+    (node, facts, images, conditions): (
+        Shared,
+        Facts,
+        Arc<dyn Images>,
+        watch::Receiver<Conditions>,
+    ),
     recorder: Recorder,
     shutdown: CancellationToken,
 ) {
@@ -403,6 +444,7 @@ async fn keep_node(
     }
     let lease =
         heartbeat::keep_lease(config.clone(), client.clone(), Arc::clone(&node), shutdown.clone());
-    let status = heartbeat::keep_status(config, client, (node, images), recorder, shutdown);
+    let status =
+        heartbeat::keep_status(config, client, (node, images, conditions), recorder, shutdown);
     tokio::join!(lease, status);
 }

@@ -70,8 +70,8 @@ pub struct Config {
     pub pacing: Pacing,
     /// Node status and lease.
     pub heartbeat: Heartbeat,
-    /// Memory kept back from pods, as upstream's default hard eviction threshold keeps it.
-    pub memory_reserved_bytes: u64,
+    /// When pods are evicted; what the hard thresholds keep is kept back from pods.
+    pub eviction: crate::eviction::Config,
     /// What else is kept back from pods.
     pub reserved: Reserved,
     /// How many images the node's status names; `None` is all.
@@ -214,7 +214,7 @@ impl Config {
             allowed_unsafe_sysctls: Vec::new(),
             pacing: Pacing::default(),
             heartbeat: Heartbeat::default(),
-            memory_reserved_bytes: 100 << 20,
+            eviction: crate::eviction::Config::default(),
             reserved: Reserved::default(),
             max_images: Some(50),
             parallel_pulls: None,

@@ -8,6 +8,7 @@
 mod correlator;
 pub mod recent;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Occurrence {
     pub reason: String,
     /// The message.
     pub message: String,
+    /// Annotations of the event.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Takes events.
@@ -84,6 +87,23 @@ impl Recorder {
         self.record(pod_reference(pod, None), severity, reason, message.into());
     }
 
+    /// Records bad news of a pod, with facts for programs.
+    pub fn annotated(
+        &self,
+        pod: &Pod,
+        reason: &str,
+        message: String,
+        annotations: BTreeMap<String, String>,
+    ) {
+        self.note(Occurrence {
+            object: pod_reference(pod, None),
+            severity: Severity::Warning,
+            reason: reason.to_owned(),
+            message,
+            annotations,
+        });
+    }
+
     /// Records something that happened to a container of a pod.
     pub fn container(
         &self,
@@ -102,12 +122,16 @@ impl Recorder {
     }
 
     fn record(&self, object: ObjectReference, severity: Severity, reason: &str, message: String) {
-        let occurrence = Occurrence { object, severity, reason: reason.to_owned(), message };
+        let (reason, annotations) = (reason.to_owned(), BTreeMap::new());
+        self.note(Occurrence { object, severity, reason, message, annotations });
+    }
+
+    fn note(&self, occurrence: Occurrence) {
         if let Some((recent, clock)) = &self.recent {
             recent.note(&occurrence, clock.now());
         }
         if let Err(error) = self.queue.try_send(occurrence) {
-            tracing::debug!(reason, %error, "event dropped");
+            tracing::debug!(%error, "event dropped");
         }
     }
 }

@@ -4,9 +4,11 @@
 use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 
 use crate::admission::{self, AdmissionInputs, Admitted, AppArmorSupport, SysctlPolicy};
 use crate::events::{Recorder, Severity};
+use crate::eviction::Conditions;
 use crate::meters::{self, Meters};
 use crate::node::Shared;
 use crate::qos::{PodDemand, ResourceAmounts};
@@ -24,6 +26,8 @@ pub struct Gate {
     pub sysctls: SysctlPolicy,
     /// Whether the node has AppArmor.
     pub app_armor: AppArmorSupport,
+    /// The pressures that the node is under.
+    pub conditions: watch::Receiver<Conditions>,
     /// Takes events on what a pod asks for in vain.
     pub events: Recorder,
     /// Counts the pods that are refused.
@@ -88,6 +92,9 @@ impl Gate {
             Ok(demand) => demand,
             Err(error) => return refuse(&admission::reject_invalid_resource(&error)),
         };
+        if let Some(pressed) = admission::under_pressure(pod, &demand, &self.conditions.borrow()) {
+            return refuse(&pressed);
+        }
         match self.judge((pod, &demand), others) {
             admission::Judgement::Admit => {
                 for finding in &findings {

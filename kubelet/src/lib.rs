@@ -23,6 +23,7 @@ pub mod disk;
 pub mod downward;
 pub mod environment;
 pub mod events;
+pub mod eviction;
 pub mod expansion;
 #[cfg(test)]
 pub(crate) mod fake;

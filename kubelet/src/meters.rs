@@ -144,6 +144,12 @@ meters! {
     /// Pods that were refused.
     REFUSED_PODS: Sort::Counter, "kubelet_admission_rejections_total", ["reason"],
         "Pods that the node refused.";
+    /// Pods that were evicted.
+    EVICTIONS: Sort::Counter, "kubelet_evictions", ["eviction_signal"],
+        "Pods that were evicted, by what was short.";
+    /// How old what was seen of the node is when a pod is evicted for it.
+    EVICTION_AGE: Sort::Histogram(&USUAL), "kubelet_eviction_stats_age_seconds",
+        ["eviction_signal"], "How old the numbers were that a pod was evicted by.";
     /// Requests of the node's API.
     SERVED: Sort::Counter, "kubelet_http_requests_total",
         ["method", "path", "server_type", "long_running"], "Requests of the node's API.";

@@ -14,7 +14,7 @@ use berth_kubelet::server::tls;
 use serde_json::{Map, Value, json};
 
 use super::documents::{KubeletConfiguration, gates};
-use super::duration;
+use super::{duration, eviction};
 
 /// The health port, where none is said.
 const HEALTH_PORT: u16 = 10248;
@@ -43,6 +43,10 @@ pub(crate) struct Kubelet {
     /// What decides cgroup limits.
     pub(crate) cgroups: CgroupPolicy,
     pub(crate) reserved: Reserved,
+    /// When pods are evicted.
+    pub(crate) eviction: berth_kubelet::eviction::Config,
+    /// Whether its hard thresholds are written.
+    pub(crate) eviction_is_said: bool,
     /// Whether a host with swap is refused.
     pub(crate) fail_swap_on: bool,
     /// Whether a kernel with other settings than the kubelet's is refused.
@@ -102,6 +106,8 @@ impl Kubelet {
         {
             reserve(&mut reserved, (field, all), (&mut faults, &mut told));
         }
+        let eviction = eviction::resolve(given, &mut told);
+        let eviction = eviction.map_err(|found| faults.extend(found)).unwrap_or_default();
         let max_images = match given.node_status_max_images.unwrap_or(50) {
             -1 => None,
             count => usize::try_from(count).map(Some).unwrap_or_else(|_| {
@@ -130,6 +136,8 @@ impl Kubelet {
             volume_period,
             cgroups,
             reserved,
+            eviction,
+            eviction_is_said: given.eviction_hard.is_some(),
             fail_swap_on: given.fail_swap_on.unwrap_or(false),
             protect_kernel_defaults: given.protect_kernel_defaults,
             told,

@@ -3,6 +3,7 @@
 //! The crates receive finished values from here and never read the environment or a flag.
 
 pub(crate) mod documents;
+mod eviction;
 mod kubelet;
 
 use std::fs;
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use crate::cli::{HostFlags, NodeFlags};
 use documents::{Documents, Taint};
+pub(crate) use eviction::share_disks;
 pub(crate) use kubelet::Kubelet;
 
 /// Where a node keeps its things.
@@ -269,6 +271,7 @@ fn resolve(
         in_force: serde_json::Value::Null,
     };
     settings.in_force = kubelet::in_force(&settings, written);
+    eviction::in_force(kubelet, &mut settings);
     Ok(settings)
 }
 

@@ -98,7 +98,8 @@ fn under_the_kubelets_name_berth_is_what_kubeadm_starts_and_waits_for() {
         .replace("LOG", &text("log/pods"));
     fs::write(path("etc/config.yaml"), config).unwrap();
     let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
-    fs::write(path("drop-ins/10-pods.conf"), format!("{head}maxPods: 42\n")).unwrap();
+    fs::write(path("drop-ins/10-pods.conf"), format!("{head}maxPods: 42\nevictionHard: {{}}\n"))
+        .unwrap();
 
     // kubeadm asks the CRI before there is a kubelet.
     let server = Server::start(&second);

@@ -9,6 +9,7 @@
 mod cli;
 mod conformance;
 mod cri;
+mod eviction;
 mod identity;
 mod image;
 mod image_volumes;

@@ -129,6 +129,11 @@ impl Node {
                 .args(["-t", "tmpfs", "-o", "mode=0700", "berth-e2e"])
                 .arg(dir.join("run")),
         );
+        // How full the disks of the machine are on which tests run is not the node's matter.
+        fs::create_dir(dir.join("disks")).expect("a directory of drop-ins");
+        let full = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+                    evictionHard: {nodefs.available: 0%, imagefs.available: 0%}\n";
+        fs::write(dir.join("disks/disks.conf"), full).expect("a drop-in");
         let namespace = Namespace::new();
         Self { name: name.to_owned(), dir, namespace, agent: None, before: None }
     }
@@ -165,10 +170,16 @@ impl Node {
             .concat()
     }
 
+    /// Those that an agent needs besides.
+    fn agent_flags(&self) -> Vec<String> {
+        let disks = self.path("disks").display().to_string();
+        [self.dir_flags(), vec!["--config-dir".to_owned(), disks]].concat()
+    }
+
     /// Starts `berth up` with the test images and these flags.
     pub(crate) fn up(&mut self, flags: &[&str]) {
         let mut command = self.namespace.command(berth());
-        command.arg("up").args(self.dir_flags()).args(["--node-name", &self.name]);
+        command.arg("up").args(self.agent_flags()).args(["--node-name", &self.name]);
         if !flags.contains(&"--node-ip") {
             command.args(["--node-ip", NODE_IP]);
         }
@@ -184,7 +195,7 @@ impl Node {
     /// Starts `berth agent` against another node's API server.
     pub(crate) fn join(&mut self, kubeconfig: &Path, flags: &[&str]) {
         let mut command = self.namespace.command(berth());
-        command.arg("agent").args(self.dir_flags()).args(["--node-name", &self.name]);
+        command.arg("agent").args(self.agent_flags()).args(["--node-name", &self.name]);
         command.arg("--kubeconfig").arg(kubeconfig).args(flags);
         self.spawn(command);
     }
@@ -192,7 +203,7 @@ impl Node {
     /// Starts `berth agent` as what it became by `berth join`.
     pub(crate) fn agent(&mut self, flags: &[&str]) {
         let mut command = self.namespace.command(berth());
-        command.arg("agent").args(self.dir_flags()).args(["--node-name", &self.name]).args(flags);
+        command.arg("agent").args(self.agent_flags()).args(["--node-name", &self.name]).args(flags);
         self.spawn(command);
     }
 

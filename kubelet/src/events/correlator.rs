@@ -184,6 +184,7 @@ impl Correlator {
             metadata: ObjectMeta {
                 name: Some(format!("{name}.{unique:x}")),
                 namespace: Some(namespace),
+                annotations: (!occurrence.annotations.is_empty()).then_some(occurrence.annotations),
                 ..ObjectMeta::default()
             },
             involved_object: occurrence.object,
@@ -239,6 +240,7 @@ fn object_key(occurrence: &Occurrence) -> ObjectKey {
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::ObjectReference;
+    use std::collections::BTreeMap;
 
     fn occurrence(reason: &str, message: &str) -> Occurrence {
         Occurrence {
@@ -251,6 +253,7 @@ mod tests {
             severity: Severity::Warning,
             reason: reason.to_owned(),
             message: message.to_owned(),
+            annotations: BTreeMap::new(),
         }
     }
 

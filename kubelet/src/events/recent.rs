@@ -106,6 +106,7 @@ mod tests {
             severity: Severity::Warning,
             reason: "BackOff".to_owned(),
             message: message.to_owned(),
+            annotations: std::collections::BTreeMap::new(),
         }
     }
 

@@ -72,16 +72,23 @@ pub fn read(places: &Places) -> Facts {
     }
 }
 
-/// Memory that could be used without swapping (`MemAvailable`), in bytes.
-pub fn available_memory_bytes(places: &Places) -> u64 {
-    kilobytes(&text(&places.root.join("proc/meminfo")), "MemAvailable")
+/// The memory of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub capacity_bytes: u64,
+    /// What is used and cannot easily be taken back: all but inactive page cache.
+    pub working_set_bytes: u64,
 }
 
-/// Bytes free to the agent where the state is, of all bytes there.
-pub fn storage_usage(path: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    Some((free, stat.f_blocks.saturating_mul(stat.f_frsize)))
+/// Reads the memory of the host whose `/proc` is below `root`.
+pub fn memory(root: &Path) -> Option<Memory> {
+    let meminfo = text(&root.join("proc/meminfo"));
+    let of = |key: &str| kilobytes(&meminfo, key);
+    let capacity_bytes = of("MemTotal");
+    let used = capacity_bytes.saturating_sub(of("MemFree"));
+    let working_set_bytes = used.saturating_sub(of("Inactive(file)"));
+    (capacity_bytes > 0).then_some(Memory { capacity_bytes, working_set_bytes })
 }
 
 fn text(path: &Path) -> String {
@@ -90,7 +97,8 @@ fn text(path: &Path) -> String {
 }
 
 fn storage(path: &Path) -> u64 {
-    storage_usage(path).map_or(0, |(_, total)| total)
+    let facts = rustix::fs::statvfs(path);
+    facts.map_or(0, |facts| facts.f_blocks.saturating_mul(facts.f_frsize))
 }
 
 fn kilobytes(meminfo: &str, key: &str) -> u64 {

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,15 +21,13 @@ use super::{Shared, news, patch_status};
 use crate::api_retry::Retry;
 use crate::config::Config;
 use crate::events::{Recorder, Severity};
+use crate::eviction::Conditions;
 
 /// Where leases of nodes live.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// How long one request may take, so that one that hangs does not cost a lease.
 const REQUEST: Duration = Duration::from_secs(8);
-
-/// Less free disk than this part of it is pressure; upstream's default threshold.
-const DISK_PRESSURE_PERCENT: u64 = 10;
 
 /// Renews the lease until shutdown.
 pub async fn keep_lease(
@@ -131,7 +130,7 @@ fn renewed(mut lease: Lease, config: &Config, now: Timestamp) -> Lease {
 pub async fn keep_status(
     config: Config,
     client: kube::Client,
-    (node, images): (Shared, Arc<dyn Images>),
+    (node, images, mut conditions): (Shared, Arc<dyn Images>, watch::Receiver<Conditions>),
     events: Recorder,
     shutdown: CancellationToken,
 ) {
@@ -145,7 +144,7 @@ pub async fn keep_status(
         };
         let previous = reported.as_ref().map(|(status, _)| status.clone()).or(known);
         let facts = facts::read(&places);
-        let pressure = pressure(&config);
+        let pressure = Pressure::from(&*conditions.borrow_and_update());
         let mut wanted =
             object::status(&config, &facts, pressure, (config.clock.now(), previous.as_ref()));
         wanted.images = match images.list().await {
@@ -183,6 +182,7 @@ pub async fn keep_status(
         }
         tokio::select! {
             () = tokio::time::sleep(config.heartbeat.status_check) => {}
+            Ok(()) = conditions.changed() => {}
             () = shutdown.cancelled() => return,
         }
     }
@@ -195,18 +195,6 @@ fn wire(status: &NodeStatus) -> Value {
         addresses.insert(0, json!({"$patch": "replace"}));
     }
     body
-}
-
-fn pressure(config: &Config) -> Pressure {
-    let disk = facts::storage_usage(&config.root_dir)
-        .is_some_and(|(free, total)| free < total / 100 * DISK_PRESSURE_PERCENT);
-    let available = facts::available_memory_bytes(&Places::host(&config.root_dir));
-    Pressure {
-        memory: available > 0 && available < config.memory_reserved_bytes,
-        disk,
-        pids: false,
-        starting: false,
-    }
 }
 
 fn tell_changes(

@@ -15,14 +15,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use super::facts::Facts;
 use crate::clock;
 use crate::config::{Config, KUBELET_VERSION};
+use crate::eviction::threshold::Condition;
+use crate::eviction::{Conditions, Signal};
 
 /// What API servers and schedulers of 1.36 ask before they rely on it, and what is so here: API servers
 /// pass WebSockets on to nodes that declare it, else they translate; pods with such restart rules come
 /// to no node that does not.
 const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
-
-/// The part of the storage that is kept back, as upstream's default eviction threshold keeps it.
-const STORAGE_RESERVED_PERCENT: u64 = 10;
 
 /// What of the node is short at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +34,18 @@ pub struct Pressure {
     pub pids: bool,
     /// The pod network is not there yet.
     pub starting: bool,
+}
+
+impl From<&Conditions> for Pressure {
+    fn from(conditions: &Conditions) -> Self {
+        let holds = |condition| conditions.contains(&condition);
+        Self {
+            memory: holds(Condition::Memory),
+            disk: holds(Condition::Disk),
+            pids: holds(Condition::Pid),
+            starting: false,
+        }
+    }
 }
 
 /// The Node object as it is registered.
@@ -141,7 +152,8 @@ fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
     let mut allocatable = capacity(config, facts);
     let huge: u64 = facts.hugepages.values().sum();
     let reserved = config.reserved;
-    let kept = config.memory_reserved_bytes.saturating_add(reserved.memory_bytes);
+    let kept = config.eviction.kept_bytes(Signal::MemoryAvailable, facts.memory_bytes);
+    let kept = kept.saturating_add(reserved.memory_bytes);
     let memory = facts.memory_bytes.saturating_sub(kept).saturating_sub(huge);
     if reserved.cpu_millis > 0 {
         let millis = u64::from(facts.cpus) * 1000;
@@ -149,7 +161,7 @@ fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
         allocatable.insert("cpu".to_owned(), quantity(format!("{left}m")));
     }
     allocatable.insert("memory".to_owned(), kibibytes(memory));
-    let kept = facts.storage_bytes / 100 * STORAGE_RESERVED_PERCENT;
+    let kept = config.eviction.kept_bytes(Signal::NodeFsAvailable, facts.storage_bytes);
     let storage = facts.storage_bytes.saturating_sub(kept).saturating_sub(reserved.storage_bytes);
     allocatable.insert("ephemeral-storage".to_owned(), quantity(storage.to_string()));
     allocatable

@@ -92,15 +92,17 @@ pub fn compute(
     conditions
 }
 
-/// Says that the node itself ended the pod in favour of another.
+/// Says that the node itself ended the pod: in favour of another, or for want of something.
 pub(super) fn disruption(input: &Input<'_>) -> Option<PodCondition> {
     let verdict = input.memory.verdict.as_ref()?;
-    (verdict.reason.as_deref() == Some(PREEMPTING)).then(|| {
-        let message = "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned();
-        let reason = Some(BY_KUBELET);
-        let holds = Verdict { holds: true, reason, message: Some(message) };
-        condition(input, "DisruptionTarget", holds)
-    })
+    let message = match verdict.reason.as_deref() {
+        Some(PREEMPTING) => {
+            "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned()
+        }
+        _ => verdict.disruption.clone()?,
+    };
+    let holds = Verdict { holds: true, reason: Some(BY_KUBELET), message: Some(message) };
+    Some(condition(input, "DisruptionTarget", holds))
 }
 
 /// What is going on with the pod's size, with the time since which it has that reason.

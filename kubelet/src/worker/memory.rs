@@ -167,6 +167,8 @@ pub struct Verdict {
     pub reason: Option<String>,
     /// The message to the reason.
     pub message: Option<String>,
+    /// The message of the condition `DisruptionTarget`, where the pod ends for the node's sake.
+    pub disruption: Option<String>,
 }
 
 /// A pod's phase.

@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::events::{Recorder, Severity};
+use crate::eviction::{self, Cause, Eviction};
 use crate::meters::{self, Meters, Startup};
 use crate::probe;
 use crate::static_pods::{self, mirror::Mirrors};
@@ -97,9 +98,18 @@ pub struct Wish {
     pub gone: Option<Duration>,
     /// Set once the pod was refused: it must not run.
     pub refused: Option<memory::Failure>,
+    /// Set once the pod has to end for the node's sake, or for overstepping a limit.
+    pub evicted: Option<Eviction>,
     /// Set while there is no room for the resources it is specified with; `pod` has those that it is
     /// allocated.
     pub waiting: Option<Waiting>,
+}
+
+impl Wish {
+    /// The grace that containers have, where an eviction leaves them so much.
+    fn at_most(&self, grace: Duration) -> Duration {
+        self.evicted.as_ref().map_or(grace, |eviction| grace.min(eviction.grace))
+    }
 }
 
 /// A resize that has to wait.
@@ -298,10 +308,13 @@ impl Worker {
         let metadata = &wish.pod.metadata;
         if metadata.deletion_timestamp.is_some() {
             let grace = seconds(metadata.deletion_grace_period_seconds.unwrap_or(0));
-            return Goal::Remove { grace: grace.max(MIN_GRACE) };
+            return Goal::Remove { grace: wish.at_most(grace).max(MIN_GRACE) };
         }
         match self.memory.verdict {
-            Some(_) => Goal::Finish { grace: termination_grace(&wish.pod) },
+            Some(_) => {
+                let grace = wish.at_most(termination_grace(&wish.pod));
+                Goal::Finish { grace: grace.max(MIN_GRACE) }
+            }
             None => Goal::Run,
         }
     }
@@ -313,6 +326,10 @@ impl Worker {
         }
         if let Some(refusal) = &wish.refused {
             self.memory.verdict = Some(failed(&refusal.reason, &refusal.message));
+            return None;
+        }
+        if let Some(eviction) = &wish.evicted {
+            self.memory.verdict = Some(evicted(eviction));
             return None;
         }
         let input =
@@ -453,7 +470,14 @@ fn failed(reason: &str, message: &str) -> Verdict {
         phase: Phase::Failed,
         reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
+        disruption: None,
     }
+}
+
+/// The verdict on a pod that is evicted.
+fn evicted(eviction: &Eviction) -> Verdict {
+    let disruption = (eviction.cause == Cause::Pressure).then(|| eviction.message.clone());
+    Verdict { disruption, ..failed(eviction::REASON, &eviction.message) }
 }
 
 /// Whether two states of a pod ask the same of the node; the echo of our own status does not count.

@@ -200,7 +200,7 @@ pub fn verdict(input: &Input<'_>) -> Option<Verdict> {
     if app_containers(input.pod).is_empty() || reset::is_asked_for(input) {
         return None;
     }
-    let done = |phase| Some(Verdict { phase, reason: None, message: None });
+    let done = |phase| Some(Verdict { phase, reason: None, message: None, disruption: None });
     let inits = init_containers(input.pod).iter();
     let mut inits = inits.filter(|c| members::role_of_init(c) == Role::Init);
     let init_failed =

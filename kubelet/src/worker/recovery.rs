@@ -74,7 +74,8 @@ fn verdict(status: &PodStatus) -> Option<Verdict> {
         Some("Failed") => Phase::Failed,
         _ => return None,
     };
-    Some(Verdict { phase, reason: status.reason.clone(), message: status.message.clone() })
+    let (reason, message) = (status.reason.clone(), status.message.clone());
+    Some(Verdict { phase, reason, message, disruption: None })
 }
 
 /// Whether the agent ended while it took containers away to start them all again.

@@ -13,6 +13,7 @@
 //! to no pod are removed only once it has.
 
 mod allocation;
+mod ending;
 mod room;
 
 use std::cmp::Reverse;
@@ -32,9 +33,9 @@ use tokio_util::sync::CancellationToken;
 use super::memory::Failure;
 use super::{Context, End, MIN_GRACE, Wish, Worker, termination_grace};
 use crate::events::Severity;
+use crate::eviction::Order;
 use crate::source::Event;
 use crate::static_pods::{self, mirror};
-use crate::status::conditions::PREEMPTING;
 use crate::status::writer::PodKey;
 pub use allocation::Allocation;
 use allocation::RETRY;
@@ -100,6 +101,8 @@ pub struct Roster {
     /// The static pods that there should be, by UID.
     statics: HashMap<String, Arc<Pod>>,
     synced: Synced,
+    /// Pods that are to end for the node's sake.
+    evictions: mpsc::Receiver<Order>,
 }
 
 /// Which sources have told what they have; then what none of them knows is removed.
@@ -129,7 +132,13 @@ impl Roster {
             files: None,
             statics: HashMap::new(),
             synced: Synced { files: true, ..Synced::default() },
+            evictions: mpsc::channel(1).1,
         }
+    }
+
+    /// Which ends the pods that `evictions` name.
+    pub fn with_evictions(self, evictions: mpsc::Receiver<Order>) -> Self {
+        Self { evictions, ..self }
     }
 
     /// With static pods, told of by `files`.
@@ -165,6 +174,7 @@ impl Roster {
                     self.fill_room().await;
                     self.allocate_waiting();
                 }
+                Some(order) = self.evictions.recv() => self.evict(order),
                 () = tokio::time::sleep_until(retry_at), if self.anyone_waits() => {
                     retry_at = Instant::now() + RETRY;
                     self.allocate_waiting();
@@ -398,26 +408,6 @@ impl Roster {
         }
     }
 
-    /// Ends a pod in favour of a critical one.
-    fn preempt(&mut self, uid: &str) {
-        const MESSAGE: &str = "Preempted in order to admit critical pod";
-        let failure = Failure::new(PREEMPTING, MESSAGE);
-        let events = &self.context.events;
-        if let Some(waiting) = self.room.remove(uid) {
-            events.pod(&waiting, Severity::Warning, PREEMPTING, MESSAGE);
-            self.start(waiting, Some(failure));
-        } else if let Some(entry) = self.entries.get(uid) {
-            let is_new = entry.wish.send_if_modified(|wish| {
-                let is_new = wish.refused.is_none();
-                wish.refused.get_or_insert(failure);
-                is_new
-            });
-            if is_new {
-                events.pod(&entry.pod, Severity::Warning, PREEMPTING, MESSAGE);
-            }
-        }
-    }
-
     /// Lets those in whose room is free now.
     async fn fill_room(&mut self) {
         let (entries, shelf) = (&self.entries, &self.context.shelf);
@@ -442,7 +432,8 @@ impl Roster {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let wake = Arc::new(Notify::new());
         let entry_refused = refused.is_some();
-        let wish = Wish { pod: Arc::clone(&pod), gone: None, refused, waiting: None };
+        let wish =
+            Wish { pod: Arc::clone(&pod), gone: None, refused, evicted: None, waiting: None };
         let (wish, wishes) = watch::channel(wish);
         let worker = Worker::new(
             Arc::clone(&self.context),
@@ -536,6 +527,9 @@ impl Roster {
                 self.update(&uid, entry.wanted);
                 if let Some(grace) = wish.gone {
                     self.mark_gone(&uid, Some(grace));
+                }
+                if let Some(eviction) = wish.evicted {
+                    self.evict(Order { uid, eviction });
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 mod door;
 mod ending;
+mod eviction;
 mod lifecycle;
 mod preemption;
 mod probes;
@@ -29,6 +30,7 @@ use super::{Context, pull_permits};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::events::{Occurrence, Recorder};
+use crate::eviction::Order;
 use crate::fake::{FakeApi, FakeClock, FakeImages, FakeMaterials, FakeRuntime};
 use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
@@ -54,6 +56,7 @@ pub(super) struct Node {
 struct Agent {
     changes: mpsc::Sender<Event<Pod>>,
     files: mpsc::Sender<Event<Pod>>,
+    evictions: mpsc::Sender<Order>,
     occurrences: mpsc::Receiver<Occurrence>,
     task: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
@@ -129,7 +132,9 @@ impl Node {
         let node = Arc::new(std::sync::RwLock::new(serde_json::from_value(node).unwrap()));
         let mirrors = context.mirrors.clone();
         tokio::spawn(mirrors.run(self.api.client(), node, shutdown.clone()));
-        let mut roster = Roster::new(context, Arc::new(Door), shutdown.clone());
+        let (evictions, orders) = mpsc::channel(4);
+        let roster = Roster::new(context, Arc::new(Door), shutdown.clone());
+        let mut roster = roster.with_evictions(orders);
         let (files, inbox) = mpsc::channel(4);
         if self.has_files {
             roster = roster.with_files(inbox);
@@ -137,6 +142,7 @@ impl Node {
         self.agent = Some(Agent {
             changes,
             files,
+            evictions,
             occurrences,
             task: tokio::spawn(roster.run(receiver)),
             shutdown,
@@ -238,25 +244,6 @@ async fn a_pod_is_brought_to_ready_with_the_usual_events() {
     assert_eq!(node.reasons(), ["Pulling", "Pulled", "Created", "Started"]);
     let written = node.api.statuses("p");
     assert_eq!(written.last().unwrap()["phase"], "Running");
-}
-
-#[tokio::test(start_paused = true)]
-async fn init_containers_run_one_by_one_before_the_others() {
-    let node = Node::new();
-    let mut pod = pod("p", "u1", "Always");
-    pod["spec"]["initContainers"] =
-        json!([{"name": "i1", "image": "img:1"}, {"name": "i2", "image": "img:1"}]);
-    node.apply(pod).await;
-    node.pass(SECOND).await;
-    assert_eq!(node.runtime.running("u1"), ["i1"]);
-    assert_eq!(node.status("p").phase.as_deref(), Some("Pending"));
-    node.runtime.exit("u1", "i1", 0);
-    node.pass(SECOND).await;
-    assert_eq!(node.runtime.running("u1"), ["i2"]);
-    node.runtime.exit("u1", "i2", 0);
-    node.pass(SECOND).await;
-    assert_eq!(node.runtime.running("u1"), ["c"]);
-    assert_eq!(node.status("p").phase.as_deref(), Some("Running"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -130,6 +130,17 @@ configuration! {
         max_parallel_image_pulls: Option<i32>,
         /// A minute when absent or zero; volumes are not measured when it is negative.
         volume_stats_agg_period: Option<String>,
+        /// Upstream's when absent.
+        eviction_hard: Option<BTreeMap<String, String>>,
+        eviction_soft: BTreeMap<String, String>,
+        eviction_soft_grace_period: BTreeMap<String, String>,
+        eviction_minimum_reclaim: BTreeMap<String, String>,
+        /// In seconds.
+        eviction_max_pod_grace_period: Option<i32>,
+        /// 5 minutes when absent or zero.
+        eviction_pressure_transition_period: Option<String>,
+        /// Whether hard thresholds that are not written are the usual ones.
+        merge_default_eviction_settings: bool,
         feature_gates: BTreeMap<String, bool>,
     }
     held {
@@ -153,14 +164,6 @@ configuration! {
             Told("what is reserved is kept from the scheduler, not by a cgroup above the pods"),
         "eventBurst" as event_burst: Told("events are held back as upstream's spam filter does"),
         "eventRecordQPS" as event_rate: Told("events are held back as upstream's spam filter does"),
-        "evictionHard" as eviction_hard: Told("pods are not evicted under pressure"),
-        "evictionMaxPodGracePeriod" as eviction_grace: Told("pods are not evicted under pressure"),
-        "evictionMinimumReclaim" as eviction_reclaim: Told("pods are not evicted under pressure"),
-        "evictionPressureTransitionPeriod" as eviction_period:
-            Told("pods are not evicted under pressure"),
-        "evictionSoft" as eviction_soft: Told("pods are not evicted under pressure"),
-        "evictionSoftGracePeriod" as eviction_soft_grace:
-            Told("pods are not evicted under pressure"),
         "fileCheckFrequency" as file_period: Told("files of static pods are followed as they change"),
         "hairpinMode" as hairpin: Usual(&["\"promiscuous-bridge\"", "\"hairpin-veth\""]),
         "httpCheckFrequency" as http_period: Told("there are no static pods from a URL"),
@@ -172,7 +175,7 @@ configuration! {
         "imageServiceEndpoint" as image_endpoint: Told("berth pulls images itself"),
         "iptablesDropBit" as drop_bit: Told("no iptables rules are made"),
         "iptablesMasqueradeBit" as masquerade_bit: Told("no iptables rules are made"),
-        "kernelMemcgNotification" as memcg_notification: Told("pods are not evicted under pressure"),
+        "kernelMemcgNotification" as memcg_notification: Told("memory is looked at every 10 seconds"),
         "kubeAPIBurst" as api_burst: Told("requests to the API server are spaced by its own answers"),
         "kubeAPIQPS" as api_rate: Told("requests to the API server are spaced by its own answers"),
         "kubeReservedCgroup" as kube_cgroup: Usual(&[]),
@@ -191,7 +194,6 @@ configuration! {
         "memorySwap" as memory_swap:
             Usual(&["{\"swapBehavior\": \"\"}", "{\"swapBehavior\": \"NoSwap\"}"]),
         "memoryThrottlingFactor" as throttling: Told("memory.high is not set"),
-        "mergeDefaultEvictionSettings" as merge_eviction: Told("pods are not evicted under pressure"),
         "oomScoreAdj" as oom_score: Told("the service manager sets it"),
         "podLogsDir" as logs_dir: Usual(&["\"/var/log/pods\"", "\"/var/log/pods/\""]),
         "preloadedImagesVerificationAllowlist" as preloaded: Usual(&[]),
@@ -372,7 +374,7 @@ volumeStatsAggPeriod: 0s
             let name = field.split(':').next().unwrap();
             assert!(refused.len() == 1 && refused[0].starts_with(name), "{field}: {refused:?}");
         }
-        for field in ["evictionHard: {memory.available: 5%}", "registryPullQPS: 7"] {
+        for field in ["kernelMemcgNotification: true", "registryPullQPS: 7"] {
             let given = read(field);
             assert_eq!((given.refused().len(), given.told().len()), (0, 1), "{field}");
         }

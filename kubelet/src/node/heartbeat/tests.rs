@@ -4,6 +4,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use super::*;
+use crate::eviction::threshold::Condition;
 use crate::fake::{FakeApi, FakeClock, FakeImages};
 
 struct Scene {
@@ -66,15 +67,14 @@ async fn a_lease_that_cannot_be_renewed_is_tried_again_well_before_it_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
-    let mut scene = Scene::new();
-    // What the machine under the test does with its memory is not the matter here.
-    scene.config.memory_reserved_bytes = 0;
+    let scene = Scene::new();
     let client = scene.api.client();
     let (events, _occurrences) = Recorder::new();
     let (node, shutdown) = (Arc::clone(&scene.node), scene.shutdown.clone());
     let images = Arc::new(FakeImages::default());
     images.present.lock().unwrap().insert("a:1".to_owned());
-    let node = (node, Arc::clone(&images) as Arc<dyn Images>);
+    let (pressed, conditions) = watch::channel(Conditions::new());
+    let node = (node, Arc::clone(&images) as Arc<dyn Images>, conditions);
     let keeping = keep_status(scene.config.clone(), client, node, events, shutdown);
     tokio::spawn(keeping);
     tokio::time::sleep(Duration::from_secs(299)).await;
@@ -85,7 +85,11 @@ async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
     assert!(late > early);
     images.present.lock().unwrap().insert("b:1".to_owned());
     tokio::time::sleep(scene.config.heartbeat.status_check * 2).await;
-    assert!(scene.count(&["PATCH"], "/nodes/n/status") > late, "another image is news");
+    let imaged = scene.count(&["PATCH"], "/nodes/n/status");
+    assert!(imaged > late, "another image is news");
+    pressed.send_replace(Conditions::from([Condition::Disk]));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(scene.count(&["PATCH"], "/nodes/n/status") > imaged, "pressure is told at once");
 }
 
 #[test]

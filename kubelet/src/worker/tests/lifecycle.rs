@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::scene::{Scene, container, plain, sidecar};
+use super::{Node, SECOND, pod};
 
 const POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
 
@@ -483,4 +484,23 @@ async fn a_restarted_agent_leaves_sidecars_as_they_are() {
     scene.pass(20.0).await;
     assert_eq!(scene.status(), before);
     assert_eq!((scene.times("start s"), scene.times("start c")), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn init_containers_run_one_by_one_before_the_others() {
+    let node = Node::new();
+    let mut pod = pod("p", "u1", "Always");
+    pod["spec"]["initContainers"] =
+        json!([{"name": "i1", "image": "img:1"}, {"name": "i2", "image": "img:1"}]);
+    node.apply(pod).await;
+    node.pass(SECOND).await;
+    assert_eq!(node.runtime.running("u1"), ["i1"]);
+    assert_eq!(node.status("p").phase.as_deref(), Some("Pending"));
+    node.runtime.exit("u1", "i1", 0);
+    node.pass(SECOND).await;
+    assert_eq!(node.runtime.running("u1"), ["i2"]);
+    node.runtime.exit("u1", "i2", 0);
+    node.pass(SECOND).await;
+    assert_eq!(node.runtime.running("u1"), ["c"]);
+    assert_eq!(node.status("p").phase.as_deref(), Some("Running"));
 }

@@ -1,0 +1,156 @@
+//! The loop on a made-up host: a `/proc` in a directory, and a paused clock.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::json;
+
+use super::*;
+use crate::events::Occurrence;
+use crate::fake::{FakeClock, FakeRuntime};
+use crate::meters::tests::counted;
+
+struct Scene {
+    root: tempfile::TempDir,
+    shelf: Shelf,
+    orders: mpsc::Receiver<Order>,
+    occurrences: mpsc::Receiver<Occurrence>,
+    conditions: watch::Receiver<Conditions>,
+    meters: Meters,
+    disk: Disk,
+    shutdown: CancellationToken,
+}
+
+fn memory(root: &Path, free_mebibytes: u64) {
+    std::fs::create_dir_all(root.join("proc")).unwrap();
+    let text = format!("MemTotal: 1024000 kB\nMemFree: {} kB\n", free_mebibytes << 10);
+    std::fs::write(root.join("proc/meminfo"), text).unwrap();
+}
+
+impl Scene {
+    /// Looks after a node with so much memory free.
+    fn start(free_mebibytes: u64) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        memory(root.path(), free_mebibytes);
+        let (sender, orders) = mpsc::channel(8);
+        let (events, occurrences) = Recorder::new();
+        let (told, conditions) = watch::channel(Conditions::new());
+        let disk = Disk::new(root.path().to_owned());
+        let mut config = Config::default();
+        config.thresholds.retain(|t| t.signal == Signal::MemoryAvailable);
+        let (shelf, meters) = (Shelf::default(), Meters::default());
+        let parts = Parts {
+            config,
+            node: "n".to_owned(),
+            places: Places {
+                root: root.path().to_owned(),
+                disk: disk.clone(),
+                pods: None,
+                reserved_bytes: 0,
+            },
+            shelf: shelf.clone(),
+            runtime: FakeRuntime::new(Arc::new(FakeClock::new())),
+            disk: disk.clone(),
+            events,
+            orders: sender,
+            conditions: told,
+            meters: meters.clone(),
+        };
+        let shutdown = CancellationToken::new();
+        tokio::spawn(run(parts, shutdown.clone()));
+        Self { root, shelf, orders, occurrences, conditions, meters, disk, shutdown }
+    }
+
+    fn put(&self, uid: &str, priority: i32, phase: &str) {
+        let pod = json!({
+            "metadata": {"name": uid, "namespace": "ns", "uid": uid},
+            "spec": {"priority": priority, "containers": [{"name": "c"}],
+                     "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]},
+        });
+        let status = PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() };
+        self.shelf.put(&Arc::new(serde_json::from_value(pod).unwrap()), &status);
+    }
+
+    fn evictions(&self) -> BTreeMap<String, u64> {
+        counted(&self.meters, &meters::EVICTIONS)
+    }
+
+    fn reasons(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.occurrences.try_recv().ok()).map(|o| o.reason).collect()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() {
+    let mut scene = Scene::start(500);
+    for (uid, priority) in [("b", 5), ("a", 5), ("critical", 2_000_000_000)] {
+        scene.put(uid, priority, "Running");
+    }
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(scene.orders.try_recv().is_err() && scene.conditions.borrow().is_empty());
+    memory(scene.root.path(), 99);
+    let order = scene.orders.recv().await.unwrap();
+    assert_eq!((order.uid.as_str(), order.eviction.cause), ("a", Cause::Pressure));
+    assert_eq!(order.eviction.grace, AT_ONCE);
+    let text = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 99Mi. ";
+    assert_eq!(order.eviction.message, text);
+    assert_eq!(*scene.conditions.borrow(), Conditions::from([threshold::Condition::Memory]));
+    assert_eq!(scene.reasons(), ["EvictionThresholdMet", "Evicted"]);
+    tokio::time::sleep(PATIENCE / 2).await;
+    assert!(scene.orders.try_recv().is_err(), "its end is waited for");
+    scene.put("a", 5, "Failed");
+    let second = tokio::time::timeout(INTERVAL / 2, scene.orders.recv()).await;
+    assert_eq!(second.unwrap().unwrap().uid, "b", "and then is looked at once");
+    scene.put("b", 5, "Failed");
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(scene.orders.try_recv().is_err(), "nobody is left who may be ended");
+    assert_eq!(scene.evictions(), [("memory.available".to_owned(), 2)].into());
+    memory(scene.root.path(), 500);
+    tokio::time::sleep(Duration::from_secs(290)).await;
+    assert!(!scene.conditions.borrow().is_empty(), "the transition period is not over");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(scene.conditions.borrow().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_does_not_end_is_not_told_again() {
+    let mut scene = Scene::start(1);
+    scene.put("a", 0, "Running");
+    assert_eq!(scene.orders.recv().await.unwrap().uid, "a");
+    scene.put("b", 9, "Running");
+    let waited = tokio::time::Instant::now();
+    assert_eq!(scene.orders.recv().await.unwrap().uid, "b");
+    assert!(waited.elapsed() >= PATIENCE);
+    tokio::time::sleep(PATIENCE * 10).await;
+    assert!(scene.orders.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_over_a_limit_is_ended_whatever_the_node_has() {
+    use crate::disk::{FileSystem, PodUse, Used, VolumeUse};
+    let mut scene = Scene::start(500);
+    for (uid, bytes) in [("a", 2 << 20), ("b", 1 << 20), ("c", 3 << 20)] {
+        scene.put(uid, 0, "Running");
+        let used = Used { bytes, inodes: 1 };
+        let file_system = FileSystem::default();
+        let volume = VolumeUse { at_ms: 0, claim: None, is_ephemeral: true, used, file_system };
+        let volumes = [("v".to_owned(), volume)].into();
+        scene.disk.put(uid, PodUse { volumes, ..PodUse::default() });
+    }
+    let mut ended = Vec::new();
+    for _ in 0..2 {
+        let Order { uid, eviction } = scene.orders.recv().await.unwrap();
+        let text = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
+        assert_eq!((eviction.message.as_str(), eviction.cause), (text, Cause::Limit));
+        ended.push(uid);
+    }
+    assert_eq!(ended, ["a", "c"]);
+    assert_eq!(scene.evictions(), [("emptydirfs.limit".to_owned(), 2)].into());
+    assert_eq!(scene.reasons(), ["Evicted", "Evicted"]);
+}

@@ -1,0 +1,101 @@
+//! Pods that end for the node's sake, or for overstepping a limit, on the fake node.
+
+use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
+use serde_json::json;
+
+use super::{Node, SECOND, deleted, pod};
+use crate::eviction::{Cause, Eviction, Order};
+
+const MESSAGE: &str = "The node was low on resource: memory. ";
+
+impl Node {
+    async fn evict(&self, uid: &str, cause: Cause, seconds: u32) {
+        let eviction = Eviction { message: MESSAGE.to_owned(), grace: SECOND * seconds, cause };
+        let agent = self.agent.as_ref().unwrap();
+        agent.evictions.send(Order { uid: uid.to_owned(), eviction }).await.unwrap();
+    }
+}
+
+fn disruption(status: &PodStatus) -> Option<PodCondition> {
+    let conditions = status.conditions.clone().unwrap_or_default();
+    conditions.into_iter().find(|condition| condition.type_ == "DisruptionTarget")
+}
+
+fn verdict(status: &PodStatus) -> [Option<&str>; 3] {
+    [status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()]
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_has_the_evictions_grace_and_ends_for_good() {
+    let mut node = Node::new();
+    node.runtime.state().stubborn.insert("c".into());
+    node.apply(pod("p", "u1", "Always")).await;
+    node.pass(SECOND).await;
+    node.evict("u1", Cause::Pressure, 5).await;
+    node.evict("unknown", Cause::Pressure, 5).await;
+    node.pass(SECOND * 4).await;
+    let status = node.status("p");
+    assert_eq!(verdict(&status), [Some("Running"), None, None], "it runs until its grace is over");
+    assert!(disruption(&status).is_some());
+    node.pass(SECOND * 2).await;
+    let status = node.status("p");
+    assert_eq!(verdict(&status), [Some("Failed"), Some("Evicted"), Some(MESSAGE)]);
+    let target = disruption(&status).unwrap();
+    assert_eq!(
+        (target.status.as_str(), target.reason.as_deref(), target.message.as_deref()),
+        ("True", Some("TerminationByKubelet"), Some(MESSAGE))
+    );
+
+    node.kill_agent().await;
+    node.start_agent();
+    let known = json!({"status": serde_json::to_value(&status).unwrap()});
+    let mut again = pod("p", "u1", "Always");
+    again["status"] = known["status"].clone();
+    node.apply(again).await;
+    node.pass(SECOND * 600).await;
+    assert!(node.runtime.running("u1").is_empty(), "an agent that begins anew knows it");
+    let again = node.status("p");
+    assert_eq!(verdict(&again), verdict(&status));
+    assert!(disruption(&again).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_overstepped_a_limit_is_no_target_of_a_disruption() {
+    let node = Node::new();
+    node.apply(pod("p", "u1", "Always")).await;
+    node.pass(SECOND).await;
+    node.evict("u1", Cause::Limit, 1).await;
+    node.pass(SECOND * 2).await;
+    let status = node.status("p");
+    assert_eq!(verdict(&status), [Some("Failed"), Some("Evicted"), Some(MESSAGE)]);
+    assert_eq!(disruption(&status), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_eviction_never_makes_an_end_longer_and_shortens_one_under_way() {
+    let node = Node::new();
+    node.runtime.state().stubborn.insert("c".into());
+    for (uid, seconds) in [("u1", 100), ("u2", 3)] {
+        let pod = pod(uid, uid, "Always");
+        node.apply(pod.clone()).await;
+        node.pass(SECOND).await;
+        node.apply(deleted(pod, 20)).await;
+        node.pass(SECOND).await;
+        node.evict(uid, Cause::Pressure, seconds).await;
+    }
+    node.pass(SECOND * 4).await;
+    assert_eq!((node.runtime.running("u1").len(), node.runtime.running("u2").len()), (1, 0));
+    node.pass(SECOND * 20).await;
+    assert!(node.runtime.state().sandboxes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_not_started_is_evicted_too() {
+    let node = Node::new();
+    *node.images.takes.lock().unwrap() = SECOND * 100;
+    node.apply(pod("p", "u1", "Always")).await;
+    node.pass(SECOND).await;
+    node.evict("u1", Cause::Pressure, 1).await;
+    node.pass(SECOND * 3).await;
+    assert_eq!(verdict(&node.status("p")), [Some("Failed"), Some("Evicted"), Some(MESSAGE)]);
+}
