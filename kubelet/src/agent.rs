@@ -22,6 +22,7 @@ use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
 use crate::eviction::{self, Conditions};
 use crate::gate::Gate;
+use crate::image_gc::{self, Collector};
 use crate::meters::{Metered, Meters};
 use crate::node::facts::{self, Facts, Places};
 use crate::node::{self, Shared, heartbeat, object};
@@ -137,6 +138,8 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         period: config.volume_period,
     };
     tasks.spawn(disk::keep(disk.clone(), measured, shutdown.clone()));
+    let collector = collector(&config, &parts, (&shelf, &disk), recorder.clone());
+    tasks.spawn(Arc::clone(&collector).run(shutdown.clone()));
     let (changes, receiver) = mpsc::channel(CHANGES);
     let state = server::State {
         shelf,
@@ -221,6 +224,28 @@ fn places(config: &Config, disk: &Disk) -> eviction::Places {
         pods: hierarchy.map(|h| h.root().join(qos::Class::Guaranteed.cgroup_path())),
         reserved_bytes: config.reserved.memory_bytes,
     }
+}
+
+/// What removes images.
+fn collector(
+    config: &Config,
+    parts: &Parts,
+    (shelf, disk): (&Shelf, &Disk),
+    events: Recorder,
+) -> Arc<Collector> {
+    let disk = disk.clone();
+    let parts = image_gc::Parts {
+        images: Arc::clone(&parts.images),
+        runtime: Arc::clone(&parts.runtime),
+        shelf: shelf.clone(),
+        clock: Arc::clone(&config.clock),
+        events,
+        node: config.node_name.clone(),
+        image_fs: Box::new(move || disk.image_fs()),
+        root: config.root_dir.clone(),
+        meters: parts.meters.clone(),
+    };
+    Arc::new(Collector::new(config.image_gc, parts))
 }
 
 /// Whether what is sent is taken: the receiver is there, and not hopelessly behind.

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::clock::{Clock, SystemClock};
+use crate::image_gc;
 use crate::qos::CgroupPolicy;
 use crate::worker::memory::Pacing;
 
@@ -78,6 +79,8 @@ pub struct Config {
     pub max_images: Option<usize>,
     /// How many images are pulled at a time; `None` is as many as are wanted.
     pub parallel_pulls: Option<NonZeroUsize>,
+    /// When images are removed.
+    pub image_gc: image_gc::Policy,
     /// How often the use of volumes is measured (`volumeStatsAggPeriod`); `None` is never. What else is
     /// measured of disks has the usual period then.
     pub volume_period: Option<Duration>,
@@ -218,6 +221,7 @@ impl Config {
             reserved: Reserved::default(),
             max_images: Some(50),
             parallel_pulls: None,
+            image_gc: image_gc::Policy::default(),
             volume_period: Some(crate::disk::USUAL_PERIOD),
             provider_id: None,
             clock: Arc::new(SystemClock),

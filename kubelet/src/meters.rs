@@ -100,6 +100,9 @@ meters! {
     /// How long they took.
     CALL_TIME: Sort::Histogram(&OPERATIONS), "kubelet_runtime_operations_duration_seconds",
         ["operation_type"], "How long calls of the container runtime took.";
+    /// Images that garbage collection removed.
+    IMAGES_REMOVED: Sort::Counter, "kubelet_image_garbage_collected_total", ["reason"],
+        "Images that were removed for want of space, or for their age.";
     /// How long sandboxes took.
     SANDBOX_TIME: Sort::Histogram(&USUAL), "kubelet_run_podsandbox_duration_seconds",
         ["runtime_handler"], "How long it took to make a pod sandbox.";

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use berth_kubelet::config::{Heartbeat, Reserved, SystemLogs, Tls};
 use berth_kubelet::disk::USUAL_PERIOD;
+use berth_kubelet::image_gc;
 use berth_kubelet::qos::CgroupPolicy;
 use berth_kubelet::quantity::Quantity;
 use berth_kubelet::server::tls;
@@ -38,6 +39,8 @@ pub(crate) struct Kubelet {
     pub(crate) max_images: Option<usize>,
     /// How many images are pulled at a time; `None` is as many as are wanted.
     pub(crate) parallel_pulls: Option<NonZeroUsize>,
+    /// When images are removed.
+    pub(crate) image_gc: image_gc::Policy,
     /// How often the use of volumes is measured; `None` is never.
     pub(crate) volume_period: Option<Duration>,
     /// What decides cgroup limits.
@@ -116,6 +119,7 @@ impl Kubelet {
             }),
         };
         let mut keep = |fault: String| faults.push(fault);
+        let image_gc = image_gc(given).map_err(&mut keep).unwrap_or_default();
         let parallel_pulls = parallel_pulls(given).map_err(&mut keep).unwrap_or_default();
         let cgroups = cgroup_policy(given).map_err(&mut keep).unwrap_or_default();
         if !faults.is_empty() {
@@ -133,6 +137,7 @@ impl Kubelet {
             provider_id: given.provider_id.clone().filter(|id| !id.is_empty()),
             max_images,
             parallel_pulls,
+            image_gc,
             volume_period,
             cgroups,
             reserved,
@@ -143,6 +148,33 @@ impl Kubelet {
             told,
         })
     }
+}
+
+/// When images are removed, in upstream's bounds.
+fn image_gc(given: &KubeletConfiguration) -> Result<image_gc::Policy, String> {
+    let usual = image_gc::Policy::default();
+    let percent = |field: &str, said: Option<i32>, usual: u8| match said.map(u8::try_from) {
+        None => Ok(usual),
+        Some(Ok(percent)) if percent <= 100 => Ok(percent),
+        Some(_) => Err(format!("{field}: {} is not between 0 and 100", said.unwrap_or_default())),
+    };
+    let (high, low) = ("imageGCHighThresholdPercent", "imageGCLowThresholdPercent");
+    let high_percent = percent(high, given.image_gc_high_threshold_percent, usual.high_percent)?;
+    let low_percent = percent(low, given.image_gc_low_threshold_percent, usual.low_percent)?;
+    if low_percent >= high_percent {
+        return Err(format!("{low}: {low_percent} is not less than {high}, {high_percent}"));
+    }
+    let least = given.image_minimum_gc_age.as_deref();
+    let least_age = period("imageMinimumGCAge", least, usual.least_age)?;
+    let field = "imageMaximumGCAge";
+    let longest = period(field, given.image_maximum_gc_age.as_deref(), Duration::ZERO)?;
+    let longest_unused = (!longest.is_zero()).then_some(longest);
+    if longest_unused.is_some_and(|longest| longest <= least_age) {
+        return Err(format!(
+            "{field}: {longest:?} is not more than imageMinimumGCAge, {least_age:?}"
+        ));
+    }
+    Ok(image_gc::Policy { high_percent, low_percent, least_age, longest_unused })
 }
 
 /// How many images are pulled at a time.
@@ -295,13 +327,20 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "registerNode": true,
         "serializeImagePulls": node.parallel_pulls == Some(NonZeroUsize::MIN),
         "maxParallelImagePulls": node.parallel_pulls,
-        "volumeStatsAggPeriod": node.volume_period.map_or("-1s".to_owned(), text),
         "singleProcessOOMKill": cgroups.single_process_oom_kill,
+    });
+    let disks = json!({
+        "imageGCHighThresholdPercent": node.image_gc.high_percent,
+        "imageGCLowThresholdPercent": node.image_gc.low_percent,
+        "imageMinimumGCAge": text(node.image_gc.least_age),
+        "imageMaximumGCAge": text(node.image_gc.longest_unused.unwrap_or_default()),
+        "volumeStatsAggPeriod": node.volume_period.map_or("-1s".to_owned(), text),
     });
     let mut shown = written.clone();
     // What is in force goes over what was written: a zero there meant the usual.
-    if let Value::Object(usual) = usual {
-        shown.extend(usual.into_iter().filter(|(_, value)| !value.is_null()));
+    for part in [usual, disks] {
+        let Value::Object(part) = part else { continue };
+        shown.extend(part.into_iter().filter(|(_, value)| !value.is_null()));
     }
     Value::Object(shown)
 }
@@ -325,6 +364,35 @@ mod tests {
         assert_eq!(usual.healthz, Some("127.0.0.1:10248".parse().unwrap()));
         let often = resolve("nodeStatusUpdateFrequency: 4s\n").unwrap().heartbeat;
         assert_eq!(often.status_report, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn images_go_as_was_said() {
+        let policy = |fields: &str| resolve(fields).map(|kubelet| kubelet.image_gc);
+        let zero = "imageMinimumGCAge: 0s\nimageMaximumGCAge: 0s\n";
+        assert_eq!(policy(zero).unwrap(), image_gc::Policy::default());
+        let said = policy(
+            "imageGCHighThresholdPercent: 100\nimageGCLowThresholdPercent: 0\n\
+             imageMinimumGCAge: 1s\nimageMaximumGCAge: 2s\n",
+        );
+        let expected = image_gc::Policy {
+            high_percent: 100,
+            low_percent: 0,
+            least_age: Duration::from_secs(1),
+            longest_unused: Some(Duration::from_secs(2)),
+        };
+        assert_eq!(said.unwrap(), expected);
+        for wrong in [
+            "imageGCHighThresholdPercent: 101",
+            "imageGCHighThresholdPercent: 80",
+            "imageGCLowThresholdPercent: -1",
+            "imageGCLowThresholdPercent: 85",
+            "imageMinimumGCAge: -1s",
+            "imageMaximumGCAge: 2m",
+        ] {
+            let faults = policy(wrong).unwrap_err();
+            assert!(faults.len() == 1 && faults[0].contains("image"), "{wrong}: {faults:?}");
+        }
     }
 
     #[test]

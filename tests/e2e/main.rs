@@ -9,6 +9,7 @@
 mod cli;
 mod conformance;
 mod cri;
+mod disks;
 mod eviction;
 mod identity;
 mod image;

@@ -16,6 +16,8 @@ pub(crate) struct FakeImages {
     pub(crate) broken: Mutex<BTreeMap<String, String>>,
     /// References that are in the store.
     pub(crate) present: Mutex<BTreeSet<String>>,
+    /// References that cannot be removed.
+    pub(crate) kept: Mutex<BTreeSet<String>>,
     /// How long a pull takes.
     pub(crate) takes: Mutex<Duration>,
 }
@@ -69,8 +71,18 @@ impl Images for FakeImages {
         Ok(present.iter().map(|r| image(r)).collect())
     }
 
+    async fn stored(&self) -> Result<Option<(u64, u64)>, ImageError> {
+        let count = u64::try_from(lock(&self.present).len()).unwrap_or(0);
+        Ok(Some((count * 42, count)))
+    }
+
     async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        lock(&self.present).remove(reference);
+        let is_meant = |known: &String| known == reference || image(known).id.as_str() == reference;
+        if lock(&self.kept).iter().any(is_meant) {
+            let operation = format!("remove image {reference}");
+            return Err(ImageError::Store { operation, source: "read-only".into() });
+        }
+        lock(&self.present).retain(|known| !is_meant(known));
         Ok(())
     }
 }

@@ -196,6 +196,10 @@ impl Images for Metered<dyn Images> {
         self.call("image_fs_info", self.inner.stored()).await
     }
 
+    async fn sweep(&self) -> Result<(), ImageError> {
+        self.call("remove_unused_layers", self.inner.sweep()).await
+    }
+
     async fn remove(&self, reference: &str) -> Result<(), ImageError> {
         self.call("remove_image", self.inner.remove(reference)).await
     }

@@ -27,6 +27,9 @@ pub(crate) struct Record {
     pub(crate) layers: Vec<ChainId>,
     pub(crate) size_bytes: u64,
     pub(crate) user: String,
+    /// Whether it was imported: no registry need have it, so it goes only when it is removed by name.
+    #[serde(default)]
+    pub(crate) pinned: bool,
 }
 
 /// A normalized reference that is in the store.
@@ -109,8 +112,9 @@ impl Catalog {
         }
     }
 
-    /// Adds or replaces an image and its names.
-    pub(crate) fn commit(&mut self, record: Record, names: Vec<Name>) -> io::Result<()> {
+    /// Adds or replaces an image and its names. What was pinned stays so.
+    pub(crate) fn commit(&mut self, mut record: Record, names: Vec<Name>) -> io::Result<()> {
+        record.pinned |= self.records.get(&record.id).is_some_and(|known| known.pinned);
         if self.records.get(&record.id) != Some(&record) {
             disk::write_json(&self.record_path(&record.id), &record)?;
             self.records.insert(record.id.clone(), record);
@@ -150,7 +154,7 @@ impl Catalog {
             digests,
             size_bytes: record.size_bytes,
             user: record.user.clone(),
-            pinned: false,
+            pinned: record.pinned,
         }
     }
 
@@ -208,6 +212,7 @@ mod tests {
             layers: vec![ChainId::from(Digest::of(b"layer"))],
             size_bytes: 7,
             user: String::new(),
+            pinned: false,
         }
     }
 
@@ -231,6 +236,19 @@ mod tests {
         assert_eq!(catalog.image(&old).tags, Vec::<String>::new());
         assert_eq!(catalog.image(&old).digests, vec![digest]);
         assert_eq!(catalog.images().len(), 2);
+    }
+
+    #[test]
+    fn an_imported_image_stays_pinned_though_it_is_pulled_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let quarantine = dir.path().join("q");
+        let mut catalog = Catalog::open(dir.path(), &quarantine).unwrap();
+        for (pinned, expected) in [(false, false), (true, true), (false, true)] {
+            let image = Record { pinned, ..record(b"image") };
+            catalog.commit(image.clone(), vec![name("r/a:1", &image)]).unwrap();
+            let catalog = Catalog::open(dir.path(), &quarantine).unwrap();
+            assert_eq!(catalog.images()[0].pinned, expected);
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tar::EntryType;
 
 use super::digest::{Digest, Hasher};
 use super::manifest::{self, Document, Invalid, MAX_DOCUMENT_BYTES};
-use super::pull::{self, Named};
+use super::pull::{self, Named, Origin};
 use super::reference::Reference;
 use super::source::{Source, Target};
 use super::{Store, store_error};
@@ -112,7 +112,7 @@ async fn one(
     let resolved = source.resolve(target, &store.config.platform).await?;
     let mut names = vec![reference.with_digest(&resolved.target)];
     names.extend(reference.tagged());
-    let named = Named { resolved, names };
+    let named = Named { resolved, names, origin: Origin::Archive };
     pull::obtain(store, source.clone(), named, None).await
 }
 

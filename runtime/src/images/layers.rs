@@ -203,29 +203,25 @@ impl Layers {
         Ok(())
     }
 
-    /// Removes layers that are neither needed nor held. Blocking.
-    pub(crate) fn collect(&self, needed: &HashSet<ChainId>) -> io::Result<()> {
+    /// Takes layers away that are neither needed nor held: the directories that are left to be removed.
+    /// Blocking.
+    pub(crate) fn discard(&self, needed: &HashSet<ChainId>) -> io::Result<Vec<PathBuf>> {
         let mut doomed = Vec::new();
-        {
-            let mut state = self.lock();
-            let State { known, holds } = &mut *state;
-            let stale: Vec<ChainId> = known
-                .keys()
-                .filter(|id| !needed.contains(id) && !holds.contains_key(id))
-                .cloned()
-                .collect();
-            for id in stale {
-                let trash = self.temporary.join(disk::unique_suffix());
-                // The marker goes with the directory: after a crash here, `open` empties `tmp`.
-                fs::rename(self.dir.join(id.hex()), &trash)?;
-                known.remove(&id);
-                doomed.push(trash);
-            }
+        let mut state = self.lock();
+        let State { known, holds } = &mut *state;
+        let stale: Vec<ChainId> = known
+            .keys()
+            .filter(|id| !needed.contains(id) && !holds.contains_key(id))
+            .cloned()
+            .collect();
+        for id in stale {
+            let trash = self.temporary.join(disk::unique_suffix());
+            // The marker goes with the directory: after a crash here, `open` empties `tmp`.
+            fs::rename(self.dir.join(id.hex()), &trash)?;
+            known.remove(&id);
+            doomed.push(trash);
         }
-        for path in doomed {
-            disk::remove_tree(&path)?;
-        }
-        Ok(())
+        Ok(doomed)
     }
 }
 
@@ -268,13 +264,13 @@ mod tests {
         let layers = open(dir.path());
         let hold = layers.hold(&[id()]);
         layers.publish(layers.draft().unwrap(), &id(), layer()).unwrap();
-        layers.collect(&HashSet::new()).unwrap();
+        assert!(layers.discard(&HashSet::new()).unwrap().is_empty());
         assert!(layers.get(&id()).is_some());
         drop(hold);
-        layers.collect(&HashSet::new()).unwrap();
+        let doomed = layers.discard(&HashSet::new()).unwrap();
+        assert!(doomed.len() == 1 && doomed[0].starts_with(dir.path().join("tmp")));
         assert!(layers.get(&id()).is_none());
         assert_eq!(disk::entries(&dir.path().join("layers")).unwrap().len(), 0);
-        assert_eq!(disk::entries(&dir.path().join("tmp")).unwrap().len(), 0);
     }
 
     #[test]

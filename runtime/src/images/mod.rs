@@ -174,22 +174,26 @@ impl Store {
     /// # Errors
     /// [`ImageError::Store`].
     pub async fn collect(&self) -> Result<(), ImageError> {
-        self.with_catalog("collect unused layers", |catalog, layers| {
-            catalog.drop_unnamed()?;
-            layers.collect(&catalog.needed_layers())
-        })
-        .await
+        self.collect_after("collect unused layers", Catalog::drop_unnamed).await
     }
 
-    async fn with_catalog<T: Send + 'static>(
+    /// Does something to the catalog, and removes the layers that are not needed then. Their files go
+    /// while others can use the store.
+    async fn collect_after(
         &self,
         operation: impl Into<String>,
-        work: impl FnOnce(&mut Catalog, &Arc<Layers>) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, ImageError> {
+        work: impl FnOnce(&mut Catalog) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), ImageError> {
         let (catalog, layers) = (self.catalog.clone(), self.layers.clone());
-        disk::blocking(move || work(&mut lock(&catalog), &layers))
-            .await
-            .map_err(|error| store_error(operation, error))
+        let done = disk::blocking(move || {
+            let doomed = {
+                let mut catalog = lock(&catalog);
+                work(&mut catalog)?;
+                layers.discard(&catalog.needed_layers())?
+            };
+            doomed.iter().try_for_each(|path| disk::remove_tree(path))
+        });
+        done.await.map_err(|error| store_error(operation, error))
     }
 }
 
@@ -270,14 +274,15 @@ impl Images for Store {
     async fn remove(&self, reference: &str) -> Result<(), ImageError> {
         let wanted = Wanted::parse(reference)?;
         let operation = format!("remove image {reference}");
-        self.with_catalog(operation, move |catalog, layers| {
-            let Some(id) = wanted.find(catalog).map(|record| record.id.clone()) else {
-                return Ok(());
-            };
-            catalog.remove(&id)?;
-            layers.collect(&catalog.needed_layers())
+        self.collect_after(operation, move |catalog| {
+            let id = wanted.find(catalog).map(|record| record.id.clone());
+            id.map_or(Ok(()), |id| catalog.remove(&id))
         })
         .await
+    }
+
+    async fn sweep(&self) -> Result<(), ImageError> {
+        self.collect_after("remove unused layers", |_| Ok(())).await
     }
 }
 

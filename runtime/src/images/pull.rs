@@ -107,7 +107,7 @@ async fn from_registry(
     if reference.digest.is_none() {
         names.extend(reference.tagged());
     }
-    let named = Named { resolved, names };
+    let named = Named { resolved, names, origin: Origin::Registry };
     obtain(store, source, named, progress).await
 }
 
@@ -115,6 +115,15 @@ async fn from_registry(
 pub(super) struct Named {
     pub(super) resolved: Resolved,
     pub(super) names: Vec<String>,
+    pub(super) origin: Origin,
+}
+
+/// Where an image comes from.
+pub(super) enum Origin {
+    /// It can be pulled again.
+    Registry,
+    /// Perhaps nobody else has it.
+    Archive,
 }
 
 /// Fetches what is missing and commits the image.
@@ -224,7 +233,7 @@ async fn commit(
     config: ImageConfig,
     (chain_ids, layers): (Vec<ChainId>, Vec<Layer>),
 ) -> Result<Image, Error> {
-    let Named { resolved, names } = named;
+    let Named { resolved, names, origin } = named;
     let config_digest = resolved.manifest.config.digest;
     let id = ImageId::try_from(config_digest.to_string())
         .map_err(|error| Invalid::Shape(error.to_string()))?;
@@ -234,6 +243,7 @@ async fn commit(
         layers: chain_ids,
         size_bytes: layers.iter().map(|layer| layer.bytes).sum(),
         user,
+        pinned: matches!(origin, Origin::Archive),
     };
     let name = |name: String| Name { name, image: id.clone(), manifest: resolved.target.clone() };
     let names = names.into_iter().map(name).collect();

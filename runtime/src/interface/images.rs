@@ -20,7 +20,7 @@ pub struct Image {
     pub size_bytes: u64,
     /// The `USER` of the configuration, unresolved.
     pub user: String,
-    /// Whether garbage collection must keep it.
+    /// Whether garbage collection must keep it: it was imported, and perhaps no registry has it.
     pub pinned: bool,
 }
 
@@ -114,6 +114,11 @@ pub trait Images: Send + Sync + 'static {
     /// What all layers take: bytes and inodes. A store that does not know says `None`.
     async fn stored(&self) -> Result<Option<(u64, u64)>, ImageError> {
         Ok(None)
+    }
+
+    /// Removes layers that neither an image nor a container needs.
+    async fn sweep(&self) -> Result<(), ImageError> {
+        Ok(())
     }
 
     /// Drops an image's references and, where no other image needs them, its layers.

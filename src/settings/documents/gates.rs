@@ -21,7 +21,7 @@ const GATES: [(&str, bool); 46] = [
     ("ExtendWebSocketsToKubelet", true),
     ("GracefulNodeShutdown", false),
     ("GracefulNodeShutdownBasedOnPodPriority", false),
-    ("ImageMaximumGCAge", false),
+    ("ImageMaximumGCAge", true),
     ("ImageVolume", true),
     ("KubeletCgroupDriverFromCRI", false),
     ("KubeletCrashLoopBackOffMax", true),

@@ -128,6 +128,18 @@ configuration! {
         serialize_image_pulls: Option<bool>,
         /// No bound when absent.
         max_parallel_image_pulls: Option<i32>,
+        /// How full the disk may get before images are removed; 85 when absent.
+        #[serde(rename = "imageGCHighThresholdPercent")]
+        image_gc_high_threshold_percent: Option<i32>,
+        /// How full it may be then; 80 when absent.
+        #[serde(rename = "imageGCLowThresholdPercent")]
+        image_gc_low_threshold_percent: Option<i32>,
+        /// How long a new image is spared; two minutes when absent or zero.
+        #[serde(rename = "imageMinimumGCAge")]
+        image_minimum_gc_age: Option<String>,
+        /// How long an image may be unused; for ever when absent or zero.
+        #[serde(rename = "imageMaximumGCAge")]
+        image_maximum_gc_age: Option<String>,
         /// A minute when absent or zero; volumes are not measured when it is negative.
         volume_stats_agg_period: Option<String>,
         /// Upstream's when absent.
@@ -167,10 +179,6 @@ configuration! {
         "fileCheckFrequency" as file_period: Told("files of static pods are followed as they change"),
         "hairpinMode" as hairpin: Usual(&["\"promiscuous-bridge\"", "\"hairpin-veth\""]),
         "httpCheckFrequency" as http_period: Told("there are no static pods from a URL"),
-        "imageGCHighThresholdPercent" as image_high: Told("images are not removed by disk use"),
-        "imageGCLowThresholdPercent" as image_low: Told("images are not removed by disk use"),
-        "imageMaximumGCAge" as image_max_age: Usual(&[]),
-        "imageMinimumGCAge" as image_min_age: Told("images are not removed by disk use"),
         "imagePullCredentialsVerificationPolicy" as pull_policy: Usual(&[]),
         "imageServiceEndpoint" as image_endpoint: Told("berth pulls images itself"),
         "iptablesDropBit" as drop_bit: Told("no iptables rules are made"),
