@@ -23,6 +23,8 @@ pub struct Shown {
     pub pod: Arc<Pod>,
     /// The newest status.
     pub status: Arc<PodStatus>,
+    /// Whether everything it held is given back: containers, sandbox, volumes.
+    pub is_cleared: bool,
 }
 
 impl Shown {
@@ -58,9 +60,20 @@ impl Shelf {
             None => Arc::new(status.clone()),
         };
         let is_news = is_over(&status) && !was_over;
-        pods.insert(uid, Shown { pod: Arc::clone(pod), status });
+        let is_cleared = known.is_some_and(|known| known.is_cleared);
+        pods.insert(uid, Shown { pod: Arc::clone(pod), status, is_cleared });
         self.moves.send_modify(|count| *count = count.wrapping_add(1));
         if is_news {
+            self.ended.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
+    /// Notes that everything a pod held is given back.
+    pub(crate) fn clear(&self, uid: &str) {
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = pods.get_mut(uid)
+            && !std::mem::replace(&mut shown.is_cleared, true)
+        {
             self.ended.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
@@ -70,7 +83,7 @@ impl Shelf {
         self.moves.subscribe()
     }
 
-    /// Changes whenever a pod has ended, or was taken away.
+    /// Changes whenever a pod has ended, has given everything back, or was taken away.
     pub fn ends(&self) -> watch::Receiver<u64> {
         self.ended.subscribe()
     }

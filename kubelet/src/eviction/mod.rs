@@ -257,13 +257,14 @@ impl Evictor {
         is_taken
     }
 
-    /// Waits until the pods that were told to end have.
+    /// Waits until the pods that were told to end have, and have given back what they held: else the next
+    /// would end for what is about to be free.
     async fn await_ends(&self, longest: Duration) {
         let mut ends = self.parts.shelf.ends();
         let all_ended = async {
             let has_ended = |uid: &String| {
                 let pods = self.parts.shelf.shown();
-                pods.iter().all(|p| uid_of(&p.pod) != uid || p.is_over())
+                pods.iter().all(|p| uid_of(&p.pod) != uid || p.is_cleared)
             };
             while !self.told.iter().all(has_ended) && ends.changed().await.is_ok() {}
         };

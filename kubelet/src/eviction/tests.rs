@@ -105,9 +105,13 @@ async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() 
     tokio::time::sleep(PATIENCE / 2).await;
     assert!(scene.orders.try_recv().is_err(), "its end is waited for");
     scene.put("a", 5, "Failed");
+    let early = tokio::time::timeout(PATIENCE / 4, scene.orders.recv()).await;
+    assert!(early.is_err(), "its volumes may still hold memory");
+    scene.shelf.clear("a");
     let second = tokio::time::timeout(INTERVAL / 2, scene.orders.recv()).await;
     assert_eq!(second.unwrap().unwrap().uid, "b", "and then is looked at once");
     scene.put("b", 5, "Failed");
+    scene.shelf.clear("b");
     tokio::time::sleep(INTERVAL * 3).await;
     assert!(scene.orders.try_recv().is_err(), "nobody is left who may be ended");
     assert_eq!(scene.evictions(), [("memory.available".to_owned(), 2)].into());

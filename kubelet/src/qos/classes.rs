@@ -52,7 +52,7 @@ mod tests {
         }))
         .unwrap();
         let status = Arc::new(pod.status.clone().unwrap());
-        Shown { pod: Arc::new(pod), status }
+        Shown { pod: Arc::new(pod), status, is_cleared: false }
     }
 
     #[test]

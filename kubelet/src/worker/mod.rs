@@ -238,6 +238,9 @@ impl Worker {
                 }
                 return End::Removed;
             }
+            if plan.reached && matches!(goal, Goal::Finish { .. }) {
+                self.context.shelf.clear(&self.key.uid);
+            }
             for action in plan.actions {
                 self.begin(&wish.pod, &sandboxes, action);
             }

@@ -36,10 +36,11 @@ async fn an_evicted_pod_has_the_evictions_grace_and_ends_for_good() {
     node.pass(SECOND * 4).await;
     let status = node.status("p");
     assert_eq!(verdict(&status), [Some("Running"), None, None], "it runs until its grace is over");
-    assert!(disruption(&status).is_some());
+    assert!(disruption(&status).is_some() && !node.shelf.shown()[0].is_cleared);
     node.pass(SECOND * 2).await;
     let status = node.status("p");
     assert_eq!(verdict(&status), [Some("Failed"), Some("Evicted"), Some(MESSAGE)]);
+    assert!(node.shelf.shown()[0].is_cleared && node.materials.mounted.lock().unwrap().is_empty());
     let target = disruption(&status).unwrap();
     assert_eq!(
         (target.status.as_str(), target.reason.as_deref(), target.message.as_deref()),
