@@ -1,8 +1,9 @@
 //! `nfs`: exports of a server, mounted by the host's `mount.nfs` and taken away by deadline.
 //!
 //! A server may not answer, now or later. So the helper is a process with a deadline; whether something
-//! is mounted is read from the kernel's table and never asked of the mount; and an unmount that takes
-//! too long is forced and then detached, as upstream does it. mount.nfs(8), umount2(2).
+//! is mounted is read from the kernel's table and never asked of the mount; before a container is made
+//! with a mount its server must [`answer`]; and an unmount that takes too long is forced and then detached,
+//! as upstream does it. mount.nfs(8), umount2(2).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,12 +21,14 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{PodDirectory, VolumeError, directory};
+use super::{PodDirectory, VolumeError, answer, directory};
 
 /// Where distributions have it.
 const HELPERS: [&str; 2] = ["/sbin/mount.nfs", "/usr/sbin/mount.nfs"];
 /// How long a server has to let itself be mounted.
 const MOUNT: Duration = Duration::from_secs(60);
+/// How long a server has to say that it is there still.
+const ANSWER: Duration = Duration::from_secs(10);
 /// How long an unmount may write back what is not on the server yet; upstream's.
 const UNMOUNT: Duration = Duration::from_secs(60);
 /// How long a killed helper, or a forced unmount, takes at most to be gone.
@@ -57,6 +60,12 @@ pub enum NfsError {
         source_name: String,
         /// The deadline.
         after: Duration,
+    },
+    /// What is mounted is of no use now: whoever touches it waits.
+    #[error("the server of {source_name:?}, which is mounted, does not answer")]
+    Silent {
+        /// `server:path`.
+        source_name: String,
     },
     /// The helper failed.
     #[error("mount of {source_name:?} failed ({status}): {words}")]
@@ -145,7 +154,8 @@ impl Helper {
         Ok(Self { path, patience: MOUNT })
     }
 
-    /// Mounts an export on a directory of a pod. Blocks up to the deadline; idempotent.
+    /// Mounts an export on a directory of a pod; one that is mounted already must answer. Blocks up to the
+    /// deadlines; idempotent.
     pub fn set_up(
         &self,
         pod: &PodDirectory,
@@ -156,7 +166,11 @@ impl Helper {
             .map_err(VolumeError::host("look for mounts on", place))?
             .is_empty()
         {
-            return Ok(());
+            let answers = answer::comes(place, ANSWER);
+            return match answers.map_err(VolumeError::host("ask the server of", place))? {
+                true => Ok(()),
+                false => Err(NfsError::Silent { source_name: export.source.clone() }.into()),
+            };
         }
         directory::make_all(pod.root(), place).map_err(VolumeError::host("make", place))?;
         Ok(self.run(place, export)?)
