@@ -194,18 +194,6 @@ fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_host() {
     node.finish();
 }
 
-/// A pod on a kernel that cannot map what pods are made of. It runs in the VM, on Linux 6.1.
-#[test]
-fn an_old_kernel_says_what_it_lacks_for_user_namespaces() {
-    let node = Node::start();
-    let pod = &PODS[PODS.find("apiVersion: v1\nkind: Pod\nmetadata: {name: beyond}").unwrap()..];
-    node.apply(pod);
-    let why = node.wait_event("beyond", "FailedCreatePodSandBox");
-    let lacks = "user namespace: map the ids of a file system in memory, which kernels do from Linux 6.3 on: ";
-    assert!(why.contains(lacks) && why.matches("Invalid argument").count() == 1, "{why}");
-    node.finish();
-}
-
 /// The processes of the host whose user is `id`.
 fn processes(node: &Node, id: u32) -> Vec<String> {
     let owned = |pid: &str| {

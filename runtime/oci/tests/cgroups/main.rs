@@ -1,6 +1,6 @@
 //! Cgroups through the command line: made, limited, frozen, watched, changed, removed.
 //!
-//! [`everywhere`] needs no controllers. [`controllers`] does, [`units`] needs systemd as well, and
+//! [`everywhere`] and [`users`] need no controllers. [`controllers`] does, [`units`] needs systemd as well, and
 //! [`peers`] runc and crun beside, [`labels`] AppArmor, and [`selinux`] SELinux: these five run in the VM
 //! and fail elsewhere.
 
@@ -15,3 +15,4 @@ mod labels;
 mod peers;
 mod selinux;
 mod units;
+mod users;
