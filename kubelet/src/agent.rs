@@ -186,6 +186,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         shelf: context.shelf.clone(),
         runtime: Arc::clone(&parts.runtime),
         disk,
+        images: collector,
         events: recorder,
         orders,
         conditions: pressure,

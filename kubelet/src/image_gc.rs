@@ -1,7 +1,7 @@
 //! Image garbage collection: images that nothing uses go when the disk fills up, or when they get too
 //! old.
 //!
-//! Every five minutes, and when somebody asks ([`Collector::free_unused`], before pods are evicted). What
+//! Every five minutes, and when somebody asks ([`Reclaim::free_unused`], before pods are evicted). What
 //! is in use, by containers that run or are not removed yet, or by pods that are here, never goes; nor does
 //! what is pinned. When images were used is kept in `image-uses.json` below the node's directory, so that a
 //! restart forgets nothing. Upstream's `image_gc_manager.go`.
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use berth_runtime::interface::{Image, ImageError, ImageId, Images, Runtime, RuntimeError};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::disk::FileSystem;
 use crate::events::{Recorder, Severity};
+use crate::eviction::Reclaim;
 use crate::meters::{IMAGES_REMOVED, Meters};
 use crate::shelf::Shelf;
 use plan::{Record, Records};
@@ -216,20 +218,6 @@ impl Collector {
         }
     }
 
-    /// Removes every image that may go, for somebody who needs space now, and the layers that nothing
-    /// needs. How many bytes were freed.
-    ///
-    /// # Errors
-    /// What failed; the rest has been done.
-    pub async fn free_unused(&self) -> Result<u64, Error> {
-        let mut records = self.records.lock().await;
-        let (seen, records) = self.look(&mut records).await?;
-        let before = self.stored().await?;
-        self.parts.images.sweep().await.map_err(Error::List)?;
-        let swept = before.saturating_sub(self.stored().await?);
-        Ok(swept + self.free(u64::MAX, &seen, records).await?)
-    }
-
     async fn free(&self, wanted: u64, seen: &Seen, records: &mut Records) -> Result<u64, Error> {
         let doomed = candidates(records, seen)
             .filter(|(_, record)| plan::is_old_enough(*record, &self.policy, seen.at_ms))
@@ -335,6 +323,19 @@ impl Collector {
         if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
             tracing::warn!(%error, "when images were used cannot be kept");
         }
+    }
+}
+
+/// Every image that may go, and the layers that nothing needs.
+#[async_trait]
+impl Reclaim for Collector {
+    async fn free_unused(&self) -> Result<u64, Error> {
+        let mut records = self.records.lock().await;
+        let (seen, records) = self.look(&mut records).await?;
+        let before = self.stored().await?;
+        self.parts.images.sweep().await.map_err(Error::List)?;
+        let swept = before.saturating_sub(self.stored().await?);
+        Ok(swept + self.free(u64::MAX, &seen, records).await?)
     }
 }
 

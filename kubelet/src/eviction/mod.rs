@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use berth_runtime::interface::Runtime;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
 use crate::events::{Recorder, Severity};
+use crate::image_gc;
 use crate::meters::{self, Meters};
 use crate::qos;
 use crate::shelf::{Shelf, Shown};
@@ -79,6 +81,16 @@ pub struct Order {
     pub eviction: Eviction,
 }
 
+/// Gives back what takes space on the disks and is no pod's.
+#[async_trait]
+pub trait Reclaim: Send + Sync {
+    /// Removes all that nothing uses. How many bytes were freed.
+    ///
+    /// # Errors
+    /// What failed; the rest has been done.
+    async fn free_unused(&self) -> Result<u64, image_gc::Error>;
+}
+
 /// What the loop works with.
 pub struct Parts {
     /// The thresholds.
@@ -93,6 +105,8 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     /// What pods have on disk, as it was last measured.
     pub disk: Disk,
+    /// Removes images.
+    pub images: Arc<dyn Reclaim>,
     /// Takes events.
     pub events: Recorder,
     /// Takes the pods that are to end.
@@ -161,7 +175,20 @@ impl Evictor {
             let age = seen_at.elapsed();
             self.parts.meters.time(&meters::EVICTION_AGE, &[signal.name()], age);
         }
+        if layout.has_images(starved.signal) && self.reclaim().await {
+            return None;
+        }
         self.end_one(&pods, &starved, (&observations, layout)).await
+    }
+
+    /// Removes images that nothing uses. Whether that was enough.
+    async fn reclaim(&self) -> bool {
+        match self.parts.images.free_unused().await {
+            Ok(bytes) => tracing::info!(bytes, "images removed for want of disk"),
+            Err(error) => tracing::warn!(%error, "images not removed for want of disk"),
+        }
+        let observed = self.observe().await;
+        observed.is_some_and(|(seen, _)| plan::is_settled(&self.parts.config, &seen))
     }
 
     async fn observe(&self) -> Option<(Observations, Layout)> {

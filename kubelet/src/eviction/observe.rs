@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::plan::{Observation, Observations};
-use super::threshold::Signal;
+use super::threshold::{Condition, Signal};
 use crate::disk::{Disk, FileSystem};
 use crate::node::facts;
 use crate::quantity::Quantity;
@@ -72,6 +72,11 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// Whether images are on the disk of `signal`.
+    pub(super) fn has_images(self, signal: Signal) -> bool {
+        signal.condition() == Condition::Disk && (self == Self::One || is_of_images(signal))
+    }
+
     /// Whether what pods write is on the disk of `signal`.
     pub(super) fn has_pods(self, signal: Signal) -> bool {
         self == Self::One || !is_of_images(signal)

@@ -1,14 +1,16 @@
 //! The loop on a made-up host: a `/proc` in a directory, and a paused clock.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
+use super::threshold::Amount;
 use super::*;
 use crate::events::Occurrence;
 use crate::fake::{FakeClock, FakeRuntime};
 use crate::meters::tests::counted;
+use crate::quantity::Quantity;
 
 struct Scene {
     root: tempfile::TempDir,
@@ -27,17 +29,39 @@ fn memory(root: &Path, free_mebibytes: u64) {
     std::fs::write(root.join("proc/meminfo"), text).unwrap();
 }
 
+/// Takes the node's directory off a file system that is full.
+struct Images(PathBuf);
+
+#[async_trait]
+impl Reclaim for Images {
+    async fn free_unused(&self) -> Result<u64, image_gc::Error> {
+        std::fs::remove_file(&self.0).unwrap();
+        std::fs::create_dir(&self.0).unwrap();
+        Ok(7)
+    }
+}
+
 impl Scene {
     /// Looks after a node with so much memory free.
     fn start(free_mebibytes: u64) -> Self {
+        Self::with(free_mebibytes, |thresholds| {
+            thresholds.retain(|t| t.signal == Signal::MemoryAvailable);
+        })
+    }
+
+    /// The same, with other thresholds.
+    fn with(free_mebibytes: u64, adjust: impl FnOnce(&mut Vec<Threshold>)) -> Self {
         let root = tempfile::tempdir().unwrap();
         memory(root.path(), free_mebibytes);
+        // Of this file system nothing is free, ever.
+        let node = root.path().join("node");
+        std::os::unix::fs::symlink("/proc", &node).unwrap();
         let (sender, orders) = mpsc::channel(8);
         let (events, occurrences) = Recorder::new();
         let (told, conditions) = watch::channel(Conditions::new());
-        let disk = Disk::new(root.path().to_owned());
+        let disk = Disk::new(node.clone());
         let mut config = Config::default();
-        config.thresholds.retain(|t| t.signal == Signal::MemoryAvailable);
+        adjust(&mut config.thresholds);
         let (shelf, meters) = (Shelf::default(), Meters::default());
         let parts = Parts {
             config,
@@ -51,6 +75,7 @@ impl Scene {
             shelf: shelf.clone(),
             runtime: FakeRuntime::new(Arc::new(FakeClock::new())),
             disk: disk.clone(),
+            images: Arc::new(Images(node)),
             events,
             orders: sender,
             conditions: told,
@@ -120,6 +145,27 @@ async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() 
     assert!(!scene.conditions.borrow().is_empty(), "the transition period is not over");
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(scene.conditions.borrow().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_go_before_pods_and_pods_stay_where_that_is_enough() {
+    let full = |bytes: u64| {
+        move |thresholds: &mut Vec<Threshold>| {
+            thresholds.retain(|t| t.signal == Signal::NodeFsAvailable);
+            thresholds[0].value = Amount::Quantity(Quantity::bytes(bytes));
+        }
+    };
+    let mut enough = Scene::with(500, full(1));
+    enough.put("a", 0, "Running");
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(enough.root.path().join("node").is_dir(), "images were removed");
+    assert!(enough.orders.try_recv().is_err());
+    assert_eq!(*enough.conditions.borrow(), Conditions::from([threshold::Condition::Disk]));
+    assert_eq!(enough.reasons(), ["EvictionThresholdMet"]);
+    let mut too_little = Scene::with(500, full(1 << 62));
+    too_little.put("a", 0, "Running");
+    assert_eq!(too_little.orders.recv().await.unwrap().uid, "a");
+    assert!(too_little.root.path().join("node").is_dir(), "images were removed");
 }
 
 #[tokio::test(start_paused = true)]
