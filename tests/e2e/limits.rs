@@ -239,3 +239,82 @@ spec:
     node.kubectl(&["delete", "pod", "bomb"]);
     node.finish();
 }
+
+/// Memory that is free, or that the kernel gives back without ado, in mebibytes.
+fn available_mebibytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let of = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    (of("MemFree:") + of("Inactive(file):")) >> 10
+}
+
+/// How many processes the kernel has killed for want of memory.
+fn oom_kills() -> String {
+    let text = fs::read_to_string("/proc/vmstat").unwrap();
+    text.lines().find(|line| line.starts_with("oom_kill ")).unwrap().to_owned()
+}
+
+#[test]
+fn the_greediest_pod_is_evicted_before_the_kernel_has_to_kill() {
+    const THRESHOLD: u64 = 1200;
+    let mut node = Node::prepare("node-1");
+    node.uplink();
+    let file = node.path("node.yaml");
+    let text = format!(
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+         evictionHard: {{memory.available: {THRESHOLD}Mi}}\nevictionPressureTransitionPeriod: 10s\n"
+    );
+    fs::write(&file, text).unwrap();
+    node.up(&["--config", file.to_str().unwrap()]);
+    node.await_ready();
+    let (kills, pod) = (oom_kills(), |name: &str, more: &str, command: &str| {
+        format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: berth.local/busybox:1
+      command: [sh, -c, '{command}']
+      volumeMounts: [{{name: memory, mountPath: /memory}}]
+      {more}
+  volumes: [{{name: memory, emptyDir: {{medium: Memory}}}}]
+---"
+        )
+    });
+    let modest = "resources: {requests: {memory: 64Mi}}";
+    node.apply(&pod("modest", modest, "exec sleep 1000"));
+    node.wait_ready("modest");
+    let wanted = available_mebibytes().checked_sub(THRESHOLD - 128).expect("enough memory");
+    let fill = format!("dd if=/dev/zero of=/memory/file bs=1M count={wanted}; exec sleep 1000");
+    node.apply(&pod("greedy", "", &fill));
+    let greedy = node.wait_phase("greedy", "Failed");
+    let status = &greedy["status"];
+    assert_eq!(status["reason"], "Evicted");
+    let message = status["message"].as_str().unwrap();
+    let head = format!("The node was low on resource: memory. Threshold quantity: {THRESHOLD}Mi, ");
+    assert!(message.starts_with(&head), "{message}");
+    assert!(message.contains("Container main was using ") && message.contains("request is 0, "));
+    let conditions = status["conditions"].as_array().unwrap();
+    let disruption = conditions.iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!(disruption["reason"], "TerminationByKubelet");
+    assert_eq!(node.wait_event("greedy", "Evicted"), message);
+    let reclaim = "Attempting to reclaim memory";
+    assert_eq!(node.wait_event("node-1", "EvictionThresholdMet"), reclaim);
+    assert_eq!(node.get("pod", "modest")["status"]["phase"], "Running");
+    assert_eq!(oom_kills(), kills);
+
+    // The memory is free again, and so is the node.
+    node.wait_event("node-1", "NodeHasInsufficientMemory");
+    node.wait_for("the pressure to be over", || {
+        let found = node.get("node", "node-1");
+        (crate::node::condition(&found, "MemoryPressure") == "False").then_some(())
+    });
+    node.kubectl(&["delete", "pod", "--all"]);
+    node.finish();
+}
