@@ -1,7 +1,6 @@
 //! Carries actions out: dull, each in a task of its own, each harmless when done twice.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use berth_runtime::interface::{
     ContainerId, ContainerState, Image, RuntimeError, SandboxId, SandboxStatus,
@@ -89,8 +88,8 @@ impl Worker {
                     Outcome::Done
                 });
             }
-            Action::StopContainer { id, container, grace } => {
-                self.stop(context, &pod, (id, &container), grace);
+            Action::StopContainer { id, container, kills_at } => {
+                self.stop(context, &pod, (id, &container), kills_at);
             }
             resize @ Action::Resize { .. } => self.resize(context, pod, sandboxes, resize),
             remove @ Action::RemoveContainer { .. } => {
@@ -204,13 +203,13 @@ impl Worker {
         context: Arc<Context>,
         pod: &Pod,
         (id, container): (ContainerId, &str),
-        grace: Duration,
+        kills_at: Instant,
     ) {
         // Its time is up, or it has ended; what it still does changes nothing.
         self.abandon(|operation| matches!(operation, Operation::PreStop(other) if *other == id));
-        let kills_at = Some(Instant::now() + grace);
         let signal = stop_signal::of(pod, container);
-        self.spawn(Operation::Stop(id.clone()), kills_at, async move {
+        self.spawn(Operation::Stop(id.clone()), Some(kills_at), async move {
+            let grace = kills_at.saturating_duration_since(Instant::now());
             stopped(context.runtime.stop_container(&id, signal, grace).await)
         });
     }

@@ -125,8 +125,9 @@ pub enum Action {
         id: ContainerId,
         /// Its name in the pod.
         container: String,
-        /// How long it may take.
-        grace: Duration,
+        /// When it is killed. Told as a moment: one reckoned anew would be later than the one before by
+        /// what passed meanwhile, and each look would bring it forward with a further signal.
+        kills_at: Instant,
     },
     /// Remove the record of a container that has ended.
     RemoveContainer {

@@ -127,7 +127,7 @@ fn signal(input: &Input<'_>, record: &ContainerStatus, grace: Duration, plan: &m
     plan.actions.push(Action::StopContainer {
         id: record.id.clone(),
         container: record.config.name.clone(),
-        grace,
+        kills_at: kill_at,
     });
 }
 

@@ -100,3 +100,26 @@ async fn a_pod_that_has_not_started_is_evicted_too() {
     node.pass(SECOND * 3).await;
     assert_eq!(verdict(&node.status("p")), [Some("Failed"), Some("Evicted"), Some(MESSAGE)]);
 }
+
+/// Not on a paused clock, where no time passes between a look and what it does. Sidecars and containers
+/// with a long grace had SIGTERM again at each look.
+#[tokio::test]
+async fn looks_within_the_grace_send_no_further_signal() {
+    let node = Node::new();
+    node.runtime.state().stubborn.insert("c".into());
+    let mut pod = pod("p", "u1", "Always");
+    node.apply(pod.clone()).await;
+    let patience = tokio::time::Instant::now() + SECOND * 30;
+    while node.runtime.running("u1").is_empty() && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    pod = deleted(pod, 600);
+    for look in 0..20 {
+        pod["metadata"]["labels"] = json!({"look": look.to_string()});
+        node.apply(pod.clone()).await;
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    let history = node.runtime.state().history.clone();
+    let signals = history.iter().filter(|one| one.starts_with("signal c")).count();
+    assert_eq!(signals, 1, "{history:?}");
+}
