@@ -421,6 +421,7 @@ impl Runtime for FakeRuntime {
             return Err(RuntimeError::Invalid("command timed out".to_owned()));
         }
         tokio::time::sleep(takes).await;
+        self.state().history.push(format!("answer {name} {command}"));
         Ok(ExecOutput {
             exit_code: code.max(i32::from(outcome.is_err())),
             stdout: b"said".to_vec(),

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use berth_runtime::interface::ContainerId;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
-use tokio::time::Instant;
 
 use crate::events::Severity;
 use crate::http_call::{self, Call};
@@ -30,13 +29,9 @@ pub(crate) async fn post_start(
     })
 }
 
-/// Runs the container's `preStop` hook, if it has one, until `deadline` at most.
-pub(crate) async fn pre_stop(
-    context: &Context,
-    pod: &Pod,
-    (name, id): (&str, &ContainerId),
-    deadline: Instant,
-) {
+/// Runs the container's `preStop` hook, if it has one, to its end: a hook that outlives the grace period
+/// goes on beside the signal until the container is gone. Dropping it ends its process.
+pub(crate) async fn pre_stop(context: &Context, pod: &Pod, (name, id): (&str, &ContainerId)) {
     let Some((_, container)) = members::find(pod, name) else {
         return;
     };
@@ -46,8 +41,7 @@ pub(crate) async fn pre_stop(
     };
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let ips = pod_ips(context, uid).await;
-    let hook = run(context, (&container, id), handler, &ips);
-    if let Ok(Err(error)) = tokio::time::timeout_at(deadline, hook).await {
+    if let Err(error) = run(context, (&container, id), handler, &ips).await {
         let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
         tracing::info!(pod = pod_name, container = name, %error, "preStop hook failed");
         let events = &context.events;

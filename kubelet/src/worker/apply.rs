@@ -82,9 +82,9 @@ impl Worker {
             Action::EnsureImage { container } => self.ensure_image(context, pod, container),
             start @ Action::StartContainer { .. } => self.start(context, pod, sandboxes, start),
             end @ Action::EndContainer { .. } => self.end(&pod, end),
-            Action::RunPreStop { id, container, deadline } => {
+            Action::RunPreStop { id, container } => {
                 self.spawn(Operation::PreStop(id.clone()), None, async move {
-                    hooks::pre_stop(&context, &pod, (&container, &id), deadline).await;
+                    hooks::pre_stop(&context, &pod, (&container, &id)).await;
                     Outcome::Done
                 });
             }
@@ -205,8 +205,6 @@ impl Worker {
         (id, container): (ContainerId, &str),
         kills_at: Instant,
     ) {
-        // Its time is up, or it has ended; what it still does changes nothing.
-        self.abandon(|operation| matches!(operation, Operation::PreStop(other) if *other == id));
         let signal = stop_signal::of(pod, container);
         self.spawn(Operation::Stop(id.clone()), Some(kills_at), async move {
             let grace = kills_at.saturating_duration_since(Instant::now());
@@ -555,10 +553,18 @@ async fn link_log(context: &Context, pod: &Pod, id: &ContainerId) {
 
 async fn stop_after_hook(context: &Context, pod: &Pod, (name, id): (&str, &ContainerId)) {
     let deadline = Instant::now() + super::termination_grace(pod);
-    hooks::pre_stop(context, pod, (name, id), deadline).await;
-    let left = deadline.saturating_duration_since(Instant::now()).max(super::MIN_GRACE);
+    let mut hook = std::pin::pin!(hooks::pre_stop(context, pod, (name, id)));
+    let hook_ended = tokio::time::timeout_at(deadline, &mut hook).await.is_ok();
+    let least = if hook_ended { super::MIN_GRACE } else { super::LAST_GRACE };
+    let left = deadline.saturating_duration_since(Instant::now()).max(least);
     let stop = context.runtime.stop_container(id, stop_signal::of(pod, name), left);
-    if let Err(error) = stop.await {
+    let mut stop = std::pin::pin!(stop);
+    // A hook that takes longer goes on until the container is gone.
+    let stopped = tokio::select! {
+        stopped = &mut stop => stopped,
+        () = &mut hook, if !hook_ended => stop.await,
+    };
+    if let Err(error) = stopped {
         tracing::warn!(container = %id, %error, "container not stopped after its postStart hook");
     }
 }

@@ -131,6 +131,9 @@ pub fn pull_permits(most: Option<NonZeroUsize>) -> Semaphore {
 /// The shortest grace period; the kubelet never kills without one.
 pub const MIN_GRACE: Duration = Duration::from_secs(1);
 
+/// What a container has left after its hook, or its wait for its turn, used its time up.
+const LAST_GRACE: Duration = Duration::from_secs(2);
+
 /// How long a status that was written may take to come back on the watch.
 const ECHO: Duration = Duration::from_secs(1);
 

@@ -116,8 +116,6 @@ pub enum Action {
         id: ContainerId,
         /// Its name in the pod.
         container: String,
-        /// When the hook is not waited for any longer.
-        deadline: Instant,
     },
     /// Send a container its stop signal, and kill it after the grace period.
     StopContainer {

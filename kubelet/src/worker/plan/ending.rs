@@ -5,20 +5,18 @@
 //!   pod:        containers ─► sandboxes ─► volumes ─► (when removed) records ─► directories
 //! ```
 //!
-//! The hooks of all containers run at once. A sidecar's turn comes when the app containers and the
-//! sidecars after it are gone; at the deadline everybody's turn has come.
+//! The hooks of all containers run at once; one that outlives the deadline goes on beside the signal until
+//! its container is gone. A sidecar's turn comes when the app containers and the sidecars after it are gone;
+//! at the deadline everybody's turn has come.
 
 use std::time::Duration;
 
 use berth_runtime::interface::{ContainerStatus, SandboxState};
 
 use super::{Action, Afterwards, Input, Plan, begin, running};
-use crate::worker::MIN_GRACE;
 use crate::worker::members::{self, Role};
 use crate::worker::memory::{Hook, Operation, VolumeState};
-
-/// What a container has left after its hook, or its wait for its turn, used its time up.
-const LAST_GRACE: Duration = Duration::from_secs(2);
+use crate::worker::{LAST_GRACE, MIN_GRACE};
 
 /// How a container is to end.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,11 +91,8 @@ pub(super) fn end(input: &Input<'_>, record: &ContainerStatus, wish: Wish, plan:
     if input.now < deadline && (hook == Hook::Due || !has_turn) {
         let operation = Operation::PreStop(id.clone());
         if hook == Hook::Due && !input.memory.busy(&operation) {
-            plan.actions.push(Action::RunPreStop {
-                id: id.clone(),
-                container: name.clone(),
-                deadline,
-            });
+            let (id, container) = (id.clone(), name.clone());
+            plan.actions.push(Action::RunPreStop { id, container });
         }
         plan.wake_at(deadline);
         return;

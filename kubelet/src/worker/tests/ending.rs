@@ -103,6 +103,41 @@ async fn at_the_deadline_everybody_is_ended_and_gets_two_seconds() {
     }
 }
 
+/// "should honor the grace period" of hooks that take longer: they have the last two seconds, too.
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_outlives_the_grace_goes_on_until_its_container_is_gone() {
+    for (takes, answers) in [(6.0, 2), (8.0, 0)] {
+        let inits = vec![sidecar("s", pre_stop("hook"))];
+        let mut scene =
+            Scene::new("Never", inits, vec![container("c", pre_stop("hook"))]).start().await;
+        scene.command("hook", 0, takes);
+        for name in ["c", "s"] {
+            scene.node.runtime.state().stubborn.insert(name.into());
+        }
+        let took = delete(&mut scene, 5).await;
+        assert!((7.0..8.0).contains(&took), "{took}");
+        let seen = ["c", "s"].map(|name| scene.times(&format!("answer {name} hook")));
+        assert_eq!(seen.iter().sum::<usize>(), answers, "{takes}: {:?}", scene.history());
+        if answers > 0 {
+            scene.assert_order(&["signal c", "answer c hook", "exit c 137"]);
+        }
+    }
+}
+
+/// A container whose `postStart` hook failed is stopped with its `preStop` hook by the same rule.
+#[tokio::test(start_paused = true)]
+async fn a_hook_goes_on_beside_the_signal_after_a_failed_start_too() {
+    let mut more = pre_stop("hook");
+    more["lifecycle"]["postStart"] = json!({"exec": {"command": ["bad"]}});
+    let scene = Scene::new("Never", vec![], vec![container("c", more)]);
+    scene.command("bad", 1, 0.0);
+    scene.command("hook", 0, 31.5);
+    scene.node.runtime.state().stubborn.insert("c".into());
+    let scene = scene.start().await;
+    scene.pass(35.0).await;
+    scene.assert_order(&["signal c", "answer c hook", "exit c 137"]);
+}
+
 /// "should not hang in termination if terminated during initialization"
 /// "should terminate restartable init containers gracefully if there is a non-started restartable
 /// init container"
