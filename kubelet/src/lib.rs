@@ -35,6 +35,7 @@ mod hooks;
 mod http_call;
 pub mod image_gc;
 pub mod image_policy;
+mod inquiry;
 pub mod meters;
 pub mod node;
 pub mod objects;

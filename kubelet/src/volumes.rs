@@ -21,7 +21,6 @@ use crate::container_config::MountedVolume;
 use crate::downward::{DownwardError, Facts};
 use crate::objects::{Fetched, ObjectError};
 
-mod answer;
 mod atomic;
 mod claim;
 mod desired;

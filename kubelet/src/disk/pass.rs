@@ -45,19 +45,20 @@ struct Work {
 
 /// Measures until `shutdown`.
 pub(crate) async fn keep(disk: Disk, sources: Sources, shutdown: CancellationToken) {
-    let mut mounts = Mounts::default();
+    let mounts = Arc::new(Mounts::default());
     loop {
         match sources.work(&disk).await {
             Ok(work) => {
                 disk.keep_only(|uid| work.iter().any(|pod| pod.uid == uid));
                 let (disk, clock) = (disk.clone(), Arc::clone(&sources.clock));
-                let ended = shutdown.clone();
+                let (mounts, ended) = (Arc::clone(&mounts), shutdown.clone());
                 let passed = tokio::task::spawn_blocking(move || {
                     let mut walker = Walker { clock, mounts, stint: Instant::now(), ended };
                     walker.pass(&disk, &work);
-                    walker.mounts
                 });
-                mounts = passed.await.unwrap_or_default();
+                if let Err(error) = passed.await {
+                    tracing::error!(%error, "a measurement of the disks ended early");
+                }
             }
             Err(error) => tracing::warn!(%error, "what pods use of disks is not measured"),
         }
@@ -95,7 +96,7 @@ impl Sources {
 /// Walks and rests.
 struct Walker {
     clock: Arc<dyn Clock>,
-    mounts: Mounts,
+    mounts: Arc<Mounts>,
     stint: Instant,
     ended: CancellationToken,
 }

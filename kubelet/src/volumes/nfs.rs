@@ -2,7 +2,7 @@
 //!
 //! A server may not answer, now or later. So the helper is a process with a deadline; whether something
 //! is mounted is read from the kernel's table and never asked of the mount; before a container is made
-//! with a mount its server must [`answer`]; and an unmount that takes too long is forced and then detached,
+//! with a mount its server must answer; and an unmount that takes too long is forced and then detached,
 //! as upstream does it. mount.nfs(8), umount2(2).
 
 use std::ffi::OsString;
@@ -16,12 +16,13 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use berth_runtime::mount_table;
-use rustix::fs::MemfdFlags;
+use rustix::fs::{AtFlags, CWD, MemfdFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{PodDirectory, VolumeError, answer, directory};
+use super::{PodDirectory, VolumeError, directory};
+use crate::inquiry::Asker;
 
 /// Where distributions have it.
 const HELPERS: [&str; 2] = ["/sbin/mount.nfs", "/usr/sbin/mount.nfs"];
@@ -35,6 +36,11 @@ const UNMOUNT: Duration = Duration::from_secs(60);
 const LAST: Duration = Duration::from_secs(1);
 /// What is told of a helper's words.
 const MAX_WORDS: u64 = 1024;
+
+/// Whether servers of mounts are there. An error is an answer, too: whoever uses the mount is told the same.
+static SERVERS: Asker<()> = Asker::new(|place| {
+    let _ = statx(CWD, place, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
+});
 
 /// Why an export is not mounted.
 #[derive(Debug, thiserror::Error)]
@@ -166,11 +172,10 @@ impl Helper {
             .map_err(VolumeError::host("look for mounts on", place))?
             .is_empty()
         {
-            let answers = answer::comes(place, ANSWER);
-            return match answers.map_err(VolumeError::host("ask the server of", place))? {
-                true => Ok(()),
-                false => Err(NfsError::Silent { source_name: export.source.clone() }.into()),
-            };
+            let asked =
+                SERVERS.ask(place).map_err(VolumeError::host("ask the server of", place))?;
+            let silent = || NfsError::Silent { source_name: export.source.clone() };
+            return Ok(asked.question().within(ANSWER).ok_or_else(silent)?);
         }
         directory::make_all(pod.root(), place).map_err(VolumeError::host("make", place))?;
         Ok(self.run(place, export)?)
