@@ -1,6 +1,7 @@
 //! A runtime, or an image store, whose calls are counted and timed under the names that the CRI gives
 //! them. Every method is passed on: one that is not would be answered by its trait's own answer.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_runtime::interface::{
     ContainerConfig, ContainerId, Credentials, Exec, ExecOutput, Image, ImageError, Images,
-    PodUsage, ProgressSink, Resize, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId,
-    SandboxStatus, Session, StopSignal, Streams,
+    OpenFiles, PodUsage, ProgressSink, Resize, Runtime, RuntimeError, RuntimeEvent, SandboxConfig,
+    SandboxId, SandboxStatus, Session, StopSignal, Streams,
 };
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::Receiver;
@@ -139,6 +140,10 @@ impl Runtime for Metered<dyn Runtime> {
 
     async fn usage(&self) -> Result<Vec<PodUsage>, RuntimeError> {
         self.call("list_podsandbox_stats", self.inner.usage()).await
+    }
+
+    async fn open_files(&self) -> Result<BTreeMap<ContainerId, OpenFiles>, RuntimeError> {
+        self.call("list_container_stats", self.inner.open_files()).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

@@ -10,6 +10,7 @@
 
 pub mod limits;
 mod mount;
+pub mod open_files;
 pub mod usage;
 
 use std::collections::BTreeSet;

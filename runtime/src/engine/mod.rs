@@ -27,7 +27,7 @@ mod usage;
 mod user_ids;
 mod volumes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,9 +47,9 @@ use crate::disk;
 use crate::executable::Executable;
 use crate::images::Store;
 use crate::interface::{
-    ContainerConfig, ContainerId, Exec, ExecOutput, PodNetwork, PodUsage, Resize, Runtime,
-    RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal,
-    Streams,
+    ContainerConfig, ContainerId, Exec, ExecOutput, OpenFiles, PodNetwork, PodUsage, Resize,
+    Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session,
+    StopSignal, Streams,
 };
 
 pub use self::host::Enforcement;
@@ -327,6 +327,12 @@ impl Runtime for Engine {
         let shared = self.shared.clone();
         let read = disk::blocking(move || Ok(usage::read(&shared))).await;
         read.map_err(|error| failed("read what pods have used", error))
+    }
+
+    async fn open_files(&self) -> Result<BTreeMap<ContainerId, OpenFiles>, RuntimeError> {
+        let shared = self.shared.clone();
+        let read = disk::blocking(move || Ok(usage::open_files(&shared))).await;
+        read.map_err(|error| failed("count what containers have open", error))
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

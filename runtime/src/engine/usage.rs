@@ -1,9 +1,12 @@
 //! What the sandboxes of the engine have used: one pass over their cgroups. Blocking; a pod costs a
 //! dozen small files.
 
-use crate::cgroup::{GroupPath, usage};
+use std::collections::BTreeMap;
+
+use crate::cgroup::{GroupPath, open_files, usage};
 use crate::interface::{
-    ContainerState, ContainerUsage, NamespaceMode, PodUsage, SandboxState, SandboxStatus,
+    ContainerId, ContainerState, ContainerUsage, NamespaceMode, OpenFiles, PodUsage, SandboxState,
+    SandboxStatus,
 };
 
 use super::Shared;
@@ -15,6 +18,20 @@ const DEPTH: u32 = 2;
 pub(super) fn read(shared: &Shared) -> Vec<PodUsage> {
     let sandboxes = shared.statuses(|_| true).into_iter();
     sandboxes.filter(|s| s.state == SandboxState::Ready).filter_map(|s| pod(shared, s)).collect()
+}
+
+/// Counts what the running containers have open.
+pub(super) fn open_files(shared: &Shared) -> BTreeMap<ContainerId, OpenFiles> {
+    let sandboxes = shared.statuses(|_| true);
+    let containers = sandboxes.iter().flat_map(|s| s.containers.iter().map(move |c| (s, c)));
+    let running = containers.filter(|(_, c)| matches!(c.state, ContainerState::Running { .. }));
+    let counted = running.filter_map(|(sandbox, container)| {
+        let path = sandbox.config.cgroup_path.join(container.id.as_str());
+        let path = GroupPath::try_from(path.as_path()).ok()?;
+        let open = open_files::read(&shared.hierarchy.directory(&path))?;
+        Some((container.id.clone(), open))
+    });
+    counted.collect()
 }
 
 fn pod(shared: &Shared, sandbox: SandboxStatus) -> Option<PodUsage> {

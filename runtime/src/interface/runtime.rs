@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{
-    ContainerConfig, ContainerId, Exec, PodIdentity, PodUsage, Resources, SandboxConfig, SandboxId,
-    Session, Streams,
+    ContainerConfig, ContainerId, Exec, OpenFiles, PodIdentity, PodUsage, Resources, SandboxConfig,
+    SandboxId, Session, Streams,
 };
 
 /// A sandbox as it is now.
@@ -264,6 +264,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// What the pods that are up have used. A runtime without cgroups knows of none.
     async fn usage(&self) -> Result<Vec<PodUsage>, RuntimeError> {
         Ok(Vec::new())
+    }
+
+    /// What the processes of each running container have open. A runtime without cgroups knows of none.
+    async fn open_files(&self) -> Result<BTreeMap<ContainerId, OpenFiles>, RuntimeError> {
+        Ok(BTreeMap::new())
     }
 
     /// All sandboxes with their containers, oldest first.

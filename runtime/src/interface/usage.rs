@@ -152,6 +152,17 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
+/// What processes have open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// Descriptors.
+    pub descriptors: u64,
+    /// Those of sockets among them.
+    pub sockets: u64,
+    /// How many descriptors the first process may have; absent without a bound.
+    pub soft_limit: Option<u64>,
+}
+
 /// A pod's cgroup, its network and its containers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodUsage {

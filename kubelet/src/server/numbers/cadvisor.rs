@@ -9,6 +9,7 @@ use super::disks::{self, Disks};
 use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::Host;
 use super::limits;
+use super::open_files::{self, Counted};
 
 /// One number of a cgroup, where the host keeps it.
 type Pick = fn(&Usage) -> Option<f64>;
@@ -211,7 +212,12 @@ const NETWORK: [NetworkFamily; 8] = [
 ];
 
 /// Renders the page.
-pub(super) fn render(host: &Host, at_ms: i64, (pods, disks): (&[PodUsage], &Disks)) -> String {
+pub(super) fn render(
+    host: &Host,
+    at_ms: i64,
+    (pods, disks): (&[PodUsage], &Disks),
+    open: &Counted,
+) -> String {
     let mut text = Exposition::default();
     let root = root(host, at_ms);
     for (name, kind, help, pick) in FAMILIES {
@@ -236,6 +242,7 @@ pub(super) fn render(host: &Host, at_ms: i64, (pods, disks): (&[PodUsage], &Disk
     }
     faults(&mut text, pods);
     limits::write(&mut text, pods);
+    open_files::write(&mut text, pods, open);
     starts(&mut text, pods);
     network(&mut text, pods);
     file_systems(&mut text, at_ms, (pods, disks));

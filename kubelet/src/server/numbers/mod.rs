@@ -10,6 +10,7 @@ mod disks;
 pub(super) mod exposition;
 mod host;
 mod limits;
+mod open_files;
 mod own;
 mod probes;
 mod resource;
@@ -108,13 +109,18 @@ async fn resource(Shared(state): Shared<State>) -> Response {
 }
 
 async fn cadvisor(Shared(state): Shared<State>) -> Response {
-    match read(&state).await {
-        Ok(reading) => exposition(cadvisor::render(
+    let reading = match read(&state).await {
+        Ok(reading) => reading,
+        Err(failure) => return failure,
+    };
+    match state.runtime.open_files().await {
+        Ok(open) => exposition(cadvisor::render(
             &reading.host,
             reading.at_ms,
             (&reading.pods, &reading.disks),
+            &open,
         )),
-        Err(failure) => failure,
+        Err(error) => failed(error),
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_runtime::interface::{
-    ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, PodIdentity,
-    PodUsage, Pressure, Pressures, Resources, SandboxId, Stall, Traffic, Usage,
+    ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, OpenFiles,
+    PodIdentity, PodUsage, Pressure, Pressures, Resources, SandboxId, Stall, Traffic, Usage,
 };
 use serde_json::json;
 
 use super::disks::{Disks, Place};
 use super::host::Host;
+use super::open_files::Counted;
 use super::{cadvisor, own, resource, summary};
 use crate::disk::{ContainerUse, FileSystem, PodUse, Used, VolumeUse};
 use crate::meters::{self, Meters};
@@ -179,6 +180,11 @@ fn disks() -> Disks {
     }
 }
 
+fn open_files() -> Counted {
+    let open = OpenFiles { descriptors: 7, sockets: 3, soft_limit: None };
+    [(pods()[0].containers[0].id.clone(), open)].into()
+}
+
 fn find<'a>(samples: &'a [Sample], name: &str, container: Option<&str>) -> &'a Sample {
     let of =
         |s: &&Sample| s.name == name && s.labels.get("container").map(String::as_str) == container;
@@ -212,7 +218,8 @@ fn the_resource_page_has_what_metrics_server_reads() {
 
 #[test]
 fn the_cadvisor_page_has_containers_pods_and_their_network() {
-    let samples = parse(&cadvisor::render(&host(), 6999, (&pods(), &Disks::default())));
+    let samples =
+        parse(&cadvisor::render(&host(), 6999, (&pods(), &Disks::default()), &open_files()));
     let of = |name: &str, container: &str| -> f64 {
         let named = samples.iter().filter(|s| s.name == name && s.labels["container"] == container);
         let mut named = named.filter(|s| s.labels["pod"] == "p");
@@ -223,6 +230,8 @@ fn the_cadvisor_page_has_containers_pods_and_their_network() {
     assert_eq!(of("container_memory_rss", "main"), 1000.0);
     assert_eq!(of("container_network_receive_bytes_total", ""), 10.0);
     assert_eq!(["processes", "threads"].map(|n| of(&format!("container_{n}"), "")), [2.0, 4.0]);
+    let open = ["file_descriptors", "sockets", "ulimits_soft"];
+    assert_eq!(open.map(|n| of(&format!("container_{n}"), "main")), [7.0, 3.0, -1.0]);
     let faults: Vec<&Sample> =
         samples.iter().filter(|s| s.name == "container_memory_failures_total").collect();
     assert_eq!((faults.len(), faults[0].labels["scope"].as_str()), (4, "container"));
@@ -238,7 +247,7 @@ fn the_cadvisor_page_has_containers_pods_and_their_network() {
 
 #[test]
 fn the_cadvisor_page_has_file_systems() {
-    let samples = parse(&cadvisor::render(&host(), 6999, (&pods(), &disks())));
+    let samples = parse(&cadvisor::render(&host(), 6999, (&pods(), &disks()), &Counted::new()));
     let of = |name: &str, container: &str, device: &str| {
         let mut all = samples.iter().filter(|s| {
             s.name == name && s.labels["container"] == container && s.labels["device"] == device
