@@ -13,6 +13,7 @@ use clap::Parser;
 use serde_json::{Map, Value, json};
 
 use crate::cli::{AgentFlags, Cli, Command, HostFlags, LogFlags, NodeFlags};
+use crate::verbosity;
 
 /// Where the kubelet keeps its things.
 const ROOT: &str = "/var/lib/kubelet";
@@ -101,7 +102,7 @@ pub(crate) struct Flags {
     /// Whether the client certificate is renewed
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     rotate_certificates: Option<bool>,
-    /// How much to say; from 4 on, what is decided
+    /// How much to say; from 4 on, what is decided, from 8 on, everything
     #[arg(long, short = 'v', value_name = "LEVEL", default_value_t = 0)]
     v: u32,
 }
@@ -146,7 +147,7 @@ impl Flags {
             bootstrap_kubeconfig: self.bootstrap_kubeconfig,
             cert_dir: self.cert_dir,
         };
-        let log = LogFlags { log: (self.v >= 4).then(|| "debug".to_owned()) };
+        let log = LogFlags { log: (self.v > 0).then(|| verbosity::filter(self.v).to_owned()) };
         Ok(Asked::Agent(Box::new(Cli { log, command: Command::Agent(agent) })))
     }
 

@@ -29,15 +29,15 @@ mod stats;
 mod terminal;
 mod unit;
 mod up;
+mod verbosity;
 
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command};
 
@@ -72,12 +72,7 @@ fn start(cli: Cli) -> Result<ExitCode> {
         Command::Cri(_) => "info,berth_runtime=error",
         _ => "error",
     };
-    let filter = EnvFilter::try_new(cli.log.log.as_deref().unwrap_or(usual)).context("--log")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    verbosity::begin(cli.log.log.as_deref(), usual)?;
     // More than one crate brings a provider, so the choice must be said once.
     let provider = rustls::crypto::ring::default_provider();
     if provider.install_default().is_err() {

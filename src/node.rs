@@ -35,7 +35,7 @@ use crate::cli::AgentFlags;
 use crate::host::{Host, make_private};
 use crate::join::{self, Files};
 use crate::settings::{Places, Settings};
-use crate::{check, control, cri, notify, signals};
+use crate::{check, control, cri, notify, signals, verbosity};
 
 /// What an agent needs beyond its settings.
 pub(crate) struct Identity {
@@ -107,6 +107,7 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<()> {
     check::demands(&settings.kubelet)?;
+    verbosity::configure(settings.kubelet.verbosity).map_err(anyhow::Error::msg)?;
     let node_ips = node_ips(&settings)?;
     let session = Session::open(&identity.kubeconfig, Meters::default()).await?;
     let meters = session.meters().clone();
@@ -158,6 +159,7 @@ pub(crate) async fn run(
         recent: host.events.clone(),
         services: None,
         meters,
+        set_verbosity: settings.kubelet.sets_verbosity.then_some(verbosity::set),
     };
     let kubelet = berth_kubelet::run(config, parts, shutdown.clone());
     tasks.spawn(async move { kubelet.await.context("running the kubelet") });

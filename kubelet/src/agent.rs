@@ -57,6 +57,8 @@ pub struct Parts {
     pub services: Option<watch::Receiver<Option<Vec<Service>>>>,
     /// Counts what is done.
     pub meters: Meters,
+    /// Sets the level of the log; `None` where `/debug/flags/v` is not offered.
+    pub set_verbosity: Option<server::SetVerbosity>,
 }
 
 /// Why an agent does not run.
@@ -158,6 +160,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         meters: parts.meters.clone(),
         health: server::Health::new(takes(changes.downgrade())),
         process: server::Process { started: now, flags: Arc::new(config.server.flags.clone()) },
+        set_verbosity: parts.set_verbosity,
     };
     let reviewer = Arc::new(auth::ApiServer(parts.client.clone()));
     let guard = Guard::new(config.node_name.clone(), reviewer);

@@ -80,6 +80,22 @@ pub(crate) struct CrashLoopBackOff {
     pub(crate) max_container_restart_period: Option<String>,
 }
 
+/// `logging` of KubeletConfiguration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct Logging {
+    /// `text`, and nothing else.
+    pub(crate) format: String,
+    /// A number of nanoseconds or a duration; nothing is held back.
+    pub(crate) flush_frequency: Option<Value>,
+    /// How much is said, as by the kubelet's `--v`.
+    pub(crate) verbosity: u32,
+    /// Levels of files, which there are none of.
+    pub(crate) vmodule: Vec<Value>,
+    /// Of formats.
+    pub(crate) options: Option<Value>,
+}
+
 /// `authentication.x509` of KubeletConfiguration.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -54,6 +54,10 @@ pub(crate) struct Kubelet {
     pub(crate) fail_swap_on: bool,
     /// Whether a kernel with other settings than the kubelet's is refused.
     pub(crate) protect_kernel_defaults: bool,
+    /// How much is said, where no flag says that.
+    pub(crate) verbosity: u32,
+    /// Whether that can be changed over the node's API.
+    pub(crate) sets_verbosity: bool,
     /// Fields whose job is done in another way, and how.
     pub(crate) told: Vec<String>,
 }
@@ -86,6 +90,7 @@ impl Kubelet {
             Some(_) => None,
             None => Some(keep(period("volumeStatsAggPeriod", said, USUAL_PERIOD))),
         };
+        faults.extend(given.logging.faults());
         let tls = tls_of(given, &mut told).map_err(|fault| faults.push(fault)).unwrap_or_default();
         if let Some(driver) = given.cgroup_driver.as_deref()
             && !matches!(driver, "" | "cgroupfs" | "systemd")
@@ -131,6 +136,8 @@ impl Kubelet {
             healthz: (port != 0).then_some(SocketAddr::new(address, port)),
             tls,
             system_logs,
+            verbosity: given.logging.verbosity,
+            sets_verbosity: given.enable_debug_flags_handler.unwrap_or(true),
             heartbeat: Heartbeat { lease_duration, status_check, status_report },
             allowed_unsafe_sysctls: given.allowed_unsafe_sysctls.clone(),
             seccomp_default: given.seccomp_default.unwrap_or(true),
@@ -336,9 +343,13 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "imageMaximumGCAge": text(node.image_gc.longest_unused.unwrap_or_default()),
         "volumeStatsAggPeriod": node.volume_period.map_or("-1s".to_owned(), text),
     });
+    let log = json!({
+        "enableDebugFlagsHandler": node.sets_verbosity,
+        "logging": {"format": "text", "verbosity": node.verbosity},
+    });
     let mut shown = written.clone();
     // What is in force goes over what was written: a zero there meant the usual.
-    for part in [usual, disks] {
+    for part in [usual, disks, log] {
         let Value::Object(part) = part else { continue };
         shown.extend(part.into_iter().filter(|(_, value)| !value.is_null()));
     }

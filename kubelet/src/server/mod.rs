@@ -6,6 +6,7 @@
 
 mod activity;
 pub mod auth;
+mod flags;
 mod health;
 mod logs;
 mod node_logs;
@@ -49,6 +50,7 @@ use crate::meters::Meters;
 use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
 use auth::{Guard, Identity};
+pub use flags::SetVerbosity;
 pub use health::Health;
 pub use node_logs::Logs as SystemLogs;
 pub use numbers::Node as Measured;
@@ -109,6 +111,8 @@ pub struct State {
     pub health: Health,
     /// What the agent says of itself.
     pub process: Process,
+    /// Sets the level of the log, where that is offered.
+    pub set_verbosity: Option<SetVerbosity>,
 }
 
 /// What bounds live streams: exec, attach, port-forward.
@@ -138,6 +142,7 @@ pub fn routes(state: State) -> Router {
         .merge(node_logs::routes())
         .merge(health::routes())
         .merge(zpages::routes())
+        .merge(flags::routes())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .with_state(state)
 }

@@ -131,6 +131,7 @@ pub(super) fn state(root: &Path) -> State {
         meters: Meters::default(),
         health: Health::new(|| true),
         process: Process { started, flags: Arc::new([("v".into(), "2".into())].into()) },
+        set_verbosity: Some(|level| if level < 11 { Ok(()) } else { Err("too much".to_owned()) }),
     }
 }
 

@@ -19,8 +19,9 @@ const WARNING: &str = "Warning: This endpoint is not meant to be machine parseab
     formatting compatibility guarantees and is for debugging purposes only.\n";
 
 /// Where else to look.
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 11] = [
     "/configz",
+    "/debug/flags/v",
     "/flagz",
     "/healthz",
     "/logs/",

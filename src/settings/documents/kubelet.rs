@@ -154,6 +154,9 @@ configuration! {
         /// Whether hard thresholds that are not written are the usual ones.
         merge_default_eviction_settings: bool,
         feature_gates: BTreeMap<String, bool>,
+        /// Whether `/debug/flags/v` is served; it is when absent.
+        enable_debug_flags_handler: Option<bool>,
+        logging: super::Logging,
     }
     held {
         "configMapAndSecretChangeDetectionStrategy" as change_detection: Usual(&["\"Watch\""]),
@@ -168,7 +171,6 @@ configuration! {
         "cgroupsPerQOS" as cgroups_per_qos: Only(&["true"]),
         "enableContentionProfiling" as contention_profiling: Usual(&[]),
         "enableControllerAttachDetach" as controller_attach: Only(&["true"]),
-        "enableDebugFlagsHandler" as debug_flags: Told("/debug/flags is not served"),
         "enableDebuggingHandlers" as debugging_handlers: Only(&["true"]),
         "enableProfilingHandler" as profiling_handler: Told("/debug/pprof is not served"),
         "enableServer" as enable_server: Only(&["true"]),
@@ -189,12 +191,6 @@ configuration! {
         "kubeReservedCgroup" as kube_cgroup: Usual(&[]),
         "kubeletCgroups" as kubelet_cgroups: Usual(&[]),
         "localStorageCapacityIsolation" as storage_isolation: Only(&["true"]),
-        "logging" as logging: Usual(&[
-            "{}",
-            "{\"format\": \"text\"}",
-            "{\"flushFrequency\": 0, \"options\": {\"json\": {\"infoBufferSize\": \"0\"}, \
-              \"text\": {\"infoBufferSize\": \"0\"}}, \"verbosity\": 0}",
-        ]),
         "makeIPTablesUtilChains" as util_chains: Told("no iptables rules are made"),
         "maxOpenFiles" as open_files: Told("the service manager sets it"),
         "memoryManagerPolicy" as memory_manager: Usual(&["\"None\""]),
@@ -259,10 +255,31 @@ impl KubeletConfiguration {
                 _ => None,
             })
             .collect();
+        if self.logging.flush_frequency.as_ref().is_some_and(|value| !is_zero(value)) {
+            all.push("logging.flushFrequency: nothing is held back".into());
+        }
         if self.cgroup_driver.as_deref() == Some("systemd") {
             all.push("cgroupDriver: pods' cgroups are made as files, not as systemd units".into());
         }
         all
+    }
+}
+
+impl super::Logging {
+    /// What of it cannot be honoured.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if !matches!(self.format.as_str(), "" | "text") {
+            let format = &self.format;
+            faults.push(format!("logging.format: {format:?} is not supported, only \"text\""));
+        }
+        if !self.vmodule.is_empty() {
+            faults.push("logging.vmodule is not supported: there are no levels of files".into());
+        }
+        if self.options.as_ref().is_some_and(|value| !is_zero(value)) {
+            faults.push("logging.options: output is not split, and not held back".into());
+        }
+        faults
     }
 }
 
@@ -373,7 +390,6 @@ volumeStatsAggPeriod: 0s
             "shutdownGracePeriod: 30s",
             "memorySwap: {swapBehavior: LimitedSwap}",
             "tracing: {endpoint: 'localhost:4317'}",
-            "logging: {format: json}",
             "topologyManagerPolicy: single-numa-node",
             "reservedSystemCPUs: 0-1",
             "staticPodURL: http://x/",
@@ -382,10 +398,25 @@ volumeStatsAggPeriod: 0s
             let name = field.split(':').next().unwrap();
             assert!(refused.len() == 1 && refused[0].starts_with(name), "{field}: {refused:?}");
         }
-        for field in ["kernelMemcgNotification: true", "registryPullQPS: 7"] {
+        for field in
+            ["kernelMemcgNotification: true", "registryPullQPS: 7", "logging: {flushFrequency: 5s}"]
+        {
             let given = read(field);
             assert_eq!((given.refused().len(), given.told().len()), (0, 1), "{field}");
         }
+        let read_logging = |text: &str| read(text).logging;
+        for refused in
+            ["{format: json}", "{vmodule: [{}]}", "{options: {text: {splitStream: true}}}"]
+        {
+            let logging = read_logging(&format!("logging: {refused}"));
+            assert!(
+                logging.faults().iter().all(|fault| fault.starts_with("logging.")),
+                "{refused}"
+            );
+            assert_eq!(logging.faults().len(), 1, "{refused}");
+        }
+        let taken = read_logging("logging: {format: text, verbosity: 4, flushFrequency: 5s}");
+        assert_eq!((taken.faults(), taken.verbosity), (vec![], 4));
         for field in ["cpuCFSQuotaPeriod: 0.1s", "registerNode: true", "readOnlyPort: 0"] {
             let given = read(field);
             assert_eq!((given.refused().len(), given.told().len()), (0, 0), "{field}");
