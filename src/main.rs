@@ -16,6 +16,7 @@ mod host;
 mod images;
 mod join;
 mod kubelet;
+mod logind;
 mod logs;
 mod network;
 mod node;

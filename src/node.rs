@@ -34,6 +34,7 @@ use tracing::{info, warn};
 use crate::cli::AgentFlags;
 use crate::host::{Host, make_private};
 use crate::join::{self, Files};
+use crate::logind::Logind;
 use crate::settings::{Places, Settings};
 use crate::{check, control, cri, notify, signals, verbosity};
 
@@ -158,6 +159,7 @@ pub(crate) async fn run(
         images: host.images.clone(),
         recent: host.events.clone(),
         services: None,
+        login: Some(Arc::new(Logind::new(&settings.places.state_dir))),
         meters,
         set_verbosity: settings.kubelet.sets_verbosity.then_some(verbosity::set),
     };
@@ -376,6 +378,7 @@ fn kubelet_config(
     config.allowed_unsafe_sysctls.clone_from(&settings.kubelet.allowed_unsafe_sysctls);
     config.reserved = settings.kubelet.reserved;
     config.eviction = settings.kubelet.eviction.clone();
+    config.shutdown = settings.kubelet.shutdown.clone();
     config.max_images = settings.kubelet.max_images;
     config.provider_id.clone_from(&settings.kubelet.provider_id);
     Ok(config)

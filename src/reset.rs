@@ -17,6 +17,7 @@ use berth_runtime::interface::Runtime;
 
 use crate::cli::ResetFlags;
 use crate::host::Host;
+use crate::logind::Logind;
 use crate::node::network_config;
 use crate::settings::{Places, Settings};
 use crate::unit;
@@ -53,6 +54,7 @@ pub(crate) async fn run(flags: ResetFlags) -> Result<()> {
     pods.extend(Cache::new(&places.state_dir).uids()?);
     keep(&mut failures, network(&settings).await);
     keep(&mut failures, berth_proxy::teardown(None).context("removing the rules of Services"));
+    keep(&mut failures, Logind::new(&places.state_dir).forget().await);
     println!("removed the pod network and the rules of Services");
     failures.extend(pod_directories(places, &pods));
     keep(&mut failures, groups());

@@ -20,17 +20,19 @@ use crate::disk::{self, Disk};
 use crate::environment::Service;
 use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
-use crate::eviction::{self, Conditions};
+use crate::eviction::{self, Conditions, Order};
 use crate::gate::Gate;
 use crate::image_gc::{self, Collector};
 use crate::meters::{Metered, Meters};
 use crate::node::facts::{self, Facts, Places};
+use crate::node::heartbeat::Signs;
 use crate::node::{self, Shared, heartbeat, object};
 use crate::probe::counts::Counts;
 use crate::qos;
 use crate::server;
 use crate::server::auth::{self, Guard};
 use crate::shelf::Shelf;
+use crate::shutdown::{self, Login, Standing};
 use crate::slack;
 use crate::source::{self, Event, Selection};
 use crate::static_pods::{self, mirror::Mirrors};
@@ -55,6 +57,8 @@ pub struct Parts {
     /// The cluster's Services, where somebody follows them already; `None` inside means not yet
     /// known. Without it they are followed here.
     pub services: Option<watch::Receiver<Option<Vec<Service>>>>,
+    /// Reaches what keeps the host up until its pods have ended, where they are to.
+    pub login: Option<Arc<dyn Login>>,
     /// Counts what is done.
     pub meters: Meters,
     /// Sets the level of the log; `None` where `/debug/flags/v` is not offered.
@@ -121,13 +125,10 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     ));
     let services = services(&parts, &mut tasks, &shutdown);
     let (pressure, conditions) = watch::channel(Conditions::new());
-    let (context, gate) = context(
-        &config,
-        &parts,
-        (&node, &facts, &conditions),
-        (services, recorder.clone()),
-        &shutdown,
-    );
+    let standing = Standing::default();
+    let signs = Signs { conditions, standing: standing.clone() };
+    let (context, gate) =
+        context(&config, &parts, (&node, &facts, &signs), (services, recorder.clone()), &shutdown);
     let shelf = context.shelf.clone();
     let weighing = qos::keep_classes(shelf.clone(), Arc::clone(&parts.runtime), shutdown.clone());
     tasks.spawn(weighing);
@@ -169,7 +170,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     tasks.spawn(keep_node(
         config.clone(),
         parts.client.clone(),
-        (Arc::clone(&node), facts, Arc::clone(&parts.images), conditions),
+        (Arc::clone(&node), facts, Arc::clone(&parts.images), signs),
         recorder.clone(),
         shutdown.clone(),
     ));
@@ -182,6 +183,11 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let client = parts.client.clone();
     tasks.spawn(mirrors.run(client, Arc::clone(&node), shutdown.clone()));
     let (orders, evictions) = mpsc::channel(CHANGES);
+    if let Some(login) = parts.login.clone().filter(|_| !config.shutdown.is_off()) {
+        let around = (&context, &recorder, orders.clone(), standing.clone());
+        let (watch, token) = (shutdown_parts(&config, &parts, around), shutdown.clone());
+        tasks.spawn(shutdown::run(watch, login, token));
+    }
     let evictor = eviction::Parts {
         config: config.eviction.clone(),
         node: config.node_name.clone(),
@@ -196,8 +202,8 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
         meters: parts.meters.clone(),
     };
     tasks.spawn(eviction::run(evictor, shutdown.clone()));
-    let mut roster =
-        Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone()).with_evictions(evictions);
+    let mut roster = Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone())
+        .with_evictions(evictions, standing);
     if let Some(directory) = config.static_pod_path.clone() {
         let (files, receiver) = mpsc::channel(1);
         let name = config.node_name.clone();
@@ -216,6 +222,26 @@ fn metered(parts: Parts) -> Parts {
     let runtime = Arc::new(Metered::<dyn Runtime>::new(runtime, meters.clone()));
     let images = Arc::new(Metered::<dyn Images>::new(images, meters.clone()));
     Parts { runtime, images, meters, ..parts }
+}
+
+/// What a shutdown of the host works with.
+fn shutdown_parts(
+    config: &Config,
+    parts: &Parts,
+    (context, events, orders, standing): (&Context, &Recorder, mpsc::Sender<Order>, Standing),
+) -> shutdown::Parts {
+    shutdown::Parts {
+        config: config.shutdown.clone(),
+        node: config.node_name.clone(),
+        root: config.root_dir.clone(),
+        shelf: context.shelf.clone(),
+        statuses: context.statuses.clone(),
+        orders,
+        standing,
+        clock: Arc::clone(&config.clock),
+        events: events.clone(),
+        meters: parts.meters.clone(),
+    }
 }
 
 /// Where the node's resources are seen.
@@ -312,7 +338,7 @@ impl Listeners {
 fn context(
     config: &Config,
     parts: &Parts,
-    (node, facts, conditions): (&Shared, &Facts, &watch::Receiver<Conditions>),
+    (node, facts, signs): (&Shared, &Facts, &Signs),
     (services, recorder): (watch::Receiver<Option<Vec<Service>>>, Recorder),
     shutdown: &CancellationToken,
 ) -> (Context, Gate) {
@@ -343,7 +369,7 @@ fn context(
         node: Arc::clone(node),
         sysctls: SysctlPolicy::new(&config.allowed_unsafe_sysctls),
         app_armor: AppArmorSupport::of_host(),
-        conditions: conditions.clone(),
+        signs: signs.clone(),
         events: recorder.clone(),
         meters: parts.meters.clone(),
     };
@@ -445,12 +471,7 @@ fn follow_node(
 async fn keep_node(
     config: Config,
     client: kube::Client,
-    (node, facts, images, conditions): (
-        Shared,
-        Facts,
-        Arc<dyn Images>,
-        watch::Receiver<Conditions>,
-    ),
+    (node, facts, images, signs): (Shared, Facts, Arc<dyn Images>, Signs),
     recorder: Recorder,
     shutdown: CancellationToken,
 ) {
@@ -473,7 +494,6 @@ async fn keep_node(
     }
     let lease =
         heartbeat::keep_lease(config.clone(), client.clone(), Arc::clone(&node), shutdown.clone());
-    let status =
-        heartbeat::keep_status(config, client, (node, images, conditions), recorder, shutdown);
+    let status = heartbeat::keep_status(config, client, (node, images, signs), recorder, shutdown);
     tokio::join!(lease, status);
 }

@@ -73,6 +73,8 @@ pub struct Config {
     pub heartbeat: Heartbeat,
     /// When pods are evicted; what the hard thresholds keep is kept back from pods.
     pub eviction: crate::eviction::Config,
+    /// How pods are ended when the host goes down.
+    pub shutdown: crate::shutdown::Config,
     /// What else is kept back from pods.
     pub reserved: Reserved,
     /// How many images the node's status names; `None` is all.
@@ -218,6 +220,7 @@ impl Config {
             pacing: Pacing::default(),
             heartbeat: Heartbeat::default(),
             eviction: crate::eviction::Config::default(),
+            shutdown: crate::shutdown::Config::default(),
             reserved: Reserved::default(),
             max_images: Some(50),
             parallel_pulls: None,

@@ -1,19 +1,20 @@
-//! The gate that every pod passes once before it runs: what the node does not do
-//! ([`crate::unsupported`]), then what the node has ([`crate::admission`]).
+//! The gate that every pod passes once before it runs: shut while the node goes down
+//! ([`crate::shutdown`]); then what the node does not do ([`crate::unsupported`]), then what it has
+//! ([`crate::admission`]).
 
 use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::watch;
 
 use crate::admission::{self, AdmissionInputs, Admitted, AppArmorSupport, SysctlPolicy};
 use crate::events::{Recorder, Severity};
-use crate::eviction::Conditions;
 use crate::meters::{self, Meters};
 use crate::node::Shared;
+use crate::node::heartbeat::Signs;
 use crate::qos::{PodDemand, ResourceAmounts};
 use crate::quantity::Quantity;
 use crate::resize::Why;
+use crate::shutdown;
 use crate::unsupported;
 use crate::worker::memory::Failure;
 use crate::worker::roster::{Allocation, Gatekeeper, Judgement};
@@ -26,8 +27,8 @@ pub struct Gate {
     pub sysctls: SysctlPolicy,
     /// Whether the node has AppArmor.
     pub app_armor: AppArmorSupport,
-    /// The pressures that the node is under.
-    pub conditions: watch::Receiver<Conditions>,
+    /// The pressures that the node is under, and whether it is about to go down.
+    pub signs: Signs,
     /// Takes events on what a pod asks for in vain.
     pub events: Recorder,
     /// Counts the pods that are refused.
@@ -79,20 +80,27 @@ impl Gatekeeper for Gate {
 
 impl Gate {
     fn admit_uncounted(&self, pod: &Pod, others: &[Arc<Pod>]) -> Judgement {
+        let refuse = |rejection: &admission::Rejection| {
+            let message = rejection.status_message();
+            Judgement::Refuse(Failure::new(rejection.reason.clone(), message))
+        };
+        if self.signs.standing.is_ending() {
+            let (reason, message) =
+                (shutdown::REFUSED.to_owned(), shutdown::REFUSED_MESSAGE.to_owned());
+            return refuse(&admission::Rejection { reason, message });
+        }
         let findings = unsupported::audit(pod);
         if let Some(refusal) = unsupported::refusal(&findings) {
             let message = format!("Pod was rejected: {refusal}");
             return Judgement::Refuse(Failure::new("UnsupportedPod", message));
         }
-        let refuse = |rejection: &admission::Rejection| {
-            let message = rejection.status_message();
-            Judgement::Refuse(Failure::new(rejection.reason.clone(), message))
-        };
         let demand = match PodDemand::parse(pod) {
             Ok(demand) => demand,
             Err(error) => return refuse(&admission::reject_invalid_resource(&error)),
         };
-        if let Some(pressed) = admission::under_pressure(pod, &demand, &self.conditions.borrow()) {
+        if let Some(pressed) =
+            admission::under_pressure(pod, &demand, &self.signs.conditions.borrow())
+        {
             return refuse(&pressed);
         }
         match self.judge((pod, &demand), others) {
@@ -135,5 +143,48 @@ impl Gate {
             app_armor: self.app_armor,
         };
         admission::admit(pod, demand, &inputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use serde_json::json;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::eviction::Conditions;
+    use crate::meters::tests::counted;
+    use crate::shutdown::Standing;
+
+    #[test]
+    fn nobody_is_let_in_while_the_node_goes_down() {
+        let amounts = json!({"cpu": "1", "memory": "1Gi", "pods": "110"});
+        let node = json!({"metadata": {"name": "n"}, "status": {"allocatable": amounts}});
+        let standing = Standing::default();
+        let conditions = watch::channel(Conditions::new()).1;
+        let gate = Gate {
+            node: Arc::new(RwLock::new(serde_json::from_value(node).unwrap())),
+            sysctls: SysctlPolicy::new(&[]),
+            app_armor: AppArmorSupport::of_host(),
+            signs: Signs { conditions, standing: standing.clone() },
+            events: Recorder::new().0,
+            meters: Meters::default(),
+        };
+        let pod = |priority: i32| -> Pod {
+            let spec = json!({"priority": priority, "containers": [{"name": "c", "image": "i"}]});
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+        };
+        assert_eq!(gate.admit(&pod(0), &[]), Judgement::Admit);
+        standing.set(true);
+        let message = "Pod was rejected: Pod was rejected as the node is shutting down.";
+        for priority in [0, 2_000_001_000] {
+            let refusal = Judgement::Refuse(Failure::new("NodeShutdown", message));
+            assert_eq!(gate.admit(&pod(priority), &[]), refusal);
+        }
+        assert_eq!(counted(&gate.meters, &meters::REFUSED_PODS)["NodeShutdown"], 2);
+        standing.set(false);
+        assert_eq!(gate.admit(&pod(0), &[]), Judgement::Admit);
     }
 }

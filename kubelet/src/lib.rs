@@ -46,6 +46,7 @@ pub mod quantity;
 pub mod resize;
 pub mod server;
 pub mod shelf;
+pub mod shutdown;
 mod slack;
 pub mod source;
 pub mod static_pods;

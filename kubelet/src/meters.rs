@@ -68,6 +68,8 @@ pub enum Sort {
     Histogram(&'static [f64]),
     /// How long it is until then, in seconds.
     Remaining,
+    /// When it was, in seconds since the epoch.
+    Moment,
 }
 
 /// Something that is counted.
@@ -150,6 +152,12 @@ meters! {
     /// Pods that were evicted.
     EVICTIONS: Sort::Counter, "kubelet_evictions", ["eviction_signal"],
         "Pods that were evicted, by what was short.";
+    /// When the node began to go down last.
+    SHUTDOWN_START: Sort::Moment, "kubelet_graceful_shutdown_start_time_seconds", [],
+        "When the node began to shut down last, in seconds since the epoch.";
+    /// When all that was to end had ended.
+    SHUTDOWN_END: Sort::Moment, "kubelet_graceful_shutdown_end_time_seconds", [],
+        "When the last shutdown of the node had ended its pods, in seconds since the epoch; 0 meanwhile.";
     /// How old what was seen of the node is when a pod is evicted for it.
     EVICTION_AGE: Sort::Histogram(&USUAL), "kubelet_eviction_stats_age_seconds",
         ["eviction_signal"], "How old the numbers were that a pod was evicted by.";
@@ -194,7 +202,8 @@ const VOLUMES: [f64; 11] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.
 pub struct Tally {
     /// How often.
     pub count: u64,
-    /// The sum of all seconds; the moment for [`Sort::Remaining`], in seconds since the epoch.
+    /// The sum of all seconds; the moment for [`Sort::Remaining`] and [`Sort::Moment`], in seconds since the
+    /// epoch.
     pub seconds: f64,
     /// How many took at most as long as each bound, and longer than the one before.
     pub buckets: Vec<u64>,

@@ -57,7 +57,7 @@ pub fn pod_cgroup_path(class: Class, uid: &str) -> PathBuf {
 const GUARANTEED_OOM_SCORE: i64 = -997;
 const BEST_EFFORT_OOM_SCORE: i64 = 1000;
 /// The priority from which on pods are critical (`2 · HighestUserDefinablePriority`).
-const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+pub(crate) const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
 /// Whether a pod comes before those that are not critical: it runs from a file, or its priority is
 /// one of the system's.

@@ -96,6 +96,15 @@ pub(crate) struct Logging {
     pub(crate) options: Option<Value>,
 }
 
+/// One of `shutdownGracePeriodByPodPriority` of KubeletConfiguration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct ShutdownBucket {
+    /// The least priority of its pods.
+    pub(crate) priority: i32,
+    pub(crate) shutdown_grace_period_seconds: i64,
+}
+
 /// `authentication.x509` of KubeletConfiguration.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -15,7 +15,7 @@ use berth_kubelet::server::tls;
 use serde_json::{Map, Value, json};
 
 use super::documents::{KubeletConfiguration, gates};
-use super::{duration, eviction};
+use super::{duration, eviction, shutdown};
 
 /// The health port, where none is said.
 const HEALTH_PORT: u16 = 10248;
@@ -48,6 +48,8 @@ pub(crate) struct Kubelet {
     pub(crate) reserved: Reserved,
     /// When pods are evicted.
     pub(crate) eviction: berth_kubelet::eviction::Config,
+    /// How pods are ended when the host goes down.
+    pub(crate) shutdown: berth_kubelet::shutdown::Config,
     /// Whether its hard thresholds are written.
     pub(crate) eviction_is_said: bool,
     /// Whether a host with swap is refused.
@@ -116,6 +118,8 @@ impl Kubelet {
         }
         let eviction = eviction::resolve(given, &mut told);
         let eviction = eviction.map_err(|found| faults.extend(found)).unwrap_or_default();
+        let shutdown = shutdown::resolve(given);
+        let shutdown = shutdown.map_err(|found| faults.extend(found)).unwrap_or_default();
         let max_images = match given.node_status_max_images.unwrap_or(50) {
             -1 => None,
             count => usize::try_from(count).map(Some).unwrap_or_else(|_| {
@@ -149,6 +153,7 @@ impl Kubelet {
             cgroups,
             reserved,
             eviction,
+            shutdown,
             eviction_is_said: given.eviction_hard.is_some(),
             fail_swap_on: given.fail_swap_on.unwrap_or(false),
             protect_kernel_defaults: given.protect_kernel_defaults,

@@ -5,6 +5,7 @@
 pub(crate) mod documents;
 mod eviction;
 mod kubelet;
+mod shutdown;
 
 use std::fs;
 use std::net::IpAddr;
@@ -272,6 +273,7 @@ fn resolve(
     };
     settings.in_force = kubelet::in_force(&settings, written);
     eviction::in_force(kubelet, &mut settings);
+    shutdown::in_force(kubelet, &mut settings);
     Ok(settings)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Every test has a node of its own, in a network namespace of its own, and ends with an empty leak
 //! census. The same executable runs on the host and in the VM; what `limits`, `service`,
-//! `conformance::apparmor` and `conformance::selinux` assert, only the VM can show.
+//! `shutdown`, `conformance::apparmor` and `conformance::selinux` assert, only the VM can show.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -28,6 +28,7 @@ mod refusals;
 mod restart;
 mod service;
 mod services;
+mod shutdown;
 mod streams;
 mod users;
 mod volumes;

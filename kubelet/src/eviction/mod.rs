@@ -70,6 +70,8 @@ pub enum Cause {
     Pressure,
     /// It has overstepped a limit.
     Limit,
+    /// The node goes down ([`crate::shutdown`]).
+    Shutdown,
 }
 
 /// A pod, by UID, that is to end.

@@ -22,6 +22,16 @@ use crate::api_retry::Retry;
 use crate::config::Config;
 use crate::events::{Recorder, Severity};
 use crate::eviction::Conditions;
+use crate::shutdown::Standing;
+
+/// What is seen of the node beyond its facts.
+#[derive(Clone)]
+pub struct Signs {
+    /// What of it is short.
+    pub conditions: watch::Receiver<Conditions>,
+    /// Whether it is about to go down.
+    pub standing: Standing,
+}
 
 /// Where leases of nodes live.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -130,13 +140,14 @@ fn renewed(mut lease: Lease, config: &Config, now: Timestamp) -> Lease {
 pub async fn keep_status(
     config: Config,
     client: kube::Client,
-    (node, images, mut conditions): (Shared, Arc<dyn Images>, watch::Receiver<Conditions>),
+    (node, images, Signs { mut conditions, standing }): (Shared, Arc<dyn Images>, Signs),
     events: Recorder,
     shutdown: CancellationToken,
 ) {
     let api: Api<Node> = Api::all(client);
     let places = Places::host(&config.root_dir);
     let mut reported: Option<(NodeStatus, Instant)> = None;
+    let mut endings = standing.changes();
     loop {
         let known = {
             let node = node.read().unwrap_or_else(PoisonError::into_inner);
@@ -144,7 +155,8 @@ pub async fn keep_status(
         };
         let previous = reported.as_ref().map(|(status, _)| status.clone()).or(known);
         let facts = facts::read(&places);
-        let pressure = Pressure::from(&*conditions.borrow_and_update());
+        let ending = *endings.borrow_and_update();
+        let pressure = Pressure { ending, ..Pressure::from(&*conditions.borrow_and_update()) };
         let mut wanted =
             object::status(&config, &facts, pressure, (config.clock.now(), previous.as_ref()));
         wanted.images = match images.list().await {
@@ -166,6 +178,7 @@ pub async fn keep_status(
                     tell_changes(&config, &events, previous.as_ref(), &wanted);
                     super::take(&node, updated, (&events, &config.node_name));
                     reported = Some((wanted, Instant::now()));
+                    standing.note_reported(ending);
                 }
                 Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                     // Somebody deleted the node while it lives: it comes back.
@@ -183,6 +196,7 @@ pub async fn keep_status(
         tokio::select! {
             () = tokio::time::sleep(config.heartbeat.status_check) => {}
             Ok(()) = conditions.changed() => {}
+            Ok(()) = endings.changed() => {}
             () = shutdown.cancelled() => return,
         }
     }

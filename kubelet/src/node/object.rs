@@ -23,7 +23,7 @@ use crate::eviction::{Conditions, Signal};
 /// to no node that does not.
 const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
 
-/// What of the node is short at the moment.
+/// What of the node is short at the moment, or keeps it from being ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pressure {
     /// Memory.
@@ -34,6 +34,8 @@ pub struct Pressure {
     pub pids: bool,
     /// The pod network is not there yet.
     pub starting: bool,
+    /// The node is about to go down.
+    pub ending: bool,
 }
 
 impl From<&Conditions> for Pressure {
@@ -44,6 +46,7 @@ impl From<&Conditions> for Pressure {
             disk: holds(Condition::Disk),
             pids: holds(Condition::Pid),
             starting: false,
+            ending: false,
         }
     }
 }
@@ -242,9 +245,12 @@ fn judgements(pressure: Pressure) -> [Judgement; 4] {
                 "kubelet has insufficient PID available",
             ),
         },
-        match pressure.starting {
-            false => judgement("Ready", true, "KubeletReady", "kubelet is posting ready status"),
-            true => judgement(
+        match (pressure.ending, pressure.starting) {
+            (false, false) => {
+                judgement("Ready", true, "KubeletReady", "kubelet is posting ready status")
+            }
+            (true, _) => judgement("Ready", false, "KubeletNotReady", "node is shutting down"),
+            (false, true) => judgement(
                 "Ready",
                 false,
                 "KubeletNotReady",

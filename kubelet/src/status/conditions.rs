@@ -36,8 +36,17 @@ const BY_KUBELET: &str = "TerminationByKubelet";
 /// Whether a condition, as JSON, is one that this node decides.
 pub(super) fn is_own(condition: &Value) -> bool {
     let text = |field: &str| condition.get(field).and_then(Value::as_str).unwrap_or_default();
-    match text("type") {
-        "DisruptionTarget" => text("reason") == BY_KUBELET,
+    is_decided(text("type"), text("reason"))
+}
+
+/// Whether a condition is one that this node decides.
+pub(super) fn is_ours(condition: &PodCondition) -> bool {
+    is_decided(&condition.type_, condition.reason.as_deref().unwrap_or_default())
+}
+
+fn is_decided(type_: &str, reason: &str) -> bool {
+    match type_ {
+        "DisruptionTarget" => reason == BY_KUBELET,
         type_ => OWN.contains(&type_),
     }
 }

@@ -6,16 +6,17 @@
 //! patches that name the UID, so a status never lands on a successor of the same name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::conditions::{self, OWN};
+use super::conditions;
 use crate::api_retry::{self, Retry};
 use crate::meters::{self, Meters};
 
@@ -66,6 +67,8 @@ struct Inner {
     meters: Meters,
     /// A key is present exactly while a task serves it.
     pods: Mutex<BTreeMap<PodKey, Pending>>,
+    /// Counts the pods of which there is nothing more to write.
+    done: watch::Sender<u64>,
 }
 
 impl Writer {
@@ -76,8 +79,8 @@ impl Writer {
 
     /// The same, and counts how long it takes.
     pub fn metered(client: kube::Client, shutdown: CancellationToken, meters: Meters) -> Self {
-        let pods = Mutex::new(BTreeMap::new());
-        Self { inner: Arc::new(Inner { client, shutdown, meters, pods }) }
+        let (pods, done) = (Mutex::new(BTreeMap::new()), watch::Sender::new(0));
+        Self { inner: Arc::new(Inner { client, shutdown, meters, pods, done }) }
     }
 
     /// Writes `status`, in place of any that has not been written yet.
@@ -95,6 +98,13 @@ impl Writer {
         self.submit(key, |pending| pending.delete = true);
     }
 
+    /// Waits until everything is written that was handed over so far, and what comes meanwhile.
+    pub async fn written(&self) {
+        let mut done = self.inner.done.subscribe();
+        let is_busy = || !self.inner.lock().is_empty();
+        while is_busy() && done.changed().await.is_ok() {}
+    }
+
     fn submit(&self, key: &PodKey, change: impl FnOnce(&mut Pending)) {
         let mut pods = self.inner.lock();
         let is_new = !pods.contains_key(key);
@@ -106,8 +116,10 @@ impl Writer {
     }
 }
 
+type Guard<'a> = MutexGuard<'a, BTreeMap<PodKey, Pending>>;
+
 impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PodKey, Pending>> {
+    fn lock(&self) -> Guard<'_> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -116,10 +128,17 @@ impl Inner {
         let mut pods = self.lock();
         let pending = std::mem::take(pods.get_mut(key)?);
         if pending.status.is_none() && !pending.delete {
-            pods.remove(key);
+            self.forget(key, pods);
             return None;
         }
         Some(pending)
+    }
+
+    /// Forgets a pod, before anything more can be handed over for it.
+    fn forget(&self, key: &PodKey, mut pods: Guard<'_>) {
+        pods.remove(key);
+        drop(pods);
+        self.done.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Puts back what could not be written, unless something newer came.
@@ -148,7 +167,7 @@ async fn serve(inner: Arc<Inner>, key: PodKey) {
                 continue;
             }
             Ok(Ok(Outcome::Gone)) => {
-                inner.lock().remove(&key);
+                inner.forget(&key, inner.lock());
                 return;
             }
             Ok(Err(error)) => Some(error),
@@ -227,8 +246,8 @@ impl Dropped {
             s.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect()
         };
         let conditions = |s: &PodStatus| -> Vec<String> {
-            let own = s.conditions.iter().flatten().map(|c| c.type_.clone());
-            own.filter(|type_| OWN.contains(&type_.as_str())).collect()
+            let own = s.conditions.iter().flatten().filter(|c| conditions::is_ours(c));
+            own.map(|c| c.type_.clone()).collect()
         };
         let gone = |list: &dyn Fn(&PodStatus) -> Vec<String>| {
             let kept = list(status);

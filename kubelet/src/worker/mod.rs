@@ -48,6 +48,7 @@ use crate::events::{Recorder, Severity};
 use crate::eviction::{self, Cause, Eviction};
 use crate::meters::{self, Meters, Startup};
 use crate::probe;
+use crate::shutdown;
 use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::{PodKey, Writer};
 use crate::status::{self, Stage, dispute};
@@ -98,7 +99,7 @@ pub struct Wish {
     pub gone: Option<Duration>,
     /// Set once the pod was refused: it must not run.
     pub refused: Option<memory::Failure>,
-    /// Set once the pod has to end for the node's sake, or for overstepping a limit.
+    /// Set once the pod has to end for the node's sake, for overstepping a limit, or as the node goes down.
     pub evicted: Option<Eviction>,
     /// Set while there is no room for the resources it is specified with; `pod` has those that it is
     /// allocated.
@@ -482,8 +483,12 @@ fn failed(reason: &str, message: &str) -> Verdict {
 
 /// The verdict on a pod that is evicted.
 fn evicted(eviction: &Eviction) -> Verdict {
-    let disruption = (eviction.cause == Cause::Pressure).then(|| eviction.message.clone());
-    Verdict { disruption, ..failed(eviction::REASON, &eviction.message) }
+    let disruption = (eviction.cause != Cause::Limit).then(|| eviction.message.clone());
+    let reason = match eviction.cause {
+        Cause::Pressure | Cause::Limit => eviction::REASON,
+        Cause::Shutdown => shutdown::REASON,
+    };
+    Verdict { disruption, ..failed(reason, &eviction.message) }
 }
 
 /// Whether two states of a pod ask the same of the node; the echo of our own status does not count.

@@ -34,6 +34,7 @@ use super::memory::Failure;
 use super::{Context, End, MIN_GRACE, Wish, Worker, termination_grace};
 use crate::events::Severity;
 use crate::eviction::Order;
+use crate::shutdown::Standing;
 use crate::source::Event;
 use crate::static_pods::{self, mirror};
 use crate::status::writer::PodKey;
@@ -103,6 +104,8 @@ pub struct Roster {
     synced: Synced,
     /// Pods that are to end for the node's sake.
     evictions: mpsc::Receiver<Order>,
+    /// Whether the node is about to go down.
+    standing: Standing,
 }
 
 /// Which sources have told what they have; then what none of them knows is removed.
@@ -133,12 +136,13 @@ impl Roster {
             statics: HashMap::new(),
             synced: Synced { files: true, ..Synced::default() },
             evictions: mpsc::channel(1).1,
+            standing: Standing::default(),
         }
     }
 
-    /// Which ends the pods that `evictions` name.
-    pub fn with_evictions(self, evictions: mpsc::Receiver<Order>) -> Self {
-        Self { evictions, ..self }
+    /// Which ends the pods that `evictions` name, as for a node that goes down.
+    pub fn with_evictions(self, evictions: mpsc::Receiver<Order>, standing: Standing) -> Self {
+        Self { evictions, standing, ..self }
     }
 
     /// With static pods, told of by `files`.
@@ -156,6 +160,7 @@ impl Roster {
         let has_files = files.is_some();
         let mut ends = self.context.shelf.ends();
         let mut retry_at = Instant::now() + RETRY;
+        let mut standing = self.standing.changes();
         loop {
             tokio::select! {
                 biased;
@@ -175,6 +180,7 @@ impl Roster {
                     self.allocate_waiting();
                 }
                 Some(order) = self.evictions.recv() => self.evict(order),
+                Ok(()) = standing.changed() => self.bring_back(),
                 () = tokio::time::sleep_until(retry_at), if self.anyone_waits() => {
                     retry_at = Instant::now() + RETRY;
                     self.allocate_waiting();
@@ -202,7 +208,9 @@ impl Roster {
         // their place.
         pods.sort_by_key(|p| !has_run(p.metadata.uid.as_deref().unwrap_or_default()));
         for pod in pods {
-            self.apply(pod, ToldBy::Disk).await;
+            if !self.begins_anew(&pod).await {
+                self.apply(pod, ToldBy::Disk).await;
+            }
         }
     }
 

@@ -10,6 +10,7 @@ mod resize;
 mod rules;
 mod scene;
 mod schedule;
+mod shutdown;
 mod size;
 mod sources;
 mod statics;
@@ -34,6 +35,7 @@ use crate::eviction::Order;
 use crate::fake::{FakeApi, FakeClock, FakeImages, FakeMaterials, FakeRuntime};
 use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
+use crate::shutdown::Standing;
 use crate::source::Event;
 use crate::static_pods::mirror::Mirrors;
 use crate::status::writer::Writer;
@@ -45,6 +47,7 @@ pub(super) struct Node {
     pub(super) api: FakeApi,
     pub(super) shelf: Shelf,
     pub(super) probes: Counts,
+    pub(super) standing: Standing,
     clock: Arc<dyn Clock>,
     root: tempfile::TempDir,
     /// Whether agents are given static pods.
@@ -72,6 +75,7 @@ impl Node {
             api: FakeApi::default(),
             shelf: Shelf::default(),
             probes: Counts::default(),
+            standing: Standing::default(),
             clock,
             root: tempfile::tempdir().unwrap(),
             has_files: false,
@@ -110,6 +114,7 @@ impl Node {
         let shutdown = CancellationToken::new();
         self.shelf = Shelf::default();
         self.probes = Counts::default();
+        self.standing = Standing::default();
         let statuses = Writer::new(self.api.client(), shutdown.clone());
         let context = Arc::new(Context {
             runtime: self.runtime.clone(),
@@ -134,7 +139,7 @@ impl Node {
         tokio::spawn(mirrors.run(self.api.client(), node, shutdown.clone()));
         let (evictions, orders) = mpsc::channel(4);
         let roster = Roster::new(context, Arc::new(Door), shutdown.clone());
-        let mut roster = roster.with_evictions(orders);
+        let mut roster = roster.with_evictions(orders, self.standing.clone());
         let (files, inbox) = mpsc::channel(4);
         if self.has_files {
             roster = roster.with_files(inbox);

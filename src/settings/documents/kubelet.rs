@@ -153,6 +153,12 @@ configuration! {
         eviction_pressure_transition_period: Option<String>,
         /// Whether hard thresholds that are not written are the usual ones.
         merge_default_eviction_settings: bool,
+        /// How long all pods have when the host goes down; they are not waited for when absent or zero.
+        shutdown_grace_period: Option<String>,
+        /// How much of it critical pods have, at the end.
+        shutdown_grace_period_critical_pods: Option<String>,
+        /// Instead of these two, by priority.
+        shutdown_grace_period_by_pod_priority: Vec<super::ShutdownBucket>,
         feature_gates: BTreeMap<String, bool>,
         /// Whether `/debug/flags/v` is served; it is when absent.
         enable_debug_flags_handler: Option<bool>,
@@ -211,9 +217,6 @@ configuration! {
         "runOnce" as run_once: Usual(&[]),
         "runtimeRequestTimeout" as request_timeout: Told("berth runs containers itself"),
         "showHiddenMetricsForVersion" as hidden_metrics: Usual(&[]),
-        "shutdownGracePeriod" as shutdown: Usual(&[]),
-        "shutdownGracePeriodByPodPriority" as shutdown_by_priority: Usual(&[]),
-        "shutdownGracePeriodCriticalPods" as shutdown_critical: Usual(&[]),
         "staticPodURL" as static_url: Usual(&[]),
         "staticPodURLHeader" as static_header: Usual(&[]),
         "syncFrequency" as sync_period: Told("pods are looked at when something changes"),
@@ -387,7 +390,6 @@ volumeStatsAggPeriod: 0s
             "readOnlyPort: 10255",
             "runOnce: true",
             "registerNode: false",
-            "shutdownGracePeriod: 30s",
             "memorySwap: {swapBehavior: LimitedSwap}",
             "tracing: {endpoint: 'localhost:4317'}",
             "topologyManagerPolicy: single-numa-node",

@@ -30,6 +30,15 @@ impl Scene {
         }
     }
 
+    /// The node's condition Ready, as it was reported last.
+    fn ready(&self) -> Value {
+        let state = self.api.state.lock().unwrap();
+        let mut reports =
+            state.requests.iter().filter(|(_, path, _)| path.ends_with("/nodes/n/status"));
+        let conditions = reports.next_back().unwrap().2["status"]["conditions"].as_array().unwrap();
+        conditions.iter().find(|one| one["type"] == "Ready").unwrap().clone()
+    }
+
     /// How often something was asked for whose path ends so.
     fn count(&self, methods: &[&str], suffix: &str) -> usize {
         let state = self.api.state.lock().unwrap();
@@ -74,7 +83,9 @@ async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
     let images = Arc::new(FakeImages::default());
     images.present.lock().unwrap().insert("a:1".to_owned());
     let (pressed, conditions) = watch::channel(Conditions::new());
-    let node = (node, Arc::clone(&images) as Arc<dyn Images>, conditions);
+    let standing = Standing::default();
+    let signs = Signs { conditions, standing: standing.clone() };
+    let node = (node, Arc::clone(&images) as Arc<dyn Images>, signs);
     let keeping = keep_status(scene.config.clone(), client, node, events, shutdown);
     tokio::spawn(keeping);
     tokio::time::sleep(Duration::from_secs(299)).await;
@@ -89,7 +100,20 @@ async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
     assert!(imaged > late, "another image is news");
     pressed.send_replace(Conditions::from([Condition::Disk]));
     tokio::time::sleep(Duration::from_millis(1)).await;
-    assert!(scene.count(&["PATCH"], "/nodes/n/status") > imaged, "pressure is told at once");
+    let pressed = scene.count(&["PATCH"], "/nodes/n/status");
+    assert!(pressed > imaged, "pressure is told at once");
+    assert_eq!(scene.ready()["status"], "True");
+    standing.set(true);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let ready = scene.ready();
+    assert_eq!(ready["status"], "False");
+    assert_eq!(ready["reason"], "KubeletNotReady");
+    assert_eq!(ready["message"], "node is shutting down");
+    assert!(standing.is_told());
+    standing.set(false);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(scene.ready()["status"], "True");
+    assert!(!standing.is_told());
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn counted(text: &mut Exposition, meters: &Meters, at: f64) {
         let kind = match meter.sort {
             Sort::Counter => Kind::Counter,
             Sort::Histogram(_) => Kind::Histogram,
-            Sort::Remaining => Kind::Gauge,
+            Sort::Remaining | Sort::Moment => Kind::Gauge,
         };
         let mut family = text.family(meter.name, kind, meter.help);
         for (values, tally) in &all {
@@ -108,6 +108,7 @@ fn counted(text: &mut Exposition, meters: &Meters, at: f64) {
             match meter.sort {
                 Sort::Counter => family.sample(&labels, number(tally.count)),
                 Sort::Remaining => family.sample(&labels, tally.seconds - at),
+                Sort::Moment => family.sample(&labels, tally.seconds),
                 Sort::Histogram(bounds) => {
                     let buckets = bounds.iter().copied().zip(tally.buckets.iter().copied());
                     family.histogram(&labels, buckets, (tally.count, tally.seconds));

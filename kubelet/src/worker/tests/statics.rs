@@ -11,11 +11,16 @@ use crate::source::Event;
 use crate::static_pods::manifest;
 
 fn file(image: &str) -> Pod {
+    named("web", image)
+}
+
+pub(super) fn named(name: &str, image: &str) -> Pod {
     let text = format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: ns}}, \
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: ns}}, \
          spec: {{containers: [{{name: c, image: \"{image}\"}}]}}}}"
     );
-    manifest::pod(&text, Path::new("/etc/pods/web.yaml"), "node-1").unwrap()
+    let path = format!("/etc/pods/{name}.yaml");
+    manifest::pod(&text, Path::new(&path), "node-1").unwrap()
 }
 
 fn uid(pod: &Pod) -> String {
@@ -23,7 +28,7 @@ fn uid(pod: &Pod) -> String {
 }
 
 /// The bodies of the mirrors that were made.
-fn made(node: &Node) -> Vec<Value> {
+pub(super) fn made(node: &Node) -> Vec<Value> {
     let state = node.api.state.lock().unwrap();
     let posts = state.requests.iter().filter(|(m, p, _)| m == "POST" && p.ends_with("/pods"));
     posts.map(|(_, _, body)| body.clone()).collect()
