@@ -1,7 +1,7 @@
 //! The process side of containers: the commands of runc, container init, pod shim, layer unpacker.
 //!
 //! The library holds what the agent shares with the executable: the [`protocol`] of the shim, its
-//! [`frame`]s, and the default [`seccomp`] profile. [`run`] is the executable itself.
+//! [`frame`]s, the default [`seccomp`] profile, and systemd's [`units`]. [`run`] is the executable itself.
 
 mod cgroup;
 mod clock;
@@ -19,6 +19,7 @@ mod shim;
 mod spec;
 #[allow(unsafe_code)]
 mod sys;
+pub mod units;
 mod unpack;
 
 pub use container::labels::apparmor_is_enabled;

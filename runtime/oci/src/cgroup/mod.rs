@@ -12,7 +12,7 @@ pub(crate) mod merge;
 pub(crate) mod place;
 mod placeholder;
 pub(crate) mod stats;
-mod systemd;
+pub(crate) mod systemd;
 mod tree;
 mod watch;
 
@@ -146,7 +146,7 @@ impl Cgroup {
         let made = Self::take_scope(request, unit, placeholder, settings);
         if made.is_err() {
             // The placeholder is gone, so the scope is about to be.
-            let _ = manager.stop(unit);
+            let _ = manager.stop(&unit.name);
         }
         made
     }
@@ -269,7 +269,7 @@ impl Cgroup {
         if let Some(unit) = &self.place.unit {
             let mut manager = Manager::connect()?;
             let properties = manager.plan(&mut settings)?;
-            manager.set_properties(unit, &properties)?;
+            manager.set_properties(&unit.name, &properties)?;
         }
         self.write(&settings, Missing::Refused)?;
         if let Some(devices) = resources.devices() {
@@ -409,7 +409,7 @@ impl Cgroup {
         if let Some(unit) = &self.place.unit {
             self.end(deadline_ms)?;
             // Empty, it is about to be stopped by systemd itself.
-            Manager::connect()?.stop(unit)?;
+            Manager::connect()?.stop(&unit.name)?;
         }
         let operation = || format!("remove cgroup {}", self.place.path.display());
         loop {

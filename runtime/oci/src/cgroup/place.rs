@@ -170,7 +170,7 @@ fn named(slice: &str, prefix: &str, name: &str) -> Result<Unit> {
 }
 
 /// The directory of a slice: `a-b.slice` is inside of `a.slice`.
-pub(super) fn expand(slice: &str) -> Result<PathBuf> {
+pub(crate) fn expand(slice: &str) -> Result<PathBuf> {
     let refuse = || Error::invalid(FIELD, format!("{slice:?} is no name for a slice"));
     let stem = slice.strip_suffix(SLICE).ok_or_else(refuse)?;
     let mut path = PathBuf::new();

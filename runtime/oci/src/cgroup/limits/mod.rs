@@ -37,6 +37,17 @@ pub(super) struct Setting {
 }
 
 impl Setting {
+    /// A write that no specification asks for.
+    pub(super) fn of_file(file: &str, value: &str) -> Self {
+        Self {
+            field: file.to_owned(),
+            file: file.to_owned(),
+            value: value.to_owned(),
+            tolerance: Tolerance::None,
+            instead: None,
+        }
+    }
+
     /// The controller that the file belongs to.
     pub(super) fn controller(&self) -> &str {
         self.file.split('.').next().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Scopes of systemd: asked for, changed and stopped over D-Bus, each call with a deadline.
+//! Scopes and slices of systemd: asked for, changed and stopped over D-Bus, each call with a deadline.
 //!
 //! What becomes of limits is in [`properties`], of annotations in [`annotations`]. Limits that systemd
 //! has no property for are written as files into the delegated cgroup, by the same code as under the
@@ -10,6 +10,7 @@ mod properties;
 
 use std::path::Path;
 
+pub(crate) use self::properties::of_files;
 use super::limits::Setting;
 use super::place::Unit;
 use crate::clock;
@@ -17,7 +18,7 @@ use crate::container::{Error, Result};
 use crate::dbus::{self, Connection, Method, Signal, Value};
 
 /// A unit's property.
-pub(super) type Property = (String, Value);
+pub(crate) type Property = (String, Value);
 
 /// What systemd has to begin and end a job in; runc's.
 const PATIENCE_MS: u64 = 30_000;
@@ -25,6 +26,7 @@ const PATIENCE_MS: u64 = 30_000;
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+pub(crate) const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 
 /// systemd's own socket, for root alone: no bus between, and none needed.
 const PRIVATE_SOCKET: &str = "/run/systemd/private";
@@ -32,7 +34,7 @@ const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
 
 /// A connection to systemd.
 #[derive(Debug)]
-pub(super) struct Manager {
+pub(crate) struct Manager {
     connection: Connection,
     /// systemd's unique name where a bus is between: on a bus anybody may send signals.
     owner: Option<String>,
@@ -49,9 +51,11 @@ fn deadline() -> u64 {
 }
 
 impl Manager {
-    pub(super) fn connect() -> Result<Self> {
+    pub(crate) fn connect() -> Result<Self> {
         let result = match Connection::open(Path::new(PRIVATE_SOCKET), deadline()) {
             Ok(connection) => Ok(Self { connection, owner: None }),
+            // Over the bus it would not answer either.
+            Err(error @ dbus::Error::Deadline(_)) => Err(error),
             Err(_) => Self::connect_to_bus(),
         };
         doing(result, || "connect to systemd".to_owned())
@@ -125,22 +129,20 @@ impl Manager {
         Ok(parse_version(text))
     }
 
-    /// Starts a scope that holds process `pid`, and waits until the process is in it.
-    pub(super) fn start_scope(
+    /// Starts a scope that holds process `pid`, and waits until the process is in it. `properties` go
+    /// over those that every scope has.
+    pub(crate) fn start_scope(
         &mut self,
         unit: &Unit,
         pid: i32,
         properties: &[Property],
     ) -> Result<()> {
-        let mut all = fixed_properties(unit, pid);
-        all.extend_from_slice(properties);
-        let auxiliary = Value::Array("(sa(sv))".to_owned(), Vec::new());
-        let arguments = [unit.name.as_str().into(), "replace".into(), encode(&all), auxiliary];
-        let mut result = self.run_job("StartTransientUnit", &arguments);
-        if result.as_ref().is_err_and(|error| error.is("org.freedesktop.systemd1.UnitExists")) {
+        let all = over(fixed_properties(unit, pid), properties);
+        let mut result = self.start_transient(&unit.name, &all);
+        if result.as_ref().is_err_and(|error| error.is(UNIT_EXISTS)) {
             // Perhaps what is left of one that failed.
             self.reset_failed(&unit.name);
-            result = self.run_job("StartTransientUnit", &arguments);
+            result = self.start_transient(&unit.name, &all);
         }
         if result.is_err() {
             self.reset_failed(&unit.name);
@@ -148,25 +150,46 @@ impl Manager {
         doing(result, || format!("start unit {}", unit.name))
     }
 
+    /// Starts a slice, or has one that is there hold `properties`. Idempotent.
+    pub(crate) fn start_slice(&mut self, name: &str, properties: &[Property]) -> Result<()> {
+        let all = over(slice_properties(name), properties);
+        let result = match self.start_transient(name, &all) {
+            // It runs, or is what is left of one, or is configured by the administrator.
+            Err(error) if error.is(UNIT_EXISTS) => {
+                self.reset_failed(name);
+                self.run_job("StartUnit", &[name.into(), "replace".into()])
+            }
+            result => return doing(result, || format!("start unit {name}")),
+        };
+        doing(result, || format!("start unit {name}"))?;
+        self.set_properties(name, properties)
+    }
+
+    fn start_transient(&mut self, name: &str, properties: &[Property]) -> Answer<()> {
+        let auxiliary = Value::Array("(sa(sv))".to_owned(), Vec::new());
+        let arguments = [name.into(), "replace".into(), encode(properties), auxiliary];
+        self.run_job("StartTransientUnit", &arguments)
+    }
+
     /// Changes a running unit's properties, until the unit ends.
-    pub(super) fn set_properties(&mut self, unit: &Unit, properties: &[Property]) -> Result<()> {
+    pub(crate) fn set_properties(&mut self, name: &str, properties: &[Property]) -> Result<()> {
         if properties.is_empty() {
             return Ok(());
         }
-        let arguments = [unit.name.as_str().into(), Value::Boolean(true), encode(properties)];
+        let arguments = [name.into(), Value::Boolean(true), encode(properties)];
         let result = self.call("SetUnitProperties", &arguments, deadline());
-        doing(result, || format!("set properties of unit {}", unit.name)).map(drop)
+        doing(result, || format!("set properties of unit {name}")).map(drop)
     }
 
-    /// Stops a unit; one that is gone is stopped.
-    pub(super) fn stop(&mut self, unit: &Unit) -> Result<()> {
-        let arguments = [unit.name.as_str().into(), "replace".into()];
+    /// Stops a unit, of a slice with what is in it; one that is gone is stopped.
+    pub(crate) fn stop(&mut self, name: &str) -> Result<()> {
+        let arguments = [name.into(), "replace".into()];
         let result = match self.run_job("StopUnit", &arguments) {
             Err(error) if error.is("org.freedesktop.systemd1.NoSuchUnit") => return Ok(()),
             result => result,
         };
-        self.reset_failed(&unit.name);
-        doing(result, || format!("stop unit {}", unit.name))
+        self.reset_failed(name);
+        doing(result, || format!("stop unit {name}"))
     }
 
     fn reset_failed(&mut self, unit: &str) {
@@ -182,10 +205,34 @@ fn encode(properties: &[Property]) -> Value {
     Value::Array("(sv)".to_owned(), pairs.collect())
 }
 
+/// `properties` over those of `fixed` that have the same names.
+fn over(mut fixed: Vec<Property>, properties: &[Property]) -> Vec<Property> {
+    fixed.retain(|(name, _)| properties.iter().all(|(other, _)| other != name));
+    fixed.extend_from_slice(properties);
+    fixed
+}
+
+fn flag(name: &str, value: bool) -> Property {
+    (name.to_owned(), Value::Boolean(value))
+}
+
+/// What every slice has. Without the usual dependencies it is not stopped before its pods' agent when
+/// the host goes down.
+fn slice_properties(name: &str) -> Vec<Property> {
+    vec![
+        ("Description".to_owned(), Value::Text(format!("berth slice {name}"))),
+        flag("MemoryAccounting", true),
+        flag("CPUAccounting", true),
+        flag("IOAccounting", true),
+        flag("TasksAccounting", true),
+        flag("DefaultDependencies", false),
+        ("CollectMode".to_owned(), "inactive-or-failed".into()),
+    ]
+}
+
 /// What every scope has. Accounting is on so that counters start with the container, as under the
 /// cgroupfs driver.
 fn fixed_properties(unit: &Unit, pid: i32) -> Vec<Property> {
-    let flag = |name: &str, value| (name.to_owned(), Value::Boolean(value));
     let pids = Value::Array("u".to_owned(), vec![Value::Uint32(pid.unsigned_abs())]);
     vec![
         ("Description".to_owned(), Value::Text(format!("berth container {}", unit.name))),
@@ -221,6 +268,15 @@ fn parse_version(text: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_property_that_is_given_stands_in_the_place_of_the_usual_one() {
+        let given = [flag("MemoryAccounting", false), ("X".to_owned(), "y".into())];
+        let all = over(slice_properties("a.slice"), &given);
+        let accounting = all.iter().filter(|(name, _)| name == "MemoryAccounting");
+        assert_eq!(accounting.collect::<Vec<_>>(), [&given[0]]);
+        assert_eq!(all.last(), Some(&given[1]));
+    }
 
     #[test]
     fn versions_of_distributions_begin_with_systemds() {

@@ -35,6 +35,20 @@ pub(super) fn plan(settings: &mut [Setting], version: u32) -> Result<Vec<Propert
     Ok(properties)
 }
 
+/// The properties for files of a slice, by name and value, and the files that systemd has none for.
+pub(crate) fn of_files(files: &[(String, String)]) -> Result<(Vec<Property>, Vec<String>)> {
+    // OOMPolicy=, which depends on the version, is none of a slice's.
+    const NONE: u32 = 0;
+    let (mut properties, mut rest) = (Vec::new(), Vec::new());
+    for (file, value) in files {
+        match plan(&mut [Setting::of_file(file, value)], NONE)?.as_slice() {
+            [] => rest.push(file.clone()),
+            one => properties.extend_from_slice(one),
+        }
+    }
+    Ok((properties, rest))
+}
+
 fn convert(setting: &mut Setting, version: u32) -> Result<Vec<(&'static str, Value)>> {
     let value = setting.value.trim();
     let name = match setting.file.as_str() {
@@ -170,6 +184,25 @@ mod tests {
         }
         let old = convert_all(r#"{"unified":{"memory.oom.group":"1","cpu.idle":"1"}}"#, 251);
         assert!(old.unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_slices_files_are_properties_or_stay_files() {
+        let files = [
+            ("cpu.max", "12345 100000"),
+            ("memory.max", "max"),
+            ("memory.oom.group", "1"),
+            ("hugetlb.2MB.max", "0"),
+        ];
+        let files = files.map(|(file, value)| (file.to_owned(), value.to_owned()));
+        let (properties, rest) = of_files(&files).unwrap();
+        let expected = [
+            number("CPUQuotaPeriodUSec", 100_000),
+            number("CPUQuotaPerSecUSec", 130_000),
+            number("MemoryMax", u64::MAX),
+        ];
+        assert_eq!(properties, expected);
+        assert_eq!(rest, ["memory.oom.group", "hugetlb.2MB.max"]);
     }
 
     #[test]
