@@ -6,11 +6,13 @@
 //!
 //! A controller that the host has not given to v2 is not an error: what cannot be enforced is left
 //! out and told by [`Hierarchy::missing`]. Containers' own cgroups are made by the shim, which clones
-//! into them; [`limits`] says what it writes there. Kernel: cgroup v2 with `cgroup.kill` (5.14).
+//! into them; [`limits`] says what it writes there. A pod's cgroup that is a slice is systemd's: [`units`].
+//! Kernel: cgroup v2 with `cgroup.kill` (5.14).
 
 pub mod limits;
 mod mount;
 pub mod open_files;
+pub mod units;
 pub mod usage;
 
 use std::collections::BTreeSet;
@@ -20,6 +22,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use self::limits::{Controller, Limit};
+use self::units::Unit;
 use crate::interface::Resources;
 
 /// Why a cgroup operation failed.
@@ -44,6 +47,12 @@ pub enum Error {
     /// Processes remain after all were killed.
     #[error("processes remain in the cgroup {0:?}")]
     Populated(PathBuf),
+    /// systemd refused, or did not answer.
+    #[error(transparent)]
+    Systemd(#[from] berth_oci::units::Error),
+    /// A unit runs, and its cgroup is not there.
+    #[error("systemd has made no cgroup {0:?}")]
+    NotThere(PathBuf),
 }
 
 /// A cgroup v2 hierarchy.
@@ -166,25 +175,20 @@ impl Hierarchy {
         self.root.join(path.as_path())
     }
 
-    /// Makes a cgroup with its ancestors, passes the controllers on to its children and writes its
-    /// limits. Idempotent. Blocking.
+    /// Makes a cgroup with its ancestors, or starts the slices that they are, passes the controllers on to
+    /// its children and writes its limits. Idempotent. Blocking.
     ///
     /// # Errors
     /// [`Error::File`]; `EBUSY` on `cgroup.subtree_control` when an ancestor holds processes.
+    /// [`Error::Systemd`] for slices.
     pub fn ensure(&self, path: &GroupPath, resources: &Resources) -> Result<(), Error> {
-        let observe = |path: &Path| {
-            let dir = self.root.join(path);
-            let control = fs::read_to_string(dir.join("cgroup.subtree_control"));
-            Observed {
-                exists: dir.is_dir(),
-                enabled: limits::parse_controllers(&control.unwrap_or_default()),
-            }
-        };
-        for step in plan(&path.lineage(), &self.available, observe) {
-            self.apply(&step)?;
+        let mut limits = limits::plan(resources, &self.available);
+        if path.unit().is_some() {
+            limits = self.start_slices(path, limits)?;
         }
+        self.pass_on(path)?;
         let dir = self.directory(path);
-        for limit in limits::plan(resources, &self.available) {
+        for limit in limits {
             match write(&dir.join(&limit.file), &limit.value) {
                 // A kernel without swap accounting has no swap to limit.
                 Err(Error::File { source, .. })
@@ -193,6 +197,20 @@ impl Hierarchy {
             }
         }
         Ok(())
+    }
+
+    /// Makes what lacks of a cgroup and its ancestors, with all controllers on for their children.
+    fn pass_on(&self, path: &GroupPath) -> Result<(), Error> {
+        let observe = |path: &Path| {
+            let dir = self.root.join(path);
+            let control = fs::read_to_string(dir.join("cgroup.subtree_control"));
+            Observed {
+                exists: dir.is_dir(),
+                enabled: limits::parse_controllers(&control.unwrap_or_default()),
+            }
+        };
+        let steps = plan(&path.lineage(), &self.available, observe);
+        steps.iter().try_for_each(|step| self.apply(step))
     }
 
     /// Holds a cgroup that is held by `old` to `new`: writes what differs. A cgroup that is gone needs
@@ -206,7 +224,11 @@ impl Hierarchy {
         (old, new): (&Resources, &Resources),
     ) -> Result<(), Error> {
         let dir = self.directory(path);
-        for limit in limits::changes(old, new, &self.available) {
+        let mut changes = limits::changes(old, new, &self.available);
+        if let Some(Unit::Slice(name)) = path.unit() {
+            changes = self.limit_slice((path, name), changes)?;
+        }
+        for limit in changes {
             match write(&dir.join(&limit.file), &limit.value) {
                 Err(Error::File { source, .. }) if is_gone(&source) => {}
                 outcome => outcome?,
@@ -221,16 +243,22 @@ impl Hierarchy {
         fs::read_to_string(file).ok()?.trim().parse().ok()
     }
 
-    /// Sets `cpu.weight` of a cgroup, where it is there and has the controller.
+    /// Sets `cpu.weight` of a cgroup, where it is there and has the controller. Blocking.
     ///
     /// # Errors
-    /// [`Error::File`]
+    /// [`Error::File`], [`Error::Systemd`] for a slice.
     pub fn weigh(&self, path: &GroupPath, cpu_weight: u64) -> Result<(), Error> {
         let file = self.directory(path).join("cpu.weight");
-        if !self.available.contains(&Controller::Cpu) || !file.exists() {
+        let weight = cpu_weight.to_string();
+        let now = fs::read_to_string(&file).unwrap_or_default();
+        if !self.available.contains(&Controller::Cpu) || now.is_empty() || now.trim() == weight {
             return Ok(());
         }
-        match write(&file, &cpu_weight.to_string()) {
+        if let Some(Unit::Slice(name)) = path.unit() {
+            let limit = Limit { file: "cpu.weight".to_owned(), value: weight };
+            return self.limit_slice((path, name), vec![limit]).map(drop);
+        }
+        match write(&file, &weight) {
             Err(Error::File { source, .. }) if is_gone(&source) => Ok(()),
             outcome => outcome,
         }
@@ -281,11 +309,19 @@ impl Hierarchy {
         }
     }
 
-    /// Removes a cgroup and those below it; waits a little for exiting processes to leave. Blocking.
+    /// Removes a cgroup and those below it, and stops the unit that it is of; waits a little for exiting
+    /// processes to leave. Blocking.
     ///
     /// # Errors
-    /// [`Error::File`], `EBUSY` when processes stay.
+    /// [`Error::File`], `EBUSY` when processes stay. [`Error::Systemd`] for a unit.
     pub fn remove(&self, path: &GroupPath) -> Result<(), Error> {
+        match path.unit() {
+            // Even where nothing is to be seen: it may be about to start.
+            Some(Unit::Slice(name) | Unit::Scope { name, .. }) if berth_oci::units::is_booted() => {
+                berth_oci::units::stop(name)?;
+            }
+            _ => {}
+        }
         remove_below(&self.directory(path))
     }
 }

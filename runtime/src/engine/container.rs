@@ -341,7 +341,7 @@ async fn kill(
     let asked = signal_one(sandbox, container, 9, SignalTarget::All).await;
     if let Err(error) = asked {
         tracing::warn!(container = %container.id, error = chain(&error), "the shim did not kill");
-        let path = sandbox.config.cgroup_path.join(container.id.as_str());
+        let path = sandbox.group_of(&container.id);
         let hierarchy = shared.hierarchy.clone();
         let killed = tokio::task::spawn_blocking(move || {
             hierarchy.kill(&GroupPath::try_from(path.as_path())?, KILL_PATIENCE)
@@ -373,7 +373,7 @@ pub(super) async fn remove(
     match sandbox.shim() {
         Some(shim) => failures.note("delete", delete(&shim, container.id.as_str()).await),
         None => {
-            let path = sandbox.config.cgroup_path.join(container.id.as_str());
+            let path = sandbox.group_of(&container.id);
             let hierarchy = shared.hierarchy.clone();
             let remove = move || hierarchy.remove(&GroupPath::try_from(path.as_path())?);
             let removed = tokio::task::spawn_blocking(remove).await;

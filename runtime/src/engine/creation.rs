@@ -132,7 +132,7 @@ impl Making<'_> {
             spec: planned.spec,
             rootfs: Rootfs::Overlay { lower, upper: upper.join("upper"), work: upper.join("work") },
             user: planned.user,
-            cgroup_path: self.sandbox.config.cgroup_path.join(&id),
+            cgroup_path: self.sandbox.group_of(&self.container.id),
             stdio: stdio(&config, log_path),
             pid_target: config.pid_target.as_ref().map(ToString::to_string),
             id,

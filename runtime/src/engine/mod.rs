@@ -28,6 +28,7 @@ mod user_ids;
 mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -93,8 +94,9 @@ struct Shared {
     /// What the host's SELinux has for containers; none where it is off.
     selinux: Option<selinux::Contexts>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
-    /// Making and removing a pod's cgroup take turns: its sandboxes share it.
-    group_turn: Mutex<()>,
+    /// Making and removing a pod's cgroup take turns: its sandboxes share it. Those of other pods seldom
+    /// wait for it, as systemd may take its time.
+    group_turns: [Mutex<()>; 64],
     events: broadcast::Sender<RuntimeEvent>,
     closing: CancellationToken,
 }
@@ -140,7 +142,7 @@ impl Engine {
             network,
             boot_id,
             sandboxes: Mutex::default(),
-            group_turn: Mutex::default(),
+            group_turns: std::array::from_fn(|_| Mutex::default()),
             events: broadcast::channel(EVENT_BACKLOG).0,
             closing: closing.clone(),
         });
@@ -185,6 +187,15 @@ impl Shared {
             .into_iter()
             .find_map(|sandbox| sandbox.container(id).map(|found| (sandbox, found)))
             .ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
+    }
+
+    /// The turn of whoever makes or removes this cgroup.
+    fn turn_of(&self, cgroup: &Path) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        cgroup.hash(&mut hasher);
+        let count = self.group_turns.len();
+        let index = usize::try_from(hasher.finish() % count as u64).unwrap_or_default();
+        lock(&self.group_turns[index])
     }
 
     fn announce(&self, event: RuntimeEvent) {
@@ -235,12 +246,11 @@ impl Runtime for Engine {
     }
 
     async fn weigh_class(&self, cgroup: &Path, cpu_weight: u64) -> Result<(), RuntimeError> {
-        let failed = |source| RuntimeError::Host {
-            operation: format!("set the weight of {}", cgroup.display()),
-            source: Box::new(source),
-        };
-        let group = GroupPath::try_from(cgroup).map_err(failed)?;
-        self.shared.hierarchy.weigh(&group, cpu_weight).map_err(failed)
+        let operation = || format!("set the weight of {}", cgroup.display());
+        let group = GroupPath::try_from(cgroup).map_err(|error| failed(operation(), error))?;
+        let hierarchy = self.shared.hierarchy.clone();
+        let weigh = move || hierarchy.weigh(&group, cpu_weight).map_err(std::io::Error::other);
+        disk::blocking(weigh).await.map_err(|error| failed(operation(), error))
     }
 
     async fn resize(&self, sandbox: &SandboxId, sizes: Vec<Resize>) -> Result<(), RuntimeError> {

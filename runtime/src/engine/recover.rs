@@ -238,10 +238,11 @@ fn clear_group(hierarchy: &Hierarchy, container: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the pod's cgroup when it is empty; the kernel refuses otherwise.
+/// Removes the pod's cgroup when nobody else is in it, and the sandbox's scope in it.
 fn sweep_group(hierarchy: &Hierarchy, container: &Path) {
-    if let Some(Ok(pod)) = container.parent().map(GroupPath::try_from) {
-        let _ = std::fs::remove_dir(hierarchy.directory(&pod));
+    let Some(Ok(home)) = container.parent().map(GroupPath::try_from) else { return };
+    if let Err(error) = hierarchy.sweep(&home) {
+        tracing::warn!(cgroup = %home.as_path().display(), error = chain(&error), "it stays");
     }
 }
 

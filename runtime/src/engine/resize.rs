@@ -58,7 +58,7 @@ fn change(sandbox: &Sandbox, resize: Resize) -> Result<Option<Change>, cgroup::E
     let Some(container) = sandbox.container(id).filter(running) else {
         return Ok(None);
     };
-    let path = GroupPath::try_from(sandbox.config.cgroup_path.join(id.as_str()).as_path())?;
+    let path = GroupPath::try_from(sandbox.group_of(id).as_path())?;
     let old = container.config().resources;
     Ok(Some(Change { container: Some(container), path, old, resize }))
 }

@@ -1,7 +1,8 @@
 //! A sandbox's life: run, stop, remove; and what happens when its shim is lost.
 //!
 //! ```text
-//! run: record(Making) ─► cgroup ─► files ─► shim ─► events ─► network ─► record(Ready)
+//! run: record(Making) ─┬► cgroup ─────────────────┬► scope ───┬► record(Ready)
+//!                      └► files ─► shim ─► events ┴► network ─┘
 //!        └───────── any failure: tear down everything, as in remove ─────────┘
 //! stop:   shim shut down ─► exits settled ─► network detached ─► unmounted ─► record(Stopped)
 //! remove: stop ─► record(Removing) ─► cgroups ─► writable layers ─► directory
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +24,7 @@ use super::container::Container;
 use super::record::{self, Phase, SandboxDir};
 use super::shim::{self, Events, Shim};
 use super::{Failures, Shared, chain, failed, lock, random_digits, volumes};
-use crate::cgroup::GroupPath;
+use crate::cgroup::{GroupPath, units};
 use crate::disk;
 use crate::interface::{
     AttachRequest, ContainerId, NamespaceMode, PidMode, Resources, RuntimeError, RuntimeEvent,
@@ -112,9 +114,20 @@ impl Sandbox {
 
     /// The cgroups of the containers.
     fn container_groups(&self) -> Result<Vec<GroupPath>, crate::cgroup::Error> {
-        let path = |c: Arc<Container>| self.config.cgroup_path.join(c.id.as_str());
-        let paths = self.containers().into_iter().map(path);
-        paths.map(|path| GroupPath::try_from(path.as_path())).collect()
+        self.containers()
+            .iter()
+            .map(|c| GroupPath::try_from(self.group_of(&c.id).as_path()))
+            .collect()
+    }
+
+    /// The cgroup of a container, relative to the hierarchy's root.
+    pub(super) fn group_of(&self, container: &ContainerId) -> PathBuf {
+        units::home(&self.config.cgroup_path, &self.id).join(container.as_str())
+    }
+
+    /// The cgroup that those of the containers are in.
+    fn home(&self) -> Result<GroupPath, crate::cgroup::Error> {
+        GroupPath::try_from(units::home(&self.config.cgroup_path, &self.id).as_path())
     }
 
     pub(super) fn group(&self) -> Result<GroupPath, crate::cgroup::Error> {
@@ -285,40 +298,77 @@ async fn bring_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) -> Result<(), Ru
     made.map_err(|e| failed(operation("make the directory"), e))?;
     let recorded = sandbox.enter(Phase::Making).await;
     recorded.map_err(|e| failed(operation("write the record"), e))?;
+    // systemd takes its time over a slice; nothing is in need of it before the shim runs.
+    let (grouped, started) = tokio::join!(make_group(shared, sandbox), start_shim(shared, sandbox));
+    grouped?;
+    let pid = started?;
+    let (settled, attached) =
+        tokio::join!(settle_shim(shared, sandbox, pid), attach(shared, sandbox));
+    settled?;
+    attached?;
+    let recorded = sandbox.enter(Phase::Ready).await;
+    recorded.map_err(|e| failed(operation("write the record"), e))
+}
+
+/// Makes the pod's cgroup.
+async fn make_group(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) -> Result<(), RuntimeError> {
+    let (shared, sandbox_copy) = (shared.clone(), sandbox.clone());
+    let made = disk::blocking(move || {
+        let config = &sandbox_copy.config;
+        let _turn = shared.turn_of(&config.cgroup_path);
+        let made = sandbox_copy
+            .group()
+            .and_then(|group| shared.hierarchy.ensure(&group, &config.resources));
+        made.map_err(|error| io::Error::other(chain(&error)))
+    });
+    made.await.map_err(|e| failed(format!("make the cgroup of sandbox {}", sandbox.id), e))
+}
+
+/// Prepares the host side, starts the shim and hears it. Returns the shim's process.
+async fn start_shim(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) -> Result<u32, RuntimeError> {
+    let operation = |what: &str| format!("{what} of sandbox {}", sandbox.id);
     let (shared_copy, sandbox_copy) = (shared.clone(), sandbox.clone());
     let prepared = disk::blocking(move || prepare(&shared_copy, &sandbox_copy)).await;
     prepared.map_err(|e| failed(operation("prepare the host side"), e))?;
     let started = shim::start(&shared.executable, &sandbox.dir).await;
     let greeting = started.map_err(|e| failed(operation("start the shim"), e))?;
+    let pid = greeting.pid;
     let shim = Arc::new(greeting.shim);
     // Known before anything else can fail, so that it is shut down.
     lock(&sandbox.inner).shim = Some(shim.clone());
     let events = shim.subscribe().await;
     let events = events.map_err(|e| failed(operation("hear the shim"), e))?;
     sandbox.follow(shared, shim, events);
-    if sandbox.config.network == NamespaceMode::Pod {
-        let request = AttachRequest {
-            sandbox: sandbox.id.clone(),
-            pod: sandbox.config.pod.clone(),
-            netns: sandbox.dir.network_namespace(),
-            port_mappings: sandbox.config.port_mappings.clone(),
-        };
-        let ips = shared.network.attach(request).await.map_err(RuntimeError::Network)?;
-        lock(&sandbox.inner).ips = ips;
-    }
-    let recorded = sandbox.enter(Phase::Ready).await;
-    recorded.map_err(|e| failed(operation("write the record"), e))
+    Ok(pid)
 }
 
-/// The cgroup and the files, before any process. Blocking.
+/// Puts the shim where the containers will be beside it.
+async fn settle_shim(shared: &Shared, sandbox: &Sandbox, pid: u32) -> Result<(), RuntimeError> {
+    let operation = || format!("make the scope of sandbox {}", sandbox.id);
+    let home = sandbox.home().map_err(|e| failed(operation(), e))?;
+    let hierarchy = shared.hierarchy.clone();
+    let settle = move || hierarchy.settle(&home, pid).map_err(|e| io::Error::other(chain(&e)));
+    disk::blocking(settle).await.map_err(|e| failed(operation(), e))
+}
+
+async fn attach(shared: &Shared, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+    if sandbox.config.network == NamespaceMode::Host {
+        return Ok(());
+    }
+    let request = AttachRequest {
+        sandbox: sandbox.id.clone(),
+        pod: sandbox.config.pod.clone(),
+        netns: sandbox.dir.network_namespace(),
+        port_mappings: sandbox.config.port_mappings.clone(),
+    };
+    let ips = shared.network.attach(request).await.map_err(RuntimeError::Network)?;
+    lock(&sandbox.inner).ips = ips;
+    Ok(())
+}
+
+/// The files, before any process. Blocking.
 fn prepare(shared: &Shared, sandbox: &Sandbox) -> io::Result<()> {
     let config = &sandbox.config;
-    let group = sandbox.group().map_err(io::Error::other)?;
-    {
-        let _turn = lock(&shared.group_turn);
-        let ensured = shared.hierarchy.ensure(&group, &config.resources);
-        ensured.map_err(|error| io::Error::other(chain(&error)))?;
-    }
     fs::create_dir_all(&config.log_directory).map_err(|e| disk::at(&config.log_directory, e))?;
     if config.ipc == NamespaceMode::Pod {
         volumes::mount_shm(&sandbox.dir.shm(), sandbox.user_ids)?;
@@ -427,14 +477,16 @@ fn remove_groups(shared: &Shared, sandbox: &Sandbox) -> Result<(), crate::cgroup
     for group in sandbox.container_groups()? {
         shared.hierarchy.remove(&group)?;
     }
-    let _turn = lock(&shared.group_turn);
+    let _turn = shared.turn_of(&sandbox.config.cgroup_path);
     let shares = |other: &Arc<Sandbox>| {
         other.id != sandbox.id && other.config.cgroup_path == sandbox.config.cgroup_path
     };
     let is_shared = lock(&shared.sandboxes).values().any(shares);
+    let (home, group) = (sandbox.home()?, sandbox.group()?);
     match is_shared {
-        true => Ok(()),
-        false => shared.hierarchy.remove(&sandbox.group()?),
+        true if home == group => Ok(()),
+        true => shared.hierarchy.remove(&home),
+        false => shared.hierarchy.remove(&group),
     }
 }
 

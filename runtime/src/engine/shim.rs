@@ -65,6 +65,8 @@ pub(super) struct Shim {
 /// What a shim holds.
 pub(super) struct Greeting {
     pub(super) shim: Shim,
+    /// Its process, for as long as it lives.
+    pub(super) pid: u32,
     pub(super) containers: Vec<ContainerRecord>,
 }
 
@@ -146,7 +148,9 @@ pub(super) async fn connect(socket: &Path) -> Result<Greeting, Error> {
     let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| Error::Lost(e.into()))?;
     let shim = Shim { socket: socket.to_owned(), process, idle: Mutex::new(vec![stream]) };
     match shim.ask(&Request::Hello, Some(HELLO_DEADLINE)).await? {
-        Reply::Shim { containers, .. } => Ok(Greeting { shim, containers }),
+        Reply::Shim { containers, .. } => {
+            Ok(Greeting { shim, pid: pid.as_raw_nonzero().get().unsigned_abs(), containers })
+        }
         _ => Err(Error::Protocol),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::cgroup::{GroupPath, open_files, usage};
+use crate::cgroup::{GroupPath, open_files, units, usage};
 use crate::interface::{
     ContainerId, ContainerState, ContainerUsage, NamespaceMode, OpenFiles, PodUsage, SandboxState,
     SandboxStatus,
@@ -11,8 +11,8 @@ use crate::interface::{
 
 use super::Shared;
 
-/// How deep the first process of a pod stands below its cgroup.
-const DEPTH: u32 = 2;
+/// How deep the first process of a container may stand below its cgroup.
+const DEPTH: u32 = 1;
 
 /// Reads the counters of every sandbox that is up.
 pub(super) fn read(shared: &Shared) -> Vec<PodUsage> {
@@ -26,7 +26,8 @@ pub(super) fn open_files(shared: &Shared) -> BTreeMap<ContainerId, OpenFiles> {
     let containers = sandboxes.iter().flat_map(|s| s.containers.iter().map(move |c| (s, c)));
     let running = containers.filter(|(_, c)| matches!(c.state, ContainerState::Running { .. }));
     let counted = running.filter_map(|(sandbox, container)| {
-        let path = sandbox.config.cgroup_path.join(container.id.as_str());
+        let home = units::home(&sandbox.config.cgroup_path, &sandbox.id);
+        let path = home.join(container.id.as_str());
         let path = GroupPath::try_from(path.as_path()).ok()?;
         let open = open_files::read(&shared.hierarchy.directory(&path))?;
         Some((container.id.clone(), open))
@@ -40,10 +41,11 @@ fn pod(shared: &Shared, sandbox: SandboxStatus) -> Option<PodUsage> {
     };
     let config = &sandbox.config;
     let root = directory(&config.cgroup_path)?;
+    let home = units::home(&config.cgroup_path, &sandbox.id);
     let name = |path: &std::path::Path| format!("/{}", path.display());
     let containers = sandbox.containers.iter().filter_map(|container| {
         let ContainerState::Running { started_at } = container.state else { return None };
-        let path = config.cgroup_path.join(container.id.as_str());
+        let path = home.join(container.id.as_str());
         Some(ContainerUsage {
             id: container.id.clone(),
             name: container.config.name.clone(),
@@ -57,10 +59,13 @@ fn pod(shared: &Shared, sandbox: SandboxStatus) -> Option<PodUsage> {
     let containers: Vec<_> = containers.collect();
     let network = match config.network {
         NamespaceMode::Host => Vec::new(),
-        // Any process of the pod shows the pod's interfaces.
-        NamespaceMode::Pod => usage::processes(&root, DEPTH)
-            .first()
-            .map(|pid| usage::interfaces(*pid))
+        // Any process of a container shows the pod's interfaces; the shim has the host's.
+        NamespaceMode::Pod => sandbox
+            .containers
+            .iter()
+            .filter_map(|container| directory(&home.join(container.id.as_str())))
+            .find_map(|container| usage::processes(&container, DEPTH).first().copied())
+            .map(usage::interfaces)
             .unwrap_or_default(),
     };
     Some(PodUsage {

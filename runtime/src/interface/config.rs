@@ -79,7 +79,8 @@ pub struct SandboxConfig {
     pub hostname: String,
     /// `/var/log/pods/<namespace>_<name>_<uid>`.
     pub log_directory: PathBuf,
-    /// The pod's cgroup, relative to the cgroup v2 mount: `kubepods/burstable/pod<uid>`.
+    /// The pod's cgroup, relative to the cgroup v2 mount: `kubepods/burstable/pod<uid>`. The path of a
+    /// slice (`kubepods.slice/kubepods-pod1.slice`) is systemd's to make.
     pub cgroup_path: PathBuf,
     /// What the pod's cgroup is held to.
     pub resources: Resources,
