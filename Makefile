@@ -8,7 +8,7 @@ BERTH := $(CURDIR)/target/release/berth
 CENSUS := $(CURDIR)/target/release/census
 PEERS := $(CURDIR)/.cache/peers/bin
 VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::requests systemd=limits::requests newest=conformance::apparmor:: \
-	oldest=services::every_replica oldest=restart::containers_outlive systemd=service:: systemd=shutdown:: \
+	oldest=services::every_replica oldest=restart::containers_outlive systemd=service:: systemd=shutdown:: systemd=slices:: \
 	newest=oci/controllers:: newest=oci/peers::files newest=oci/labels:: oldest=oci/users::a_kernel systemd=oci/units:: systemd=oci/peers::systemd \
 	selinux=oci/selinux:: selinux=conformance::selinux::
 AREA ?= pods
@@ -49,9 +49,10 @@ unit: setup
 		-E 'not (binary(cgroups) & test(/^(controllers|units|peers|labels|selinux)::/))'
 	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -j 1 -p berth-apiserver -p berth-testkit --test '*'
 
-# What `limits` asserts needs cgroup controllers, `service` and `shutdown` systemd, `apparmor` AppArmor, `selinux` SELinux: they run in the VM.
+# What `limits` asserts needs cgroup controllers, `service`, `shutdown` and `slices` systemd, `apparmor` AppArmor, `selinux` SELinux: they
+# run in the VM.
 e2e: build-tools demo
-	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^(limits|service|shutdown|conformance::(apparmor|selinux))::/)'
+	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^(limits|service|shutdown|slices|conformance::(apparmor|selinux))::/)'
 
 e2e-vm: build-tools
 	@tests/setup/peers.sh runtimes

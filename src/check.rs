@@ -9,13 +9,15 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use berth_kubelet::qos::Driver;
+use berth_runtime::cgroup::units;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::FsOpenFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::cli::HostFlags;
-use crate::settings::{Kubelet, Places};
+use crate::settings::{Kubelet, Settings};
 
 /// The oldest kernel that berth supports.
 const KERNEL_FLOOR: (u32, u32) = (5, 15);
@@ -42,6 +44,8 @@ pub(crate) struct Facts {
     landlock: bool,
     run_on_tmpfs: bool,
     swap: bool,
+    /// Whether the host has what the configured cgroup driver needs.
+    cgroup_driver: bool,
 }
 
 /// How much a finding matters.
@@ -80,6 +84,9 @@ pub(crate) fn demands(kubelet: &Kubelet) -> Result<()> {
     if kubelet.fail_swap_on && has_swap() {
         bail!("failSwapOn: this host has swap (swapoff -a)");
     }
+    if !can_make_cgroups(kubelet.cgroups.driver) {
+        bail!("cgroupDriver: systemd does not run this host (cgroupDriver: cgroupfs)");
+    }
     if !kubelet.protect_kernel_defaults {
         return Ok(());
     }
@@ -96,14 +103,18 @@ pub(crate) fn demands(kubelet: &Kubelet) -> Result<()> {
     }
 }
 
+fn can_make_cgroups(driver: Driver) -> bool {
+    driver != Driver::Systemd || units::is_booted()
+}
+
 fn has_swap() -> bool {
     fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
 /// Prints every finding; an error when a node cannot run here.
 pub(crate) fn run(flags: &HostFlags) -> Result<()> {
-    let places = Places::resolve(flags)?;
-    let facts = observe(&places.run_dir)?;
+    let settings = Settings::of_host(flags)?;
+    let facts = observe(&settings.places.run_dir, settings.kubelet.cgroups.driver)?;
     let findings = assess(&facts);
     println!("kernel {}", facts.kernel);
     for finding in &findings {
@@ -125,8 +136,8 @@ pub(crate) fn run(flags: &HostFlags) -> Result<()> {
 }
 
 /// What this host does not enforce, each as one sentence; an error when a node cannot run.
-pub(crate) fn limits(run_dir: &Path) -> Result<Vec<String>> {
-    let findings = assess(&observe(run_dir)?);
+pub(crate) fn limits(run_dir: &Path, driver: Driver) -> Result<Vec<String>> {
+    let findings = assess(&observe(run_dir, driver)?);
     let sentence = |finding: &Finding| format!("{}: {}", finding.lacks, finding.consequence);
     let (required, wanted): (Vec<_>, Vec<_>) =
         findings.iter().partition(|finding| finding.severity == Severity::Required);
@@ -136,7 +147,7 @@ pub(crate) fn limits(run_dir: &Path) -> Result<Vec<String>> {
     Ok(wanted.into_iter().map(sentence).collect())
 }
 
-fn observe(run_dir: &Path) -> Result<Facts> {
+fn observe(run_dir: &Path, driver: Driver) -> Result<Facts> {
     let status = fs::read_to_string("/proc/self/status")?;
     let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let beneath = ResolveFlags::BENEATH;
@@ -166,6 +177,7 @@ fn observe(run_dir: &Path) -> Result<Facts> {
             .is_ok_and(|modules| modules.split(',').any(|module| module.trim() == "landlock")),
         run_on_tmpfs: on_tmpfs(run_dir),
         swap: has_swap(),
+        cgroup_driver: can_make_cgroups(driver),
     })
 }
 
@@ -227,6 +239,12 @@ fn required(facts: &Facts) -> Vec<Finding> {
             "cgroup v2".to_owned(),
             "containers can be neither tracked nor killed as a whole",
             "mount cgroup2 on /sys/fs/cgroup (systemd.unified_cgroup_hierarchy=1)",
+        ),
+        (
+            facts.cgroup_driver,
+            "systemd, which cgroupDriver names".to_owned(),
+            "nobody makes pods' slices",
+            "write cgroupDriver: cgroupfs, or boot with systemd",
         ),
         (
             facts.nf_tables,
@@ -314,6 +332,7 @@ mod tests {
             landlock: true,
             run_on_tmpfs: true,
             swap: false,
+            cgroup_driver: true,
         }
     }
 
@@ -335,6 +354,14 @@ mod tests {
     fn an_old_kernel_is_refused() {
         let facts = Facts { kernel: "5.10.0-28".to_owned(), ..complete() };
         assert_eq!(assess(&facts)[0].severity, Severity::Required);
+    }
+
+    #[test]
+    fn a_cgroup_driver_that_the_host_has_not_is_refused() {
+        let findings = assess(&Facts { cgroup_driver: false, ..complete() });
+        assert!(findings.len() == 1 && findings[0].severity == Severity::Required);
+        assert!(findings[0].lacks.contains("cgroupDriver"));
+        assert!(can_make_cgroups(Driver::Cgroupfs));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use berth_kubelet::events::recent::Recorded;
+use berth_kubelet::qos::Driver;
 use berth_runtime::interface::{
     Credentials, Image, Images, PodUsage, ProgressSink, Runtime, SandboxId, SandboxStatus, Session,
 };
@@ -58,6 +59,8 @@ pub(crate) enum Request {
     Discard { sandbox: SandboxId },
     /// What the agent recorded lately.
     Events,
+    /// Who makes the cgroups of new pods.
+    Driver,
     /// Run a command, or attach where there is none; frames follow ([`session`]).
     Session { place: Place, command: Vec<String>, streams: Wanted },
     /// A connection to a port of a pod, whose bytes follow.
@@ -75,11 +78,16 @@ pub(crate) struct Login {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Answer {
-    Progress { received_bytes: u64, total_bytes: u64 },
+    Progress {
+        received_bytes: u64,
+        total_bytes: u64,
+    },
     Images(Vec<Image>),
     Pods(Vec<SandboxStatus>),
     Usage(Vec<PodUsage>),
     Events(Vec<Recorded>),
+    /// Nothing where no agent makes pods.
+    Driver(Option<Driver>),
     Started,
     Failed(String),
 }
@@ -258,6 +266,7 @@ async fn answer(
     let images = match request? {
         Request::Pods => return Ok(Answer::Pods(host.engine.list().await?)),
         Request::Events => return Ok(Answer::Events(host.events.list())),
+        Request::Driver => return Ok(Answer::Driver(host.driver.get().copied())),
         Request::Usage => return Ok(Answer::Usage(host.engine.usage().await?)),
         Request::Session { .. } | Request::Forward { .. } => bail!("this request begins a stream"),
         Request::Stop { sandbox } => {

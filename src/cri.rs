@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use berth_runtime::cri::{self, About, Backend};
+use berth_kubelet::qos::Driver;
+use berth_runtime::cri::{self, About, Backend, CgroupDriver};
 use berth_runtime::interface::{Credentials, Image, SandboxId, SandboxStatus};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -142,6 +143,20 @@ impl Backend for Requests {
         };
         let pulled = self.ask_images(Request::Pull { image, login }).await?;
         pulled.into_iter().next().ok_or_else(|| "the image is gone again".to_owned())
+    }
+
+    /// The agent's, and where none runs that of the own configuration.
+    async fn cgroup_driver(&self) -> CgroupDriver {
+        let mut unseen = |_, _| ();
+        let asked = control::ask_agent(&self.settings.places, &Request::Driver, &mut unseen);
+        let driver = match asked.await {
+            Ok(Some(Answer::Driver(Some(driver)))) => driver,
+            _ => self.settings.kubelet.cgroups.driver,
+        };
+        match driver {
+            Driver::Cgroupfs => CgroupDriver::Cgroupfs,
+            Driver::Systemd => CgroupDriver::Systemd,
+        }
     }
 
     async fn remove_image(&self, image: String) -> Result<(), String> {

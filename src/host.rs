@@ -6,10 +6,11 @@
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use berth_kubelet::events::recent::Recent;
+use berth_kubelet::qos::Driver;
 use berth_runtime::cgroup::Hierarchy;
 use berth_runtime::engine::{self, Engine};
 use berth_runtime::images::{self, Store};
@@ -26,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) network: Arc<LateNetwork>,
     /// What the agent has recorded.
     pub(crate) events: Recent,
+    /// How the agent makes cgroups, once it makes pods.
+    pub(crate) driver: OnceLock<Driver>,
     _lock: Lock,
 }
 
@@ -46,7 +49,8 @@ impl Host {
             resolv_conf: resolv_conf.to_owned(),
         };
         let engine = Engine::open(config, images.clone(), network.clone()).await?;
-        Ok(Self { images, engine, network, events: Recent::default(), _lock: lock })
+        let (events, driver) = (Recent::default(), OnceLock::new());
+        Ok(Self { images, engine, network, events, driver, _lock: lock })
     }
 }
 

@@ -109,6 +109,7 @@ pub(crate) async fn run(
 ) -> Result<()> {
     check::demands(&settings.kubelet)?;
     verbosity::configure(settings.kubelet.verbosity).map_err(anyhow::Error::msg)?;
+    host.driver.get_or_init(|| settings.kubelet.cgroups.driver);
     let node_ips = node_ips(&settings)?;
     let session = Session::open(&identity.kubeconfig, Meters::default()).await?;
     let meters = session.meters().clone();
@@ -364,7 +365,7 @@ fn kubelet_config(
     };
     config.labels = settings.node_labels.iter().cloned().collect();
     config.taints = settings.taints.iter().map(taint).collect();
-    config.not_enforced = check::limits(&places.run_dir)?;
+    config.not_enforced = check::limits(&places.run_dir, settings.kubelet.cgroups.driver)?;
     config.not_enforced.extend(settings.kubelet.told.iter().cloned());
     config.cgroups = settings.kubelet.cgroups.clone();
     config.parallel_pulls = settings.kubelet.parallel_pulls;

@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use berth_cni::Network;
 use berth_kubelet::cache::Cache;
+use berth_kubelet::qos::{Class, Driver};
 use berth_kubelet::volumes::{self, PodDirectory};
 use berth_runtime::cgroup::{GroupPath, Hierarchy};
 use berth_runtime::interface::Runtime;
@@ -21,9 +22,6 @@ use crate::logind::Logind;
 use crate::node::network_config;
 use crate::settings::{Places, Settings};
 use crate::unit;
-
-/// The cgroups above the pods', innermost first.
-const GROUPS: [&str; 3] = ["kubepods/besteffort", "kubepods/burstable", "kubepods"];
 
 /// Resets the host.
 pub(crate) async fn run(flags: ResetFlags) -> Result<()> {
@@ -116,14 +114,15 @@ fn logs(places: &Places, pods: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// The QoS cgroups, where nobody else's pods are in them.
+/// The QoS cgroups, where nobody else's pods are in them: of both drivers, as pods outlive a change.
 fn groups() -> Result<()> {
     let hierarchy = Hierarchy::detect()?;
-    for name in GROUPS {
-        let path = GroupPath::try_from(Path::new(name))?;
-        match fs::remove_dir(hierarchy.directory(&path)) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-            result => absent(result).with_context(|| format!("removing cgroup {name}"))?,
+    for driver in [Driver::Cgroupfs, Driver::Systemd] {
+        // The last is around the others.
+        for class in [Class::BestEffort, Class::Burstable, Class::Guaranteed] {
+            let path = driver.class_path(class);
+            let removed = hierarchy.remove_unused(&GroupPath::try_from(path.as_path())?);
+            removed.with_context(|| format!("removing cgroup {}", path.display()))?;
         }
     }
     Ok(())

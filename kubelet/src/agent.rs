@@ -130,7 +130,11 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let (context, gate) =
         context(&config, &parts, (&node, &facts, &signs), (services, recorder.clone()), &shutdown);
     let shelf = context.shelf.clone();
-    let weighing = qos::keep_classes(shelf.clone(), Arc::clone(&parts.runtime), shutdown.clone());
+    let weighing = qos::keep_classes(
+        (shelf.clone(), config.cgroups.driver),
+        Arc::clone(&parts.runtime),
+        shutdown.clone(),
+    );
     tasks.spawn(weighing);
     tasks.spawn(slack::keep_small(shelf.clone(), shutdown.clone()));
     let disk = Disk::new(config.root_dir.clone());
@@ -251,7 +255,8 @@ fn places(config: &Config, disk: &Disk) -> eviction::Places {
     eviction::Places {
         root: "/".into(),
         disk: disk.clone(),
-        pods: hierarchy.map(|h| h.root().join(qos::Class::Guaranteed.cgroup_path())),
+        pods: hierarchy
+            .map(|h| h.root().join(config.cgroups.driver.class_path(qos::Class::Guaranteed))),
         reserved_bytes: config.reserved.memory_bytes,
     }
 }

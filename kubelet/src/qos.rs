@@ -3,13 +3,12 @@
 //! Serves the Kubernetes QoS rules (pod-level resources included) and cgroup v2. All but `classes` is
 //! a pure function of the pod; writing cgroups is the runtime's.
 
-use std::path::PathBuf;
-
 use k8s_openapi::api::core::v1::Pod;
 
 mod cgroup;
 mod classes;
 mod demand;
+mod driver;
 
 pub use cgroup::{
     CgroupPolicy, class_weights, container_resources, container_weight, linear_weight,
@@ -17,6 +16,7 @@ pub use cgroup::{
 };
 pub(crate) use classes::keep as keep_classes;
 pub use demand::{ContainerDemand, InvalidResource, PodDemand, ResourceAmounts};
+pub use driver::Driver;
 
 /// The quality-of-service class of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,20 +38,6 @@ impl Class {
             Self::BestEffort => "BestEffort",
         }
     }
-
-    /// The cgroup of the class, relative to the cgroup mount.
-    pub fn cgroup_path(self) -> PathBuf {
-        match self {
-            Self::Guaranteed => "kubepods".into(),
-            Self::Burstable => "kubepods/burstable".into(),
-            Self::BestEffort => "kubepods/besteffort".into(),
-        }
-    }
-}
-
-/// The cgroup of a pod, relative to the cgroup mount: `kubepods/burstable/pod<uid>`.
-pub fn pod_cgroup_path(class: Class, uid: &str) -> PathBuf {
-    class.cgroup_path().join(format!("pod{uid}"))
 }
 
 const GUARANTEED_OOM_SCORE: i64 = -997;
@@ -172,17 +158,6 @@ mod tests {
             "resources": {"requests": {"cpu": "1"}},
         });
         assert_eq!(class_of(spec), Class::Burstable);
-    }
-
-    #[test]
-    fn cgroup_paths_are_the_upstream_ones() {
-        for (class, expected) in [
-            (Class::Guaranteed, "kubepods/podu-1"),
-            (Class::Burstable, "kubepods/burstable/podu-1"),
-            (Class::BestEffort, "kubepods/besteffort/podu-1"),
-        ] {
-            assert_eq!(pod_cgroup_path(class, "u-1"), PathBuf::from(expected));
-        }
     }
 
     #[test]

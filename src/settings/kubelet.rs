@@ -9,7 +9,7 @@ use std::time::Duration;
 use berth_kubelet::config::{Heartbeat, Reserved, SystemLogs, Tls};
 use berth_kubelet::disk::USUAL_PERIOD;
 use berth_kubelet::image_gc;
-use berth_kubelet::qos::CgroupPolicy;
+use berth_kubelet::qos::{CgroupPolicy, Driver};
 use berth_kubelet::quantity::Quantity;
 use berth_kubelet::server::tls;
 use serde_json::{Map, Value, json};
@@ -94,11 +94,6 @@ impl Kubelet {
         };
         faults.extend(given.logging.faults());
         let tls = tls_of(given, &mut told).map_err(|fault| faults.push(fault)).unwrap_or_default();
-        if let Some(driver) = given.cgroup_driver.as_deref()
-            && !matches!(driver, "" | "cgroupfs" | "systemd")
-        {
-            faults.push(format!("cgroupDriver: {driver:?} is neither cgroupfs nor systemd"));
-        }
         let logs = (given.enable_system_log_handler != Some(false), given.enable_system_log_query);
         let system_logs = match logs {
             (true, true) => SystemLogs::Query,
@@ -217,7 +212,15 @@ fn cgroup_policy(given: &KubeletConfiguration) -> Result<CgroupPolicy, String> {
         return Err(format!("{field}: {cpu_period:?} is not between 1ms and 1s"));
     }
     let pids = given.pod_pids_limit.unwrap_or(POD_PIDS);
+    let driver = match given.cgroup_driver.as_deref() {
+        None | Some("" | "cgroupfs") => Driver::Cgroupfs,
+        Some("systemd") => Driver::Systemd,
+        Some(other) => {
+            return Err(format!("cgroupDriver: {other:?} is neither cgroupfs nor systemd"));
+        }
+    };
     Ok(CgroupPolicy {
+        driver,
         enforce_cpu_limits: given.cpu_cfs_quota.unwrap_or(true),
         cpu_period_us: u64::try_from(cpu_period.as_micros()).unwrap_or(u64::MAX),
         single_process_oom_kill: given.single_process_oom_kill.unwrap_or(false),
@@ -331,7 +334,7 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "failSwapOn": node.fail_swap_on,
         "protectKernelDefaults": node.protect_kernel_defaults,
         "configMapAndSecretChangeDetectionStrategy": "Watch",
-        "cgroupDriver": "cgroupfs",
+        "cgroupDriver": cgroups.driver.as_str(),
         "cgroupsPerQOS": true,
         "cpuCFSQuota": cgroups.enforce_cpu_limits,
         "cpuCFSQuotaPeriod": text(Duration::from_micros(cgroups.cpu_period_us)),
@@ -440,6 +443,8 @@ mod tests {
             ..usual
         };
         assert_eq!(policy(given), said);
+        assert_eq!(policy("cgroupDriver: systemd\n").driver, Driver::Systemd);
+        assert_eq!(policy("cgroupDriver: ''\n").driver, Driver::Cgroupfs);
         for wrong in ["900us", "1001ms", "soon"] {
             let faults = resolve(&format!("cpuCFSQuotaPeriod: {wrong}\n")).unwrap_err();
             assert!(faults.len() == 1 && faults[0].contains("cpuCFSQuotaPeriod"), "{faults:?}");

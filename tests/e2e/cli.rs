@@ -40,6 +40,26 @@ fn a_configuration_with_an_unknown_field_is_refused_with_its_line() {
 }
 
 #[test]
+fn a_cgroup_driver_that_the_host_has_not_is_refused() {
+    let node = Node::prepare("node-1");
+    node.uplink();
+    let file = node.path("node.yaml");
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: systemd\n";
+    std::fs::write(&file, text).unwrap();
+    // A host where systemd is installed, and does not run.
+    let script = "mount -t tmpfs none /run/systemd; exec \"$@\"";
+    for command in ["check", "up"] {
+        let mut hidden = node.namespace().command("timeout");
+        hidden.args(["60", "unshare", "--mount", "sh", "-c", script, "sh"]).arg(berth());
+        hidden.arg(command).arg("--config").arg(&file).args(node.dir_flags());
+        let output = hidden.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+        assert!(told(&output).contains("cgroupDriver"), "{}", told(&output));
+    }
+    node.finish();
+}
+
+#[test]
 fn a_kubeconfig_that_points_nowhere_is_named() {
     let node = Node::prepare("node-1");
     node.uplink();

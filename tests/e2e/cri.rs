@@ -80,11 +80,16 @@ impl Client {
         })
     }
 
-    /// What `kubeadm` asks before it joins a node: conditions by name.
-    pub(crate) fn conditions(&self) -> Vec<(String, bool)> {
+    /// Who makes pods' cgroups.
+    pub(crate) fn driver(&self) -> CgroupDriver {
         let RuntimeConfigResponse { linux } =
             self.ask("RuntimeConfig", RuntimeConfigRequest {}).unwrap();
-        assert_eq!(linux.unwrap().cgroup_driver(), CgroupDriver::Cgroupfs);
+        linux.unwrap().cgroup_driver()
+    }
+
+    /// What `kubeadm` asks before it joins a node: conditions by name.
+    pub(crate) fn conditions(&self) -> Vec<(String, bool)> {
+        assert_eq!(self.driver(), CgroupDriver::Cgroupfs);
         let answer: StatusResponse = self.ask("Status", StatusRequest::default()).unwrap();
         let conditions = answer.status.unwrap().conditions;
         conditions.into_iter().map(|one| (one.kind, one.status)).collect()

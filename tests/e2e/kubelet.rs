@@ -12,7 +12,8 @@ use crate::joining::make_token;
 use crate::node::{Node, berth, condition, kubectl, succeed, told};
 use crate::nodes::linked;
 
-/// What kubeadm writes, but for what is this node's own place.
+/// What kubeadm writes, but for what is this node's own place and, as nothing on the host depends on
+/// systemd here, the cgroup driver.
 const CONFIG: &str = "\
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -23,7 +24,7 @@ authentication:
 authorization:
   mode: Webhook
   webhook: {cacheAuthorizedTTL: 0s, cacheUnauthorizedTTL: 0s}
-cgroupDriver: systemd
+cgroupDriver: cgroupfs
 clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 containerRuntimeEndpoint: ''

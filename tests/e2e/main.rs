@@ -2,7 +2,7 @@
 //!
 //! Every test has a node of its own, in a network namespace of its own, and ends with an empty leak
 //! census. The same executable runs on the host and in the VM; what `limits`, `service`,
-//! `shutdown`, `conformance::apparmor` and `conformance::selinux` assert, only the VM can show.
+//! `shutdown`, `slices`, `conformance::apparmor` and `conformance::selinux` assert, only the VM can show.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -29,6 +29,7 @@ mod restart;
 mod service;
 mod services;
 mod shutdown;
+mod slices;
 mod streams;
 mod users;
 mod volumes;

@@ -40,7 +40,7 @@ pub fn sandbox_config(
         attempt,
         hostname,
         log_directory: log_directory(&node.log_root, &identity),
-        cgroup_path: qos::pod_cgroup_path(demand.class(), &identity.uid),
+        cgroup_path: node.cgroups.driver.pod_path(demand.class(), &identity.uid),
         resources: qos::pod_resources(demand, &node.cgroups),
         network,
         ipc: mode(spec.host_ipc),

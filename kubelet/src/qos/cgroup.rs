@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use berth_runtime::interface::Resources;
 
-use super::{Class, ContainerDemand, PodDemand, ResourceAmounts};
+use super::{Class, ContainerDemand, Driver, PodDemand, ResourceAmounts};
 use crate::quantity::Quantity;
 
 const MIN_SHARES: u64 = 2;
@@ -18,6 +18,8 @@ const MIN_QUOTA_US: u64 = 1_000;
 /// What of a node's configuration and hardware decides cgroup limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupPolicy {
+    /// Who makes cgroups (`cgroupDriver`).
+    pub driver: Driver,
     /// Whether CPU limits are enforced (`cpuCFSQuota`).
     pub enforce_cpu_limits: bool,
     /// The enforcement period (`cpuCFSQuotaPeriod`), in microseconds.
@@ -33,6 +35,7 @@ pub struct CgroupPolicy {
 impl Default for CgroupPolicy {
     fn default() -> Self {
         Self {
+            driver: Driver::default(),
             enforce_cpu_limits: true,
             cpu_period_us: 100_000,
             single_process_oom_kill: false,

@@ -8,14 +8,18 @@ use berth_runtime::interface::Runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Class, PodDemand, class_weights};
+use super::{Class, Driver, PodDemand, class_weights};
 use crate::shelf::{Shelf, Shown};
 
 /// How long a class may be weighed for pods that have come or gone.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Weighs the classes by the pods on `shelf` until `shutdown`.
-pub(crate) async fn keep(shelf: Shelf, runtime: Arc<dyn Runtime>, shutdown: CancellationToken) {
+pub(crate) async fn keep(
+    (shelf, driver): (Shelf, Driver),
+    runtime: Arc<dyn Runtime>,
+    shutdown: CancellationToken,
+) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -23,7 +27,7 @@ pub(crate) async fn keep(shelf: Shelf, runtime: Arc<dyn Runtime>, shutdown: Canc
         }
         let (burstable, best_effort) = weights(&shelf.shown());
         for (class, weight) in [(Class::Burstable, burstable), (Class::BestEffort, best_effort)] {
-            if let Err(error) = runtime.weigh_class(&class.cgroup_path(), weight).await {
+            if let Err(error) = runtime.weigh_class(&driver.class_path(class), weight).await {
                 warn!(class = class.as_str(), error = &error as &dyn std::error::Error, "weighing");
             }
         }

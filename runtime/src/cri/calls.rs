@@ -46,7 +46,10 @@ impl Calls {
         let runtime = self.backend.sandboxes().await.map(drop);
         let network = self.backend.network().await;
         let info = serde_json::json!({
-            "cgroupDriver": "cgroupfs",
+            "cgroupDriver": match self.backend.cgroup_driver().await {
+                CgroupDriver::Systemd => "systemd",
+                CgroupDriver::Cgroupfs => "cgroupfs",
+            },
             "imageDirectory": self.about.images,
             "writableLayerDirectory": self.about.layers,
         });
@@ -68,7 +71,8 @@ impl Calls {
         &self,
         _: RuntimeConfigRequest,
     ) -> Answer<RuntimeConfigResponse> {
-        let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() };
+        let driver = self.backend.cgroup_driver().await;
+        let linux = LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
         Ok(RuntimeConfigResponse { linux: Some(linux) })
     }
 

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 pub use tonic::Code;
 
+pub use self::messages::CgroupDriver;
 pub use self::server::serve;
 use crate::interface::{Credentials, Image, SandboxId, SandboxStatus};
 
@@ -42,6 +43,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn remove_image(&self, reference: String) -> Result<(), String>;
     /// Why pods cannot have a network yet.
     async fn network(&self) -> Result<(), String>;
+    /// Who makes the cgroups of new pods.
+    async fn cgroup_driver(&self) -> CgroupDriver;
 }
 
 /// What the node says of itself.

@@ -58,6 +58,9 @@ impl Backend for Told {
     async fn network(&self) -> Result<(), String> {
         Err("the node has no pod CIDR yet".to_owned())
     }
+    async fn cgroup_driver(&self) -> CgroupDriver {
+        CgroupDriver::Systemd
+    }
 }
 
 fn sandbox(id: &str, state: SandboxState) -> SandboxStatus {
@@ -216,7 +219,7 @@ async fn a_message_that_is_too_long_or_none_is_refused() {
 }
 
 #[tokio::test]
-async fn the_network_is_told_to_be_missing_and_the_runtime_to_be_there() {
+async fn the_network_is_told_to_be_missing_the_runtime_to_be_there_and_the_cgroup_driver() {
     let scene = Scene::new();
     let request = StatusRequest { verbose: true };
     let answer: StatusResponse =
@@ -225,7 +228,10 @@ async fn the_network_is_told_to_be_missing_and_the_runtime_to_be_there() {
     let seen: Vec<_> = conditions.iter().map(|c| (c.kind.as_str(), c.status)).collect();
     assert_eq!(seen, [("RuntimeReady", true), ("NetworkReady", false)]);
     assert_eq!(conditions[1].message, "the node has no pod CIDR yet");
-    assert!(answer.info["config"].contains("cgroupfs"));
+    assert!(answer.info["config"].contains("\"cgroupDriver\":\"systemd\""), "{:?}", answer.info);
+    let path = "/runtime.v1.RuntimeService/RuntimeConfig";
+    let answer: RuntimeConfigResponse = scene.call(path, RuntimeConfigRequest {}).await.unwrap();
+    assert_eq!(answer.linux.unwrap().cgroup_driver(), CgroupDriver::Systemd);
 }
 
 #[tokio::test]

@@ -261,9 +261,6 @@ impl KubeletConfiguration {
         if self.logging.flush_frequency.as_ref().is_some_and(|value| !is_zero(value)) {
             all.push("logging.flushFrequency: nothing is held back".into());
         }
-        if self.cgroup_driver.as_deref() == Some("systemd") {
-            all.push("cgroupDriver: pods' cgroups are made as files, not as systemd units".into());
-        }
         all
     }
 }
@@ -376,11 +373,9 @@ volumeStatsAggPeriod: 0s
 ";
 
     #[test]
-    fn what_kubeadm_writes_is_honoured_but_for_the_cgroup_driver() {
+    fn what_kubeadm_writes_is_honoured() {
         let kubeadm = read(KUBEADM);
-        assert_eq!(kubeadm.refused(), Vec::<String>::new());
-        let told = kubeadm.told();
-        assert!(told.len() == 1 && told[0].starts_with("cgroupDriver"), "{told:?}");
+        assert_eq!((kubeadm.refused(), kubeadm.told()), (Vec::new(), Vec::new()));
     }
 
     #[test]
