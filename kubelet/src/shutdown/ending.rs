@@ -14,14 +14,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
 
 use super::record::Record;
 use super::{MESSAGE, Parts};
 use crate::eviction::{Cause, Eviction, Order};
 
-/// How long the last words may take: pods killed at the end of their grace, statuses, the node's own.
-/// It is beyond what was asked of logind, which goes on without us where it does not want to wait.
+/// How long the last words may take, of pods killed at the end of their grace, and of the node: so long
+/// also beyond what was asked of logind, which goes on without us where it does not want to wait.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long they may where pods left so much of it: as one request to the API server. It may be one of
+/// those that have ended.
+const LONGEST_LAST_WORDS: Duration = Duration::from_secs(15);
 
 pub(super) struct Ending {
     parts: Parts,
@@ -38,6 +43,7 @@ impl Ending {
     pub(super) async fn run(mut self) {
         let mut record = Record { start_time: Some(self.parts.clock.now()), ..Record::default() };
         record.keep(&self.parts.root, &self.parts.meters).await;
+        let begun = Instant::now();
         let buckets = self.parts.config.buckets().to_vec();
         for (place, bucket) in buckets.iter().enumerate() {
             let pods = self.left(place);
@@ -61,7 +67,9 @@ impl Ending {
             self.parts.statuses.written().await;
             self.parts.standing.told().await;
         };
-        if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
+        let left = self.parts.config.total().saturating_sub(begun.elapsed());
+        let patience = left.clamp(LAST_WORDS, LONGEST_LAST_WORDS);
+        if tokio::time::timeout(patience, last_words).await.is_err() {
             tracing::warn!("the node goes down before the API server knows how its pods ended");
         }
         record.end_time = Some(self.parts.clock.now());

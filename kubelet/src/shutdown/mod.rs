@@ -304,7 +304,12 @@ impl Watch {
 
     /// Says once what the trouble is.
     fn complain(&mut self, error: &Error) {
-        let error = crate::worker::chain(error).to_string();
+        let error = crate::worker::chain(error);
+        if self.parts.standing.is_ending() {
+            // It goes down with the host.
+            tracing::debug!(error, "systemd-logind is not there any more");
+            return;
+        }
         if self.told.as_ref() == Some(&error) {
             return;
         }

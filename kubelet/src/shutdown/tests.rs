@@ -274,7 +274,7 @@ async fn no_bucket_takes_longer_than_it_may_and_an_empty_one_no_time() {
     scene.put("late", 0, "Running");
     scene.pass(8).await;
     assert_eq!(scene.held(), 1);
-    scene.pass(7).await;
+    scene.pass(17).await;
     assert_eq!((scene.held(), scene.told()), (0, told([])));
 
     let mut scene = Scene::start(|_| ()).await;
@@ -300,6 +300,13 @@ async fn a_node_without_pods_holds_the_host_until_it_is_known_to_go() {
     scene.parts.standing.note_reported(true);
     scene.pass(1).await;
     assert_eq!((scene.held(), scene.told()), (0, told([])));
+
+    let scene = Scene::start(|_| ()).await;
+    scene.login.say(true);
+    scene.pass(13).await;
+    assert_eq!(scene.held(), 1);
+    scene.pass(3).await;
+    assert_eq!(scene.held(), 0, "nobody may be there to be told");
 }
 
 #[tokio::test(start_paused = true)]
