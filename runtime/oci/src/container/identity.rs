@@ -97,13 +97,14 @@ pub(crate) fn resolve(
         (None, Some(group)) => named_group(group, group_text)?,
         (None, None) => entry.as_ref().map_or(0, |entry| entry.gid),
     };
+    // Statuses show them in this order, and are compared with what containerd and CRI-O make.
     let mut groups = vec![gid];
-    groups.extend(&selector.supplemental_groups);
     if let (false, Some(entry)) = (selector.strict_groups, &entry) {
         let lists =
             |group: &GroupEntry<'_>| group.members.split(',').any(|name| name == entry.name);
         groups.extend(group(group_text).filter(lists).map(|group| group.gid));
     }
+    groups.extend(&selector.supplemental_groups);
     if let Some(large) = groups.iter().find(|gid| **gid > MAX_ID) {
         return Err(out_of_range("gid", &large.to_string()));
     }
@@ -190,11 +191,11 @@ mod tests {
         let mut selector = UserSelector {
             user: "33".to_owned(),
             group: Some(70),
-            supplemental_groups: vec![80, 50, 80],
+            supplemental_groups: vec![80, 40, 50, 80],
             strict_groups: false,
         };
         let merged = resolve(&selector, PASSWD, GROUP).unwrap().user;
-        assert_eq!(merged.supplemental_groups, [70, 80, 50]);
+        assert_eq!(merged.supplemental_groups, [70, 50, 80, 40], "the image's before the pod's");
         assert_eq!(merged.gid, 70);
         selector.strict_groups = true;
         selector.supplemental_groups.clear();
