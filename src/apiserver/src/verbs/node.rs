@@ -60,6 +60,11 @@ impl Endpoint {
         }
     }
 
+    /// The port.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Host and port, as the `Host` header has them.
     pub(crate) fn authority(&self) -> String {
         match self.host.contains(':') {

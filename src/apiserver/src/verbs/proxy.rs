@@ -1,7 +1,8 @@
 //! nodes/proxy: passes a reading on to the node's own API, and its answer as it comes.
 //!
 //! Only GET and HEAD are passed on, and no upgrade is: what runs commands goes by the pods' own
-//! subresources. A redirect is never followed or told (CVE-2020-8559).
+//! subresources. A redirect is never followed or told (CVE-2020-8559). A node may be named with the
+//! scheme and the port of its API, `https:<name>:10250`; `Differs:` no other port of it is reached.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -34,17 +35,25 @@ const RETURNED: [HeaderName; 6] = [
 /// Asks the node for what lies behind `/proxy`.
 ///
 /// # Errors
-/// 404 without such a node, 500 when it does not answer, or answers with a redirect.
+/// 404 without such a node, 400 for another port of it, 500 when it does not answer, or answers with a
+/// redirect.
 pub(crate) async fn read(
     api: &Api,
     target: &Target,
     request: &Request<Incoming>,
 ) -> Result<Answer, Failure> {
+    let (name, port) = named(&target.name)
+        .ok_or_else(|| Failure::bad_request(format!("invalid node request {:?}", target.name)))?;
     let node = api
         .store
-        .get(&target.key())
-        .ok_or_else(|| Failure::not_found(target.resource, &target.name))?;
+        .get(&target.resource.key("", name))
+        .ok_or_else(|| Failure::not_found(target.resource, name))?;
     let place = Endpoint::of(&node)?;
+    if let Some(port) = port.filter(|port| *port != place.port()) {
+        let why =
+            format!("port {port} of node {name}: only its API is reached, on {}", place.port());
+        return Err(Failure::bad_request(why));
+    }
     let path = behind(request.uri().path()).ok_or_else(Failure::no_such_path)?;
     let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     let mut ours = Request::builder()
@@ -74,6 +83,20 @@ pub(crate) async fn read(
     Ok(answer)
 }
 
+/// The node's name, and the port where one is told, in `<name>`, `<name>:<port>` or
+/// `<scheme>:<name>:<port>`. `None` where it has another form, or a scheme that nodes do not speak.
+fn named(text: &str) -> Option<(&str, Option<u16>)> {
+    let mut parts: Vec<&str> = text.split(':').collect();
+    if parts.len() == 3 && matches!(parts[0], "" | "https") {
+        parts.remove(0);
+    }
+    match parts.as_slice() {
+        [name] | [name, ""] => Some((name, None)),
+        [name, port] => Some((name, Some(port.parse().ok()?))),
+        _ => None,
+    }
+}
+
 /// The path behind `/api/v1/nodes/<name>/proxy/`.
 fn behind(path: &str) -> Option<&str> {
     let mut parts = path.splitn(7, '/').skip(5);
@@ -83,6 +106,17 @@ fn behind(path: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_may_be_named_with_the_scheme_and_the_port_of_its_api() {
+        assert_eq!(named("n"), Some(("n", None)));
+        assert_eq!(named("n:10250"), Some(("n", Some(10_250))));
+        assert_eq!(named("https:n:10250"), Some(("n", Some(10_250))));
+        assert_eq!(named(":n:"), Some(("n", None)));
+        for other in ["http:n:10250", "n:metrics", "n:70000", "a:b:c:d"] {
+            assert_eq!(named(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn what_is_behind_the_proxy_is_passed_on_as_it_was_written() {
