@@ -1,6 +1,9 @@
 //! Rules for pod specs: what a pod must have, and what may change once it exists
 //! (`pkg/apis/core/validation`). The rules here are those that a node or a user relies on.
 
+mod environment;
+mod mounts;
+
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
@@ -89,6 +92,8 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
     check_host_ports(pod, causes);
     check_sysctls(pod, causes);
     check_host_users(pod, causes);
+    check_hostname_override(pod, causes);
+    environment::check_files(pod, causes);
     resize::check_policies(pod, causes);
 }
 
@@ -159,30 +164,8 @@ fn check_container(
         ));
     }
     check_ports(path, container, causes);
-    for (index, variable) in container.list("/env").iter().enumerate() {
-        let name = variable.text("/name");
-        let field = format!("{path}.env[{index}]");
-        if name.is_empty() {
-            causes.push(Cause::required(format!("{field}.name"), ""));
-        } else if name.contains('=') || !name.chars().all(|c| c.is_ascii() && !c.is_ascii_control())
-        {
-            let detail = "a valid environment variable name must consist only of printable ASCII \
-                          characters other than '='";
-            causes.push(Cause::invalid(format!("{field}.name"), &json!(name), detail));
-        }
-        for part in ["key", "volumeName", "path"] {
-            let file = variable.pointer("/valueFrom/fileKeyRef");
-            if file.is_some_and(|file| file.text(&format!("/{part}")).is_empty()) {
-                let field = format!("{field}.valueFrom.fileKeyRef.{part}");
-                causes.push(Cause::required(field, ""));
-            }
-        }
-        if !variable.text("/value").is_empty() && variable.has("/valueFrom") {
-            let detail = "may not be specified when `value` is not empty";
-            causes.push(Cause::invalid(format!("{field}.valueFrom"), &json!(""), detail));
-        }
-    }
-    check_mounts(path, (container, volumes), causes);
+    environment::check_variables(path, container, causes);
+    mounts::check(path, (container, volumes), causes);
     check_resources(path, container, causes);
     check_restarts(path, container, causes);
 }
@@ -221,33 +204,6 @@ fn check_restarts(path: &str, container: &Value, causes: &mut Vec<Cause>) {
         if !(1..=255).contains(&codes) {
             let field = format!("{field}.exitCodes.values");
             causes.push(Cause::invalid(field, &json!(codes), "must have 1 to 255 items"));
-        }
-    }
-}
-
-fn check_mounts(
-    path: &str,
-    (container, volumes): (&Value, &BTreeSet<&str>),
-    causes: &mut Vec<Cause>,
-) {
-    let mut paths = BTreeSet::new();
-    for (index, mount) in container.list("/volumeMounts").iter().enumerate() {
-        let field = format!("{path}.volumeMounts[{index}]");
-        let name = mount.text("/name");
-        if !volumes.contains(name) {
-            causes.push(Cause::missing(format!("{field}.name"), &json!(name)));
-        }
-        let target = mount.text("/mountPath");
-        if target.is_empty() {
-            causes.push(Cause::required(format!("{field}.mountPath"), ""));
-        } else if !paths.insert(target) {
-            let detail = "must be unique";
-            causes.push(Cause::invalid(format!("{field}.mountPath"), &json!(target), detail));
-        }
-        let sub = mount.text("/subPath");
-        if sub.starts_with('/') || sub.split('/').any(|part| part == "..") {
-            let detail = "must be a relative path without '..'";
-            causes.push(Cause::invalid(format!("{field}.subPath"), &json!(sub), detail));
         }
     }
 }
@@ -361,6 +317,28 @@ fn check_host_users(pod: &Value, causes: &mut Vec<Cause>) {
                 causes.push(Cause::invalid(field, mount, detail));
             }
         }
+    }
+}
+
+/// A host name that overrides all others is a DNS subdomain that the kernel takes, and the only one
+/// asked for.
+fn check_hostname_override(pod: &Value, causes: &mut Vec<Cause>) {
+    let field = "spec.hostnameOverride";
+    let Some(name) = pod.pointer("/spec/hostnameOverride").filter(|name| !name.is_null()) else {
+        return;
+    };
+    for other in ["setHostnameAsFQDN", "hostNetwork"] {
+        if pod.flag(&format!("/spec/{other}")) {
+            let detail = format!("may not be specified when {other} is true");
+            causes.push(Cause::forbidden(field, &detail));
+        }
+    }
+    let text = name.as_str().unwrap_or_default();
+    if text.len() > 64 {
+        causes.push(Cause::invalid(field, name, "may not be more than 64 bytes"));
+    }
+    if !names::is_subdomain(text) {
+        causes.push(Cause::invalid(field, name, "must be a DNS subdomain"));
     }
 }
 
@@ -506,6 +484,30 @@ mod tests {
         let mut bad = pod();
         bad["spec"]["containers"][0]["securityContext"] = json!({"procMount": "Unmasked"});
         assert_eq!(problems(&bad).len(), 1);
+    }
+
+    #[test]
+    fn a_host_name_that_overrides_all_others_is_the_only_one() {
+        let found = |fields: Value| {
+            let mut pod = pod();
+            for (field, value) in fields.as_object().into_iter().flatten() {
+                pod["spec"][field] = value.clone();
+            }
+            problems(&pod)
+        };
+        let field = "spec.hostnameOverride";
+        let forbidden =
+            |with| Cause::forbidden(field, &format!("may not be specified when {with} is true"));
+        assert_eq!(found(json!({"hostnameOverride": "a.b"})), []);
+        let both = json!({"hostnameOverride": "a", "setHostnameAsFQDN": true});
+        assert_eq!(found(both), [forbidden("setHostnameAsFQDN")]);
+        let both = json!({"hostnameOverride": "a", "hostNetwork": true});
+        assert_eq!(found(both), [forbidden("hostNetwork")]);
+        let long = "a".repeat(65);
+        let too_long = Cause::invalid(field, &json!(long), "may not be more than 64 bytes");
+        assert_eq!(found(json!({"hostnameOverride": long})), [too_long]);
+        let bad = Cause::invalid(field, &json!("A_"), "must be a DNS subdomain");
+        assert_eq!(found(json!({"hostnameOverride": "A_"})), [bad]);
     }
 
     #[test]
