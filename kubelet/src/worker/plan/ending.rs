@@ -97,8 +97,9 @@ pub(super) fn end(input: &Input<'_>, record: &ContainerStatus, wish: Wish, plan:
         plan.wake_at(deadline);
         return;
     }
+    let waits = wish.turn == Turn::InOrder && is_sidecar(input, name);
     let least = match known {
-        Some(_) if has_pre_stop(input, name) || !has_turn => LAST_GRACE,
+        Some(_) if has_pre_stop(input, name) || waits => LAST_GRACE,
         _ => MIN_GRACE,
     };
     let grace = deadline.saturating_duration_since(input.now).max(least);
@@ -131,15 +132,18 @@ fn has_pre_stop(input: &Input<'_>, name: &str) -> bool {
     found.is_some_and(|(_, c)| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()))
 }
 
+fn is_sidecar(input: &Input<'_>, name: &str) -> bool {
+    members::find(input.pod, name).is_some_and(|(role, _)| role == Role::Sidecar)
+}
+
 /// Whether everything that ends before the container has ended.
 fn has_turn(input: &Input<'_>, name: &str) -> bool {
     let mut earlier = members::lasting(input.pod)
         .rev()
         .take_while(|(_, c)| c.name != name)
         .filter(|(role, _)| matches!(role, Role::App | Role::Sidecar));
-    let is_sidecar = members::find(input.pod, name).is_some_and(|(role, _)| role == Role::Sidecar);
     let runs = |name: &str| running(input.sandboxes).any(|r| r.config.name == name);
-    !is_sidecar || !earlier.any(|(_, c)| runs(&c.name))
+    !is_sidecar(input, name) || !earlier.any(|(_, c)| runs(&c.name))
 }
 
 pub(super) fn stop(input: &Input<'_>, grace: Duration) -> Plan {

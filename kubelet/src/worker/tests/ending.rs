@@ -370,3 +370,18 @@ async fn a_pre_stop_hook_runs_before_the_signal_and_within_the_grace_period() {
         assert!(took >= SECOND * least && took <= SECOND * most, "{seconds} {grace}: {took:?}");
     }
 }
+
+/// "should mark pod as succeeded if any of the restartable init containers have exceeded its
+/// termination grace period seconds": the last sidecar's turn comes when the grace is over.
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_has_two_seconds_though_the_one_before_it_used_up_the_grace() {
+    let mut scene = Scene::new("Never", plain(&["s1", "s2"]), plain(&["c"])).start().await;
+    let lingers = [("s1", 1_500), ("s2", 20_000)];
+    for (name, millis) in lingers {
+        let takes = std::time::Duration::from_millis(millis);
+        scene.node.runtime.state().lingers.insert(name.into(), takes);
+    }
+    scene.delete(5).await;
+    scene.pass(10.0).await;
+    scene.assert_order(&["exit c 143", "signal s2", "exit s2 137", "signal s1", "exit s1 143"]);
+}
