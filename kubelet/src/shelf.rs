@@ -102,11 +102,12 @@ impl Shelf {
     }
 
     /// Takes a pod away.
-    pub fn remove(&self, uid: &str) {
+    pub fn remove(&self, uid: &str) -> Option<Shown> {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        pods.remove(uid);
+        let removed = pods.remove(uid);
         self.moves.send_modify(|count| *count = count.wrapping_add(1));
         self.ended.send_modify(|count| *count = count.wrapping_add(1));
+        removed
     }
 
     /// All pods, each with its newest status in it.

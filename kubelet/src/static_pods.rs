@@ -7,17 +7,19 @@
 //! ```
 //!
 //! A file is one pod, YAML or JSON ([`manifest`]); its UID is a hash of what it says, so a changed file
-//! is another pod. Whoever can write to the directory is root on the node already, but the files are
+//! is another pod. One that is removed and written again, at once and unchanged, is restarted. Whoever can write to the directory is root on the node already, but the files are
 //! read through limits all the same. `Differs:` a directory only, no single file and no URL.
 
 pub mod manifest;
 pub mod mirror;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,31 +50,45 @@ pub async fn follow(
     shutdown: CancellationToken,
 ) {
     let mut known: Option<Vec<Pod>> = None;
+    let mut removed = BTreeSet::new();
     let mut complaints = BTreeMap::new();
     loop {
         // Watched before it is read, so that nothing is missed in between.
         let watch = watch(&directory);
         let (path, node) = (directory.clone(), node_name.clone());
         let scanned = tokio::task::spawn_blocking(move || scan(&path, &node)).await;
-        if let Ok(Some(Scan { pods, refused })) = scanned {
+        if let Ok(Some(Scan { pods, files, refused })) = scanned {
             for (path, why) in &refused {
                 if complaints.get(path) != Some(why) {
                     tracing::error!(path = %path.display(), error = %why, "static pod refused");
                 }
             }
             complaints = refused;
-            if known.as_ref() != Some(&pods) {
-                if events.send(Event::Synced(pods.clone())).await.is_err() {
+            let is_back = |pod: &Pod| {
+                let file = files.get(pod.metadata.uid.as_deref().unwrap_or_default());
+                file.is_some_and(|file| removed.contains(file))
+                    && known.as_ref().is_some_and(|known| known.contains(pod))
+            };
+            let stayed: Vec<Pod> = pods.iter().filter(|pod| !is_back(pod)).cloned().collect();
+            let mut sets = Vec::new();
+            if stayed.len() < pods.len() {
+                sets.push(stayed);
+            }
+            if !sets.is_empty() || known.as_ref() != Some(&pods) {
+                sets.push(pods.clone());
+            }
+            for set in sets {
+                if events.send(Event::Synced(set)).await.is_err() {
                     return;
                 }
-                known = Some(pods);
             }
+            known = Some(pods);
         }
-        tokio::select! {
-            () = changed(watch) => tokio::time::sleep(SETTLE).await,
-            () = tokio::time::sleep(RESCAN) => {}
+        removed = tokio::select! {
+            removed = changed(watch) => removed,
+            () = tokio::time::sleep(RESCAN) => BTreeSet::new(),
             () = shutdown.cancelled() => return,
-        }
+        };
     }
 }
 
@@ -80,6 +96,8 @@ pub async fn follow(
 struct Scan {
     /// Its pods, by namespace and name.
     pods: Vec<Pod>,
+    /// The names of their files, by UID.
+    files: BTreeMap<String, OsString>,
     /// Its files that are none, with the reason.
     refused: BTreeMap<PathBuf, String>,
 }
@@ -88,10 +106,10 @@ struct Scan {
 /// that is not there is empty. Blocks.
 fn scan(directory: &Path, node_name: &str) -> Option<Scan> {
     let mut pods = BTreeMap::new();
-    let mut refused = BTreeMap::new();
+    let (mut files, mut refused) = (BTreeMap::new(), BTreeMap::new());
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Some(Scan { pods: Vec::new(), refused });
+            return Some(Scan { pods: Vec::new(), files, refused });
         }
         Err(error) => {
             tracing::warn!(path = %directory.display(), %error, "static pods not read");
@@ -114,6 +132,8 @@ fn scan(directory: &Path, node_name: &str) -> Option<Scan> {
                 let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
                 match pods.entry(key) {
                     Entry::Vacant(place) => {
+                        let name = path.file_name().unwrap_or_default().to_owned();
+                        files.insert(pod.metadata.uid.clone().unwrap_or_default(), name);
                         place.insert(pod);
                     }
                     Entry::Occupied(_) => {
@@ -126,7 +146,7 @@ fn scan(directory: &Path, node_name: &str) -> Option<Scan> {
             }
         }
     }
-    Some(Scan { pods: pods.into_values().collect(), refused })
+    Some(Scan { pods: pods.into_values().collect(), files, refused })
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -152,17 +172,38 @@ fn watch(directory: &Path) -> Option<AsyncFd<OwnedFd>> {
     watched.ok().and_then(|fd| sys::watch(fd).ok())
 }
 
-/// Waits until something happens in the watched directory; for ever without a watch.
-async fn changed(watch: Option<AsyncFd<OwnedFd>>) {
+/// Waits until something happens in the watched directory, and a moment longer; for ever without a
+/// watch. Returns the names of files that were removed meanwhile, whether they are there again or not.
+async fn changed(watch: Option<AsyncFd<OwnedFd>>) -> BTreeSet<OsString> {
     let Some(watch) = watch else { return std::future::pending().await };
+    let mut removed = BTreeSet::new();
     loop {
         let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        match inotify::Reader::new(watch.get_ref(), &mut buffer).next() {
-            Ok(_) => return,
-            Err(_) => ready.clear_ready(),
+        if drain(&watch, &mut removed) {
+            break;
+        }
+        ready.clear_ready();
+    }
+    tokio::time::sleep(SETTLE).await;
+    drain(&watch, &mut removed);
+    removed
+}
+
+/// Takes in what is to be read without waiting. Whether there was anything.
+fn drain(watch: &AsyncFd<OwnedFd>, removed: &mut BTreeSet<OsString>) -> bool {
+    use inotify::ReadFlags;
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(watch.get_ref(), &mut buffer);
+    let mut any = false;
+    while let Ok(event) = reader.next() {
+        any = true;
+        if event.events().intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM)
+            && let Some(name) = event.file_name()
+        {
+            removed.insert(OsStr::from_bytes(name.to_bytes()).to_owned());
         }
     }
+    any
 }
 
 /// Whether `pod` comes from a file of this node.
@@ -215,5 +256,10 @@ mod tests {
         std::fs::write(path("copy.yaml"), manifest("b", "i:3")).unwrap();
         let last = names().await;
         assert_eq!((last.len(), last[0].0.as_str()), (1, "b-node-1"));
+        // Away and back again before anybody has looked: the pod was not there for a moment.
+        std::fs::remove_file(path("b.yaml")).unwrap();
+        std::fs::remove_file(path("copy.yaml")).unwrap();
+        std::fs::write(path("b.yaml"), manifest("b", "i:1")).unwrap();
+        assert_eq!((names().await, names().await), (Vec::new(), last));
     }
 }

@@ -14,6 +14,7 @@
 
 mod allocation;
 mod ending;
+mod returned;
 mod room;
 
 use std::cmp::Reverse;
@@ -496,7 +497,7 @@ impl Roster {
         let Some(entry) = self.entries.remove(&uid) else {
             return;
         };
-        self.context.shelf.remove(&uid);
+        let last = self.context.shelf.remove(&uid);
         self.context.mirrors.end(&entry.pod);
         self.allocate_waiting();
         if entry.wish.borrow().gone.is_none() {
@@ -513,7 +514,8 @@ impl Roster {
             .cloned()
             .collect();
         // A file that came back while its pod was ending.
-        let back = self.statics.get(&uid).cloned();
+        let back = self.statics.get(&uid);
+        let back = back.map(|pod| Arc::new(returned::pod(pod, last.map(|shown| shown.status))));
         for pod in next.into_iter().chain(back) {
             let pod = Arc::unwrap_or_clone(pod);
             self.apply(pod, ToldBy::Server).await;

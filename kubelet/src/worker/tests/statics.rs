@@ -53,6 +53,8 @@ async fn a_static_pod_runs_without_an_api_server_and_goes_with_its_file() {
     assert_eq!(node.runtime.state().history, ["start c", "signal c"]);
     node.pass(SECOND * 20).await;
     assert_eq!(node.runtime.state().history, ["start c", "signal c", "exit c 137", "start c"]);
+    let status = node.shelf.find("ns", "web-node-1").unwrap().status.unwrap();
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 1, "it is the same pod");
     node.tell_files(Vec::new()).await;
     node.pass(SECOND * 40).await;
     assert!(node.runtime.state().sandboxes.is_empty());
