@@ -67,6 +67,8 @@ pub(crate) struct RuntimeState {
     pub(crate) stubborn: BTreeSet<String>,
     /// Containers of these names take so long to end on a signal.
     pub(crate) lingers: BTreeMap<String, Duration>,
+    /// Removing a container takes so long.
+    pub(crate) removal: Duration,
     /// Containers of these names end on a signal with this code; 143 otherwise.
     pub(crate) stop_codes: BTreeMap<String, i32>,
     /// Commands that fail, or take their time: exit code and duration.
@@ -395,6 +397,8 @@ impl Runtime for FakeRuntime {
 
     async fn remove_container(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         self.enter("remove_container", container.as_str())?;
+        let takes = self.state().removal;
+        tokio::time::sleep(takes).await;
         for sandbox in &mut self.state().sandboxes {
             sandbox.containers.retain(|c| c.id != *container);
         }
@@ -410,12 +414,11 @@ impl Runtime for FakeRuntime {
         let command = command.join(" ");
         let outcome = self.enter("exec_sync", &command);
         let name = self.with(container, |c| c.config.name.clone())?;
-        let known = {
+        let (code, takes) = {
             let mut state = self.state();
             state.history.push(format!("exec {name} {command}"));
-            state.commands.get(&command).copied()
+            state.commands.get(&command).copied().unwrap_or_default()
         };
-        let (code, takes) = known.unwrap_or_default();
         if timeout.is_some_and(|timeout| timeout < takes) {
             tokio::time::sleep(timeout.unwrap_or_default()).await;
             return Err(RuntimeError::Invalid("command timed out".to_owned()));

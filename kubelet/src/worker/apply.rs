@@ -168,6 +168,7 @@ impl Worker {
                 false => memory.restart_backoff.charge(*at, now),
             }
         }
+        self.memory.resetting = false;
         let target = target(&pod, sandboxes, &container);
         let ips = sandboxes
             .iter()
@@ -226,6 +227,7 @@ impl Worker {
         let attempt = record.map_or(0, |r| r.config.attempt);
         let ended = record.and_then(|r| runs::ended(r, &self.memory.termination_messages));
         if because == Removal::Reset {
+            self.memory.resetting = true;
             self.charge_cause(&pod, &container, ended.as_ref().map(|e| e.exit_code));
         }
         let memory = &mut self.memory.container(&container).remembered;

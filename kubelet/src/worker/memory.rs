@@ -266,6 +266,8 @@ pub struct Memory {
     pub directories_removed: bool,
     /// What is going on with the pod's size.
     pub resize: Progress,
+    /// Whether records are being taken away so that all containers start again.
+    pub resetting: bool,
 }
 
 impl Memory {
@@ -289,6 +291,7 @@ impl Memory {
             verdict: None,
             directories_removed: false,
             resize: Progress::default(),
+            resetting: false,
         }
     }
 

@@ -46,6 +46,7 @@ pub fn recover(
     let is_resetting = is_resetting(status);
     let mut memory = Memory::new(pacing, names.clone());
     memory.verdict = verdict(status);
+    memory.resetting = is_resetting;
     memory.resize = Progress::recovered(status);
     memory.sandbox_attempts =
         sandboxes.iter().map(|s| s.config.attempt.saturating_add(1)).max().unwrap_or(0);

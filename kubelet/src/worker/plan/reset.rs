@@ -2,20 +2,24 @@
 //! (KEP-5532).
 //!
 //! ```text
-//!   a container ends and its rule says so ─► the others are killed ─► their records go
-//!      ─► the records of those that caused it go, last ─► everything starts as in a new pod
+//!   a container ends and its rule says so ─► app containers whose turn to start was next start
+//!      ─► all are killed ─► their records go ─► the records of those that caused it go, last
+//!      ─► everything starts as in a new pod
 //! ```
+//!
+//! So all containers have been restarted equally often, as by upstream, which starts them in one pass.
 //!
 //! The record of the cause is the only state of it, so a restarted agent goes on where this one was.
 //! Volumes, sandbox and addresses stay. `Differs:` a container that brings this about again and again
 //! waits out its restart delay before each time; upstream does it at once.
 
 use berth_runtime::interface::{ContainerState, ContainerStatus, SandboxStatus};
+use k8s_openapi::api::core::v1::Container;
 
 use super::ending::{self, Wish};
 use super::{Action, Afterwards, Input, Plan, Removal, begin, is_starting};
-use crate::worker::members::{self, Ruling};
-use crate::worker::memory::Operation;
+use crate::worker::members::{self, Ruling, app_containers};
+use crate::worker::memory::{ImageState, Operation};
 use crate::worker::runs;
 
 /// Whether a container has ended in a way that asks for all containers to be restarted.
@@ -44,11 +48,28 @@ pub(super) fn is_due(input: &Input<'_>, sandbox: &SandboxStatus, plan: &mut Plan
             _ => None,
         });
         match wait {
-            Some(wait) => plan.wake_at(wait.until),
-            None => due = true,
+            // The delay is charged when the cause's record is taken away, and is for the next time.
+            Some(wait) if !input.memory.resetting => plan.wake_at(wait.until),
+            _ => due = true,
         }
     }
     due
+}
+
+/// An app container that can be started and was not yet, though others of them have run.
+pub(super) fn unstarted<'a>(input: &Input<'a>, sandbox: &SandboxStatus) -> Option<&'a Container> {
+    let has_run = |c: &&Container| sandbox.containers.iter().any(|r| r.config.name == c.name);
+    let mut apps = app_containers(input.pod).iter();
+    if input.memory.resetting || !apps.any(|c| has_run(&c)) {
+        return None;
+    }
+    let can_start = |c: &&Container| {
+        input.memory.containers.get(&c.name).is_some_and(|memory| {
+            matches!(memory.image, ImageState::Ready(_))
+                && memory.start_failure.as_ref().is_none_or(|f| f.retry_at <= input.now)
+        })
+    };
+    app_containers(input.pod).iter().filter(|c| !has_run(c)).find(can_start)
 }
 
 /// The newest runs whose end asks for it.

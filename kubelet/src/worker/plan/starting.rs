@@ -48,7 +48,10 @@ pub(super) fn run(input: &Input<'_>) -> Plan {
     clear_lost_sandboxes(input, &mut plan);
     match sandbox {
         Some(sandbox) if reset::is_due(input, sandbox, &mut plan) => {
-            reset::plan(input, sandbox, &mut plan);
+            match reset::unstarted(input, sandbox) {
+                Some(container) => drop(start(input, sandbox, container, &mut plan)),
+                None => reset::plan(input, sandbox, &mut plan),
+            }
         }
         Some(sandbox) => {
             let starts = resizing::plan(input, sandbox, &mut plan);

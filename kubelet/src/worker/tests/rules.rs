@@ -77,6 +77,43 @@ async fn a_rule_restarts_all_containers_from_the_first() {
     assert_eq!(scene.phase(), "Succeeded");
 }
 
+/// The record of the cause stays while it is taken away; nothing starts beside it.
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_all_begins_with_the_first_container_however_long_records_take_to_go() {
+    let apps = vec![container("c", rule("RestartAllContainers", &[42])), container("d", json!({}))];
+    let scene = Scene::new("Never", plain(&["i", "s"]), apps).start().await;
+    scene.exit("i", 0).await;
+    scene.node.runtime.state().removal = std::time::Duration::from_millis(700);
+    scene.exit("c", 42).await;
+    for _ in 0..40 {
+        scene.pass(0.1).await;
+        let running = scene.running();
+        assert!(running.is_empty() || running == ["i"], "{running:?}");
+    }
+    assert_eq!(scene.running(), ["i"]);
+    scene.exit("i", 0).await;
+    assert_eq!(scene.running(), ["c", "d", "s"]);
+}
+
+/// "should restart all containers on regular container exit": also where the one that causes it ends
+/// before the one after it was started.
+#[tokio::test(start_paused = true)]
+async fn all_containers_have_been_restarted_equally_often() {
+    let apps = vec![container("c", rule("RestartAllContainers", &[42])), container("d", json!({}))];
+    let scene = Scene::new("Never", plain(&["i", "s"]), apps);
+    scene.node.runtime.state().exits_at_once.insert("c".into(), 42);
+    let scene = scene.start().await;
+    scene.exit("i", 0).await;
+    scene.node.runtime.state().exits_at_once.clear();
+    scene.pass(2.0).await;
+    scene.exit("i", 0).await;
+    assert_eq!(scene.running(), ["c", "d", "s"]);
+    for name in ["i", "s", "c", "d"] {
+        assert_eq!(scene.restarts(name), 1, "{name}");
+        assert!(scene.of(name)["lastState"].get("terminated").is_some(), "{name}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_restart_of_all_outlives_the_agent() {
     for millis in [1, 10, 40, 100, 400, 900, 1_050] {
