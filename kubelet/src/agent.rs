@@ -1,9 +1,10 @@
 //! Puts the parts together and runs them until shutdown.
 
+mod wiring;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use berth_runtime::cgroup::{Controller, Hierarchy};
 use berth_runtime::interface::{Images, Runtime};
 use k8s_openapi::api::core::v1::{Node, Pod, Service as ApiService};
 use kube::api::Api;
@@ -16,30 +17,27 @@ use crate::admission::{AppArmorSupport, SysctlPolicy};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::container_config::NodeFacts;
-use crate::disk::{self, Disk};
 use crate::environment::Service;
 use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
-use crate::eviction::{self, Conditions, Order};
+use crate::eviction::Conditions;
 use crate::gate::Gate;
-use crate::image_gc::{self, Collector};
 use crate::meters::{Metered, Meters};
 use crate::node::facts::{self, Facts, Places};
 use crate::node::heartbeat::Signs;
 use crate::node::{self, Shared, heartbeat, object};
 use crate::probe::counts::Counts;
-use crate::qos;
 use crate::server;
 use crate::server::auth::{self, Guard};
 use crate::shelf::Shelf;
-use crate::shutdown::{self, Login, Standing};
-use crate::slack;
+use crate::shutdown::{Login, Standing};
 use crate::source::{self, Event, Selection};
 use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::Writer;
 use crate::worker::Context;
 use crate::worker::provision::{Place, Provision};
 use crate::worker::roster::Roster;
+use wiring::Wiring;
 
 /// Changes of the pod set that may wait for the roster.
 const CHANGES: usize = 256;
@@ -129,44 +127,12 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let signs = Signs { conditions, standing: standing.clone() };
     let (context, gate) =
         context(&config, &parts, (&node, &facts, &signs), (services, recorder.clone()), &shutdown);
-    let shelf = context.shelf.clone();
-    let weighing = qos::keep_classes(
-        (shelf.clone(), config.cgroups.driver),
-        Arc::clone(&parts.runtime),
-        shutdown.clone(),
-    );
-    tasks.spawn(weighing);
-    tasks.spawn(slack::keep_small(shelf.clone(), shutdown.clone()));
-    let disk = Disk::new(config.root_dir.clone());
-    let measured = disk::Sources {
-        shelf: shelf.clone(),
-        runtime: Arc::clone(&parts.runtime),
-        clock: Arc::clone(&config.clock),
-        period: config.volume_period,
-    };
-    tasks.spawn(disk::keep(disk.clone(), measured, shutdown.clone()));
-    let collector = collector(&config, &parts, (&shelf, &disk), recorder.clone());
-    tasks.spawn(Arc::clone(&collector).run(shutdown.clone()));
+    let mut wiring = Wiring { config: &config, parts: &parts, tasks: &mut tasks, token: &shutdown };
+    wiring.keep_cgroups(&context.shelf);
+    let disk = wiring.measure_disks(&context.shelf);
+    let collector = wiring.collect_images((&context.shelf, &disk), recorder.clone());
     let (changes, receiver) = mpsc::channel(CHANGES);
-    let state = server::State {
-        shelf,
-        runtime: Arc::clone(&parts.runtime),
-        images: Arc::clone(&parts.images),
-        log_root: config.log_root.clone(),
-        clock: Arc::clone(&config.clock),
-        streaming: server::Streaming {
-            idle_timeout: config.server.streaming_idle_timeout,
-            shutdown: shutdown.clone(),
-        },
-        node: server::Measured::new(config.node_name.clone(), disk.clone()),
-        configuration: Arc::new(config.server.configuration.clone()),
-        system_logs: server::SystemLogs::of_host(config.server.system_logs),
-        probes: context.probes.clone(),
-        meters: parts.meters.clone(),
-        health: server::Health::new(takes(changes.downgrade())),
-        process: server::Process { started: now, flags: Arc::new(config.server.flags.clone()) },
-        set_verbosity: parts.set_verbosity,
-    };
+    let state = wiring.state(&context, (&disk, now), changes.downgrade());
     let reviewer = Arc::new(auth::ApiServer(parts.client.clone()));
     let guard = Guard::new(config.node_name.clone(), reviewer);
     listeners.serve((state, guard), &mut tasks, &shutdown);
@@ -187,25 +153,9 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let client = parts.client.clone();
     tasks.spawn(mirrors.run(client, Arc::clone(&node), shutdown.clone()));
     let (orders, evictions) = mpsc::channel(CHANGES);
-    if let Some(login) = parts.login.clone().filter(|_| !config.shutdown.is_off()) {
-        let around = (&context, &recorder, orders.clone(), standing.clone());
-        let (watch, token) = (shutdown_parts(&config, &parts, around), shutdown.clone());
-        tasks.spawn(shutdown::run(watch, login, token));
-    }
-    let evictor = eviction::Parts {
-        config: config.eviction.clone(),
-        node: config.node_name.clone(),
-        places: places(&config, &disk),
-        shelf: context.shelf.clone(),
-        runtime: Arc::clone(&parts.runtime),
-        disk,
-        images: collector,
-        events: recorder,
-        orders,
-        conditions: pressure,
-        meters: parts.meters.clone(),
-    };
-    tasks.spawn(eviction::run(evictor, shutdown.clone()));
+    let mut wiring = Wiring { config: &config, parts: &parts, tasks: &mut tasks, token: &shutdown };
+    wiring.wait_for_pods((&context, &recorder), (orders.clone(), standing.clone()));
+    wiring.evict(&context, (disk, collector), (orders, pressure), recorder);
     let mut roster = Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone())
         .with_evictions(evictions, standing);
     if let Some(directory) = config.static_pod_path.clone() {
@@ -226,66 +176,6 @@ fn metered(parts: Parts) -> Parts {
     let runtime = Arc::new(Metered::<dyn Runtime>::new(runtime, meters.clone()));
     let images = Arc::new(Metered::<dyn Images>::new(images, meters.clone()));
     Parts { runtime, images, meters, ..parts }
-}
-
-/// What a shutdown of the host works with.
-fn shutdown_parts(
-    config: &Config,
-    parts: &Parts,
-    (context, events, orders, standing): (&Context, &Recorder, mpsc::Sender<Order>, Standing),
-) -> shutdown::Parts {
-    shutdown::Parts {
-        config: config.shutdown.clone(),
-        node: config.node_name.clone(),
-        root: config.root_dir.clone(),
-        shelf: context.shelf.clone(),
-        statuses: context.statuses.clone(),
-        orders,
-        standing,
-        clock: Arc::clone(&config.clock),
-        events: events.clone(),
-        meters: parts.meters.clone(),
-    }
-}
-
-/// Where the node's resources are seen.
-fn places(config: &Config, disk: &Disk) -> eviction::Places {
-    let hierarchy = Hierarchy::detect().ok();
-    let hierarchy = hierarchy.filter(|h| h.available().contains(&Controller::Memory));
-    eviction::Places {
-        root: "/".into(),
-        disk: disk.clone(),
-        pods: hierarchy
-            .map(|h| h.root().join(config.cgroups.driver.class_path(qos::Class::Guaranteed))),
-        reserved_bytes: config.reserved.memory_bytes,
-    }
-}
-
-/// What removes images.
-fn collector(
-    config: &Config,
-    parts: &Parts,
-    (shelf, disk): (&Shelf, &Disk),
-    events: Recorder,
-) -> Arc<Collector> {
-    let disk = disk.clone();
-    let parts = image_gc::Parts {
-        images: Arc::clone(&parts.images),
-        runtime: Arc::clone(&parts.runtime),
-        shelf: shelf.clone(),
-        clock: Arc::clone(&config.clock),
-        events,
-        node: config.node_name.clone(),
-        image_fs: Box::new(move || disk.image_fs()),
-        root: config.root_dir.clone(),
-        meters: parts.meters.clone(),
-    };
-    Arc::new(Collector::new(config.image_gc, parts))
-}
-
-/// Whether what is sent is taken: the receiver is there, and not hopelessly behind.
-fn takes<T: Send + 'static>(sender: mpsc::WeakSender<T>) -> impl Fn() -> bool + Send + Sync {
-    move || sender.upgrade().is_some_and(|sender| !sender.is_closed() && sender.capacity() > 0)
 }
 
 fn make_directories(config: &Config) -> Result<(), Error> {
