@@ -11,6 +11,8 @@ VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::requests systemd=li
 	oldest=services::every_replica oldest=restart::containers_outlive systemd=service:: systemd=shutdown:: systemd=slices:: \
 	newest=oci/controllers:: newest=oci/peers::files newest=oci/labels:: oldest=oci/users::a_kernel systemd=oci/units:: systemd=oci/peers::systemd \
 	selinux=oci/selinux:: selinux=conformance::selinux::
+# Always of the whole workspace: of some packages alone cargo would build all their dependencies again, with other features.
+TESTS := cargo nextest run --workspace --locked -j 1 --test '*'
 AREA ?= pods
 
 .PHONY: build setup demo demo-vm test lint deny unit e2e e2e-vm bench clean
@@ -45,14 +47,13 @@ deny: setup
 # What berth-oci's cgroup tests say of controllers, units and labels needs the VM as well.
 unit: setup
 	cargo nextest run --workspace --locked --lib --bins
-	cargo nextest run --locked -j 1 -p berth-oci -p berth-runtime -p berth-cni -p berth-proxy -p berth-nft -p berth-kubelet --test '*' \
-		-E 'not (binary(cgroups) & test(/^(controllers|units|peers|labels|selinux)::/))'
-	BERTH_KUBECTL=$(PEERS)/kubectl cargo nextest run --locked -j 1 -p berth-apiserver -p berth-testkit --test '*'
+	$(TESTS) -E 'package(/^berth-(oci|runtime|cni|proxy|nft|kubelet)$$/) & not (binary(cgroups) & test(/^(controllers|units|peers|labels|selinux)::/))'
+	BERTH_KUBECTL=$(PEERS)/kubectl $(TESTS) -E 'package(/^berth-(apiserver|testkit)$$/)'
 
 # What `limits` asserts needs cgroup controllers, `service`, `shutdown` and `slices` systemd, `apparmor` AppArmor, `selinux` SELinux: they
 # run in the VM.
 e2e: build-tools demo
-	BERTH=$(BERTH) cargo nextest run --locked -j 1 --package berth --test architecture --test e2e -E 'not test(/^(limits|service|shutdown|slices|conformance::(apparmor|selinux))::/)'
+	BERTH=$(BERTH) $(TESTS) -E 'package(=berth) & not test(/^(limits|service|shutdown|slices|conformance::(apparmor|selinux))::/)'
 
 e2e-vm: build-tools
 	@tests/setup/peers.sh runtimes
@@ -62,7 +63,7 @@ e2e-vm: build-tools
 bench: build-tools ## berth beside its peers: make bench AREA=pods
 	@[ $(AREA) != runtime ] || tests/setup/peers.sh runtimes
 	@test -e tests/bench/$(AREA).rs || { echo "no such area: $(AREA)" >&2; exit 2; }
-	BERTH=$(BERTH) cargo bench --profile dev --locked --package berth --package berth-oci --bench $(AREA)
+	BERTH=$(BERTH) cargo bench --profile dev --locked --workspace --bench $(AREA)
 
 clean:
 	cargo clean

@@ -37,18 +37,18 @@ demo() {
         --timeout 900 -- /root/demo/run.sh
 }
 
-# Builds a package's tests as cargo does for the host, and prints where an executable of them is.
-build() { # package test executable...
-    local messages name package=$1 test=$2
-    shift 2
-    messages=$(cd "$repo" && cargo test --locked --package "$package" --test "$test" --no-run --message-format=json)
+# Builds tests as cargo does for the host, and prints where an executable of them is.
+build() { # test executable...
+    local messages name test=$1
+    shift
+    messages=$(cd "$repo" && cargo test --locked --workspace --test "$test" --no-run --message-format=json)
     for name in "$@"; do
         jq -r --arg name "$name" 'select(.reason == "compiler-artifact" and .executable and .target.name == $name) | .executable' <<< "$messages"
     done
 }
 
 build_tests() {
-    tests=$(build berth e2e e2e)
+    tests=$(build e2e e2e)
     need "test executable" "$tests"
 }
 
@@ -57,7 +57,7 @@ build_oci_tests() {
     local runc=$repo/.cache/peers/bin/runc crun=$repo/.cache/peers/bin/crun program file
     need runc "$runc"
     need crun "$crun"
-    { read -r oci_tests; read -r program; } < <(build berth-oci cgroups cgroups berth-oci)
+    { read -r oci_tests; read -r program; } < <(build cgroups cgroups berth-oci)
     need "test executable" "$oci_tests"
     programs+=(--copy "$program" --copy "$runc:$bin/runc" --copy "$crun:$bin/crun")
     environment+=(--env RUNC=$bin/runc --env CRUN=$bin/crun)
