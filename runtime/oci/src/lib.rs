@@ -1,7 +1,8 @@
 //! The process side of containers: the commands of runc, container init, pod shim, layer unpacker.
 //!
 //! The library holds what the agent shares with the executable: the [`protocol`] of the shim, its
-//! [`frame`]s, the default [`seccomp`] profile, and systemd's [`units`]. [`run`] is the executable itself.
+//! [`frame`]s, the default [`seccomp`] profile, systemd's [`units`], and how a [`terminal`] is read. [`run`] is
+//! the executable itself.
 
 mod cgroup;
 mod clock;
@@ -19,6 +20,7 @@ mod shim;
 mod spec;
 #[allow(unsafe_code)]
 mod sys;
+pub mod terminal;
 pub mod units;
 mod unpack;
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use berth_oci::terminal;
 use rustix::io::Errno;
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
@@ -38,7 +39,7 @@ impl AsyncRead for Stream {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(context))?;
             let unfilled = buffer.initialize_unfilled();
-            let read = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *unfilled)?));
+            let read = guard.try_io(|fd| Ok(terminal::read(fd.get_ref(), unfilled)?));
             return Poll::Ready(match read {
                 Err(_would_block) => continue,
                 Ok(Ok(count)) => {

@@ -15,7 +15,7 @@ use super::Result;
 use super::error::During;
 use super::journal::Journal;
 use super::readiness::Proxy;
-use crate::sys;
+use crate::{sys, terminal};
 
 /// Ready to wait for a process.
 pub(super) struct Foreground {
@@ -180,7 +180,7 @@ impl Pending {
 
     fn read(&mut self, from: BorrowedFd<'_>) {
         let mut chunk = [0; CHUNK];
-        match rustix::io::read(from, &mut chunk) {
+        match terminal::read(from, &mut chunk) {
             Ok(count) if count > 0 => self.bytes.extend_from_slice(&chunk[..count]),
             Err(Errno::AGAIN | Errno::INTR) => {}
             // EIO: nobody has the other side of the terminal open.

@@ -18,6 +18,7 @@ use crate::container::plan::ProcessPlan;
 use crate::log::{self, Splitter, Stream};
 use crate::protocol::{ContainerPhase, ContainerRecord, Descriptor, ExitRecord, Failure, Streams};
 use crate::seccomp::Program;
+use crate::terminal;
 
 /// How long a container's end is held back by processes that do not die.
 const DRAIN_LIMIT_MS: u64 = 5_000;
@@ -128,7 +129,7 @@ impl Container {
     pub(super) fn read_output(&mut self, index: usize, logs: &mut log::Link) -> Flow {
         let Some(output) = self.outputs.get_mut(index) else { return Flow::Ended };
         let mut chunk = [0; READ_BYTES];
-        let flow = match rustix::io::read(&output.fd, &mut chunk) {
+        let flow = match terminal::read(&output.fd, &mut chunk) {
             Ok(0) | Err(Errno::IO) => Flow::Ended, // EIO: the last slave of a terminal closed.
             Ok(count) => {
                 let time = clock::rfc3339_nano(clock::now());
