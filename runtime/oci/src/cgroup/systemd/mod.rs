@@ -137,7 +137,7 @@ impl Manager {
         pid: i32,
         properties: &[Property],
     ) -> Result<()> {
-        let all = over(fixed_properties(unit, pid), properties);
+        let all = over(scope_properties(unit, pid), properties);
         let mut result = self.start_transient(&unit.name, &all);
         if result.as_ref().is_err_and(|error| error.is(UNIT_EXISTS)) {
             // Perhaps what is left of one that failed.
@@ -216,11 +216,12 @@ fn flag(name: &str, value: bool) -> Property {
     (name.to_owned(), Value::Boolean(value))
 }
 
-/// What every slice has. Without the usual dependencies it is not stopped before its pods' agent when
-/// the host goes down.
-fn slice_properties(name: &str) -> Vec<Property> {
+/// What every unit has. Accounting is on so that counters start with it, as under the cgroupfs driver.
+/// Without the usual dependencies it is not stopped before the agent of its pods when the host goes down;
+/// one whose processes were killed for want of memory would stay as failed for ever.
+fn unit_properties(description: String) -> Vec<Property> {
     vec![
-        ("Description".to_owned(), Value::Text(format!("berth slice {name}"))),
+        ("Description".to_owned(), Value::Text(description)),
         flag("MemoryAccounting", true),
         flag("CPUAccounting", true),
         flag("IOAccounting", true),
@@ -230,26 +231,23 @@ fn slice_properties(name: &str) -> Vec<Property> {
     ]
 }
 
-/// What every scope has. Accounting is on so that counters start with the container, as under the
-/// cgroupfs driver.
-fn fixed_properties(unit: &Unit, pid: i32) -> Vec<Property> {
+fn slice_properties(name: &str) -> Vec<Property> {
+    unit_properties(format!("berth slice {name}"))
+}
+
+/// What every scope has.
+fn scope_properties(unit: &Unit, pid: i32) -> Vec<Property> {
     let pids = Value::Array("u".to_owned(), vec![Value::Uint32(pid.unsigned_abs())]);
-    vec![
-        ("Description".to_owned(), Value::Text(format!("berth container {}", unit.name))),
+    let mut properties = unit_properties(format!("berth container {}", unit.name));
+    properties.extend([
         ("Slice".to_owned(), unit.slice.as_str().into()),
         flag("Delegate", true),
         ("PIDs".to_owned(), pids),
-        flag("MemoryAccounting", true),
-        flag("CPUAccounting", true),
-        flag("IOAccounting", true),
-        flag("TasksAccounting", true),
-        flag("DefaultDependencies", false),
-        // One whose processes were killed for want of memory would stay as failed for ever.
-        ("CollectMode".to_owned(), "inactive-or-failed".into()),
         // Which devices may be used is decided by our own program; systemd's would only add to it,
         // and has no word for most lists of rules. Differs: runc sets these from the rules.
         ("DevicePolicy".to_owned(), "auto".into()),
-    ]
+    ]);
+    properties
 }
 
 fn is_end_of(signal: &Signal, job: &str, owner: Option<&str>) -> bool {
