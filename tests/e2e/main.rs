@@ -1,7 +1,7 @@
 //! End-to-end tests: the built `berth` on a real kernel, driven by an unmodified kubectl.
 //!
 //! Every test has a node of its own, in a network namespace of its own, and ends with an empty leak
-//! census. The same executable runs on the host and in the VM; what `limits`, `service`,
+//! census. The same executable runs on the host and in the VM; what `limits`, `nfs`, `service`,
 //! `shutdown`, `slices`, `conformance::apparmor` and `conformance::selinux` assert, only the VM can show.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -19,6 +19,7 @@ mod joining;
 mod kubelet;
 mod lifecycle;
 mod limits;
+mod nfs;
 mod node;
 mod nodes;
 mod notify;

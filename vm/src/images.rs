@@ -25,10 +25,10 @@ const ROOT_RECIPE: u32 = 1;
 const ROOT_SIZE: u64 = 6 << 30;
 const ROOT_PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,nftables,conntrack,curl,jq,\
     socat,strace,keyutils,busybox-static,util-linux,procps,e2fsprogs,python3-minimal,libnftnl11,\
-    libmnl0,docker-registry,ca-certificates";
+    libmnl0,docker-registry,ca-certificates,nfs-kernel-server";
 
 /// What serves nobody in a test VM and costs time at boot, or would write to its console.
-const MASKED_UNITS: [&str; 13] = [
+const MASKED_UNITS: [&str; 18] = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
     "dpkg-db-backup.timer",
@@ -39,6 +39,11 @@ const MASKED_UNITS: [&str; 13] = [
     "getty-static.service",
     "serial-getty@ttyS0.service",
     "docker-registry.service",
+    "nfs-blkmap.service",
+    "nfs-client.target",
+    "nfs-server.service",
+    "rpcbind.service",
+    "rpcbind.socket",
     "systemd-networkd-wait-online.service",
     "systemd-pcrphase.service",
     "systemd-update-utmp.service",

@@ -2,8 +2,8 @@
 //!
 //! A server may not answer, now or later. So the helper is a process with a deadline; whether something
 //! is mounted is read from the kernel's table and never asked of the mount; before a container is made
-//! with a mount its server must answer; and an unmount that takes too long is forced and then detached,
-//! as upstream does it. mount.nfs(8), umount2(2).
+//! with a mount its server must answer; and an unmount that takes too long, or is refused as busy while the
+//! server does not answer, is forced and detached, as upstream does it. mount.nfs(8), umount2(2).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,6 +34,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 const UNMOUNT: Duration = Duration::from_secs(60);
 /// How long a killed helper, or a forced unmount, takes at most to be gone.
 const LAST: Duration = Duration::from_secs(1);
+/// What ends requests to a server that is gone, and takes the mount out of sight.
+const FORCED: UnmountFlags = UnmountFlags::FORCE.union(UnmountFlags::DETACH);
 /// What is told of a helper's words.
 const MAX_WORDS: u64 = 1024;
 
@@ -240,19 +242,36 @@ pub(super) fn unmount_below(directory: &Path) -> Result<(), (PathBuf, io::Error)
     let mounted =
         mount_table::places_below(directory).map_err(|error| (directory.to_owned(), error))?;
     for place in mounted.into_iter().rev() {
-        let away = |flags| {
-            let place = place.clone();
-            move || match unmount(&place, UnmountFlags::NOFOLLOW | flags) {
-                // It is gone already.
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-                Err(error) => Err(error.into()),
-            }
-        };
-        let forced = UnmountFlags::FORCE | UnmountFlags::DETACH;
-        within(UNMOUNT, away(UnmountFlags::empty()), away(forced))
-            .map_err(|error| (place.clone(), error))?;
+        let (first, last) = (place.clone(), place.clone());
+        within(UNMOUNT, move || unmount_or_force(&first), move || away(&last, FORCED))
+            .map_err(|error| (place, error))?;
     }
     Ok(())
+}
+
+/// Whoever has asked a server that is gone is in the mount until that is forced: nobody else would be.
+fn unmount_or_force(place: &Path) -> io::Result<()> {
+    match away(place, UnmountFlags::empty()) {
+        Err(error) if is_busy(&error) && is_silent(place) => away(place, FORCED),
+        outcome => outcome,
+    }
+}
+
+fn away(place: &Path, flags: UnmountFlags) -> io::Result<()> {
+    match unmount(place, UnmountFlags::NOFOLLOW | flags) {
+        // It is gone already.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
+}
+
+/// Whether a mount's server does not answer. Blocks up to the deadline, from the first time that is asked on.
+fn is_silent(place: &Path) -> bool {
+    SERVERS.ask(place).is_ok_and(|asked| asked.question().within(ANSWER).is_none())
 }
 
 /// Does `first`, and `last` when that takes too long; `first` then ends whenever the kernel lets it.
