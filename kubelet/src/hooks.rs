@@ -3,13 +3,20 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use axum::http::header::AUTHORIZATION;
 use berth_runtime::interface::ContainerId;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use crate::events::Severity;
 use crate::http_call::{self, Call};
+use crate::meters;
 use crate::worker::Context;
 use crate::worker::members;
+
+/// How hooks introduce themselves.
+const AGENT: &str = "kube-lifecycle/1.36";
+/// What holds a hook up is ended with its container, and by nothing else.
+const UNBOUNDED: Duration = Duration::MAX;
 
 /// Runs the container's `postStart` hook, if it has one. The error is the event's message.
 pub(crate) async fn post_start(
@@ -22,7 +29,7 @@ pub(crate) async fn post_start(
     let Some(handler) = lifecycle.and_then(|l| l.post_start.as_ref()) else {
         return Ok(());
     };
-    run(context, (container, id), handler, ips).await.map_err(|error| {
+    run(context, (pod, container, id), handler, ips).await.map_err(|error| {
         let pod = pod.metadata.name.as_deref().unwrap_or_default();
         tracing::info!(pod, container = %container.name, %error, "postStart hook failed");
         format!("PostStartHook failed: {error}")
@@ -41,7 +48,7 @@ pub(crate) async fn pre_stop(context: &Context, pod: &Pod, (name, id): (&str, &C
     };
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let ips = pod_ips(context, uid).await;
-    if let Err(error) = run(context, (&container, id), handler, &ips).await {
+    if let Err(error) = run(context, (pod, &container, id), handler, &ips).await {
         let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
         tracing::info!(pod = pod_name, container = name, %error, "preStop hook failed");
         let events = &context.events;
@@ -62,7 +69,7 @@ async fn pod_ips(context: &Context, uid: &str) -> Vec<IpAddr> {
 
 async fn run(
     context: &Context,
-    (container, id): (&Container, &ContainerId),
+    (pod, container, id): (&Pod, &Container, &ContainerId),
     handler: &LifecycleHandler,
     ips: &[IpAddr],
 ) -> Result<(), String> {
@@ -80,13 +87,7 @@ async fn run(
         };
     }
     if let Some(action) = &handler.http_get {
-        let call = Call::of_action(container, action, ips)?;
-        let timeout = Duration::from_secs(30);
-        let reply = http_call::get(&call, "kube-lifecycle/1.36", timeout).await?;
-        return match reply.status {
-            200..400 => Ok(()),
-            status => Err(format!("HTTP hook returned status {status}")),
-        };
+        return get(context, pod, Call::of_action(container, action, ips)?).await;
     }
     if let Some(sleep) = &handler.sleep {
         let duration = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0));
@@ -94,4 +95,23 @@ async fn run(
         return Ok(());
     }
     Err("invalid handler: no action".to_owned())
+}
+
+/// Makes the call, however long that takes. Any answer will do, whatever its status; one that is not in
+/// TLS, where TLS was spoken, is asked for once more without. As upstream does it.
+async fn get(context: &Context, pod: &Pod, mut call: Call) -> Result<(), String> {
+    let Err(failure) = http_call::get(&call, AGENT, UNBOUNDED).await else { return Ok(()) };
+    if !failure.ends_with(http_call::NOT_TLS) {
+        return Err(failure);
+    }
+    call.is_https = false;
+    call.headers.remove(AUTHORIZATION);
+    http_call::get(&call, AGENT, UNBOUNDED).await.map_err(|_| failure)?;
+    context.meters.count(&meters::HOOK_FALLBACKS, &[]);
+    let message = format!(
+        "request to HTTPS lifecycle hook {} got HTTP response, retry with HTTP succeeded",
+        call.authority()
+    );
+    context.events.pod(pod, Severity::Warning, "LifecycleHTTPFallback", message);
+    Ok(())
 }

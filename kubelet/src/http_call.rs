@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use bytes::Bytes;
 use hyper::body::Body as _;
 use hyper_util::rt::TokioIo;
@@ -19,12 +19,16 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use url::{Position, Url};
 
 /// How much of a body is read.
 const MAX_BODY: usize = 10 << 10;
 
 /// How many redirects are followed.
 const MAX_REDIRECTS: usize = 10;
+
+/// What a failure ends with when the other side does not speak TLS.
+pub(crate) const NOT_TLS: &str = "server gave HTTP response to HTTPS client";
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +44,8 @@ pub(crate) struct Call {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    pub(crate) body: Bytes,
+    /// The first of the body, or why it broke off before that.
+    pub(crate) body: Result<Bytes, String>,
 }
 
 impl Call {
@@ -76,11 +81,15 @@ impl Call {
 
     fn url(&self) -> String {
         let scheme = if self.is_https { "https" } else { "http" };
-        let host = match self.host.contains(':') {
-            true => format!("[{}]", self.host),
-            false => self.host.clone(),
-        };
-        format!("{scheme}://{host}:{}{}", self.port, self.path)
+        format!("{scheme}://{}{}", self.authority(), self.path)
+    }
+
+    /// Host and port, as URLs have them.
+    pub(crate) fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
     }
 }
 
@@ -146,13 +155,26 @@ pub(crate) async fn get(call: &Call, agent: &str, timeout: Duration) -> Result<R
     }
 }
 
+/// The call that a redirect asks for, if it leads to the same host: on another port or with TLS, too.
 fn redirected(call: &Call, location: &str) -> Option<Call> {
-    let uri: Uri = location.parse().ok()?;
-    let same_host = uri.host().is_none_or(|host| {
-        host.trim_matches(['[', ']']) == call.host && uri.port_u16().unwrap_or(80) == call.port
-    });
-    let path = uri.path_and_query()?.as_str();
-    (same_host && path.starts_with('/')).then(|| Call { path: path.to_owned(), ..call.clone() })
+    let from = Url::parse(&call.url()).ok()?;
+    let to = from.join(location).ok()?;
+    let is_https = match to.scheme() {
+        "http" => false,
+        "https" => true,
+        _ => return None,
+    };
+    if to.host() != from.host() {
+        return None;
+    }
+    let port = to.port_or_known_default()?;
+    let path = to[Position::BeforePath..Position::AfterQuery].to_owned();
+    let mut next = Call { port, path, is_https, ..call.clone() };
+    // A name that was given is of where the call went first.
+    if Url::parse(location).is_ok() {
+        next.headers.remove(header::HOST);
+    }
+    Some(next)
 }
 
 async fn once(call: &Call, agent: &str) -> Result<(Reply, Option<String>), String> {
@@ -163,8 +185,18 @@ async fn once(call: &Call, agent: &str) -> Result<(Reply, Option<String>), Strin
             let connector = TlsConnector::from(Arc::new(unverified()?));
             let name = ServerName::try_from(call.host.clone()).map_err(|e| e.to_string())?;
             let stream = connector.connect(name, stream).await;
-            exchange(call, agent, stream.map_err(|e| e.to_string())?).await
+            exchange(call, agent, stream.map_err(|error| refusal(&error))?).await
         }
+    }
+}
+
+/// Why there is no TLS, in upstream's words where it has some.
+fn refusal(error: &std::io::Error) -> String {
+    use rustls::{Error, InvalidMessage};
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+    match cause {
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => NOT_TLS.to_owned(),
+        _ => error.to_string(),
     }
 }
 
@@ -195,11 +227,7 @@ fn request(call: &Call, agent: &str) -> Result<Request<axum::body::Body>, String
     let own_host = call.headers.get(header::HOST).cloned();
     let host = match own_host {
         Some(host) => host,
-        None => {
-            let host = call.url();
-            let host = host.split('/').nth(2).unwrap_or_default();
-            HeaderValue::try_from(host).map_err(|e| e.to_string())?
-        }
+        None => HeaderValue::try_from(call.authority()).map_err(|e| e.to_string())?,
     };
     builder = builder.header(header::HOST, host);
     if !call.headers.contains_key(header::USER_AGENT) {
@@ -217,18 +245,22 @@ fn request(call: &Call, agent: &str) -> Result<Request<axum::body::Body>, String
     builder.body(axum::body::Body::empty()).map_err(|e| e.to_string())
 }
 
-/// The first of the body; what follows, or breaks off, is of no interest.
-async fn body(mut body: hyper::body::Incoming) -> Bytes {
+/// The first of the body; what follows is of no interest.
+async fn body(mut body: hyper::body::Incoming) -> Result<Bytes, String> {
     let mut bytes = Vec::new();
     while bytes.len() < MAX_BODY {
         let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
-        let Some(Ok(frame)) = frame else { break };
+        let frame = match frame {
+            None => break,
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => return Err("unexpected EOF".to_owned()),
+        };
         if let Some(data) = frame.data_ref() {
             let room = MAX_BODY - bytes.len();
             bytes.extend_from_slice(&data[..data.len().min(room)]);
         }
     }
-    Bytes::from(bytes)
+    Ok(Bytes::from(bytes))
 }
 
 fn unverified() -> Result<ClientConfig, String> {
@@ -281,5 +313,105 @@ impl ServerCertVerifier for Anyone {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.schemes.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers each call with `head`, and then with `piece` as often as is said, or until nobody reads.
+    async fn served(head: &'static str, (piece, times): (&'static str, usize)) -> Call {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    let _ = stream.write_all(head.as_bytes()).await;
+                    for _ in 0..times {
+                        if stream.write_all(piece.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let (host, path, headers) = ("127.0.0.1".to_owned(), "/".to_owned(), HeaderMap::new());
+        Call { host, port, path, is_https: false, headers }
+    }
+
+    async fn got(call: &Call) -> Result<Reply, String> {
+        get(call, "test", Duration::from_secs(20)).await
+    }
+
+    #[tokio::test]
+    async fn of_a_body_that_does_not_end_the_first_is_read() {
+        let head = "HTTP/1.1 200 OK\r\n\r\n";
+        let call = served(head, ("0123456789abcdef", usize::MAX)).await;
+        let reply = got(&call).await.unwrap();
+        assert_eq!((reply.status, reply.body.unwrap().len()), (200, MAX_BODY));
+    }
+
+    #[tokio::test]
+    async fn a_head_that_does_not_end_is_no_answer() {
+        let call = served("HTTP/1.1 200 OK\r\n", ("name: value\r\n", usize::MAX)).await;
+        let error = got(&call).await.unwrap_err();
+        assert!(!error.contains("deadline"), "it ends by what is read, not by time: {error}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_told() {
+        let call = served("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n", ("abc", 1)).await;
+        let reply = got(&call).await.unwrap();
+        assert_eq!(reply, Reply { status: 200, body: Err("unexpected EOF".to_owned()) });
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_tls_is_told_from_other_failures() {
+        let mut call = served("HTTP/1.1 400 Bad Request\r\n\r\nno TLS here", ("", 0)).await;
+        call.is_https = true;
+        let error = got(&call).await.unwrap_err();
+        assert!(error.ends_with(NOT_TLS), "{error}");
+    }
+
+    #[test]
+    fn redirects_stay_on_their_host_and_may_change_the_rest() {
+        let of = |path: &str, port, is_https| {
+            let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("shop"))]);
+            Call { host: "192.0.2.7".to_owned(), port, path: path.to_owned(), is_https, headers }
+        };
+        let call = of("/a/b?x=1", 8080, false);
+        let nameless = |mut call: Call| {
+            call.headers.clear();
+            call
+        };
+        for (location, expected) in [
+            ("/c?d=e", Some(of("/c?d=e", 8080, false))),
+            ("c", Some(of("/a/c", 8080, false))),
+            ("http://192.0.2.7:8080/c", Some(nameless(of("/c", 8080, false)))),
+            ("https://192.0.2.7:8443/c#d", Some(nameless(of("/c", 8443, true)))),
+            ("https://192.0.2.7", Some(nameless(of("/", 443, true)))),
+            ("//192.0.2.7:81/c", Some(of("/c", 81, false))),
+            ("http://192.0.2.8:8080/c", None),
+            ("https://shop/", None),
+            ("file:///etc/passwd", None),
+            ("http://", None),
+        ] {
+            assert_eq!(redirected(&call, location), expected, "{location}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_end_and_never_lead_to_another_host() {
+        let away = "HTTP/1.1 302 Found\r\nlocation: http://192.0.2.1/\r\ncontent-length: 0\r\n\r\n";
+        let reply = got(&served(away, ("", 0)).await).await.unwrap();
+        assert_eq!(reply.status, 302);
+        let again = "HTTP/1.1 302 Found\r\nlocation: /again\r\ncontent-length: 0\r\n\r\n";
+        let error = got(&served(again, ("", 0)).await).await.unwrap_err();
+        assert!(error.contains("stopped after 10 redirects"), "{error}");
     }
 }

@@ -146,6 +146,9 @@ meters! {
     /// Pulls of images.
     PULL_TIME: Sort::Histogram(&PULLS), "kubelet_image_pull_duration_seconds",
         ["image_size_in_bytes"], "How long images took to be pulled, by their size.";
+    /// Hooks that spoke TLS to who does not.
+    HOOK_FALLBACKS: Sort::Counter, "kubelet_lifecycle_handler_http_fallbacks_total", [],
+        "Hooks that asked by HTTPS and were answered by HTTP.";
     /// Pods that were refused.
     REFUSED_PODS: Sort::Counter, "kubelet_admission_rejections_total", ["reason"],
         "Pods that the node refused.";

@@ -467,15 +467,16 @@ const SHOWN: usize = 10 << 10;
 
 fn http_answer(reply: Result<http_call::Reply, String>) -> Answer {
     match reply {
-        Ok(reply) => match reply.status {
+        Ok(http_call::Reply { status, body: Ok(body) }) => match status {
             200..300 => Answer::Healthy,
             // Redirects on the same host were followed: this one leads away.
             300..400 => {
-                let body = String::from_utf8_lossy(&reply.body[..reply.body.len().min(SHOWN)]);
+                let body = String::from_utf8_lossy(&body[..body.len().min(SHOWN)]);
                 Answer::Suspect(format!("Probe terminated redirects, Response body: {body}"))
             }
             status => Answer::Unhealthy(format!("HTTP probe failed with statuscode: {status}")),
         },
+        Ok(http_call::Reply { body: Err(why), .. }) => Answer::NotRun(why),
         Err(why) => Answer::Unhealthy(why),
     }
 }

@@ -3,6 +3,7 @@
 mod door;
 mod ending;
 mod eviction;
+mod hooks;
 mod lifecycle;
 mod preemption;
 mod probes;
