@@ -74,6 +74,11 @@ fn start(cli: Cli) -> Result<ExitCode> {
         _ => "error",
     };
     verbosity::begin(cli.log.log.as_deref(), usual)?;
+    if matches!(cli.command, Command::Up(_) | Command::Agent(_))
+        && let Err(error) = berth_runtime::descriptors::raise_limit()
+    {
+        tracing::warn!(%error, "the limit of descriptors stays what it was");
+    }
     // More than one crate brings a provider, so the choice must be said once.
     let provider = rustls::crypto::ring::default_provider();
     if provider.install_default().is_err() {

@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod cri;
+pub mod descriptors;
 mod disk;
 pub mod engine;
 pub mod executable;

@@ -11,6 +11,7 @@ mod conformance;
 mod cri;
 mod disks;
 mod eviction;
+mod faults;
 mod identity;
 mod image;
 mod image_volumes;

@@ -178,7 +178,18 @@ impl Node {
 
     /// Starts `berth up` with the test images and these flags.
     pub(crate) fn up(&mut self, flags: &[&str]) {
-        let mut command = self.namespace.command(berth());
+        let command = self.namespace.command(berth());
+        self.up_by(command, flags);
+    }
+
+    /// The same where it may have only so many descriptors open.
+    pub(crate) fn up_with_descriptors(&mut self, most: u32, flags: &[&str]) {
+        let mut command = self.namespace.command("prlimit");
+        command.arg(format!("--nofile={most}:{most}")).arg("--").arg(berth());
+        self.up_by(command, flags);
+    }
+
+    fn up_by(&mut self, mut command: Command, flags: &[&str]) {
         command.arg("up").args(self.agent_flags()).args(["--node-name", &self.name]);
         if !flags.contains(&"--node-ip") {
             command.args(["--node-ip", NODE_IP]);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use berth_runtime::cgroup::{Controller, Hierarchy};
+use berth_runtime::descriptors;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
@@ -94,6 +95,7 @@ impl Wiring<'_> {
             streaming: server::Streaming {
                 idle_timeout: config.server.streaming_idle_timeout,
                 shutdown: self.token.clone(),
+                budget: server::Budget::of(descriptors::limit()),
             },
             node: server::Measured::new(config.node_name.clone(), disk.clone()),
             configuration: Arc::new(config.server.configuration.clone()),

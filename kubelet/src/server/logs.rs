@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::State;
+use super::budget::Use;
 use crate::worker::{members, runs};
 
 /// The query of the log API.
@@ -41,12 +42,13 @@ pub(super) async fn serve(
     Query(options): Query<Options>,
 ) -> Response {
     let found = find(&state, &namespace, &pod, (&container, &options)).await;
+    let found = found.and_then(|found| Ok((found, state.streaming.budget.take(Use::Log)?)));
     match found {
-        Ok((path, options, guard)) => {
+        Ok(((path, options, guard), held)) => {
             let stream = logs::read(path, options);
             // The guard ends the watch for the container's end together with the response.
             let stream = futures::StreamExt::map(stream, move |item| {
-                let _ = &guard;
+                let _ = (&guard, &held);
                 item
             });
             let plain = [(header::CONTENT_TYPE, "text/plain")];

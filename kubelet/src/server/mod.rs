@@ -6,6 +6,7 @@
 
 mod activity;
 pub mod auth;
+mod budget;
 mod flags;
 mod health;
 mod logs;
@@ -50,14 +51,12 @@ use crate::meters::Meters;
 use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
 use auth::{Guard, Identity};
+pub use budget::Budget;
 pub use flags::SetVerbosity;
 pub use health::Health;
 pub use node_logs::Logs as SystemLogs;
 pub use numbers::Node as Measured;
 pub use zpages::Process;
-
-/// How many connections may be open at once.
-const CONNECTIONS: usize = 512;
 
 /// How long a client may take for its handshake and for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -122,6 +121,8 @@ pub struct Streaming {
     pub idle_timeout: Duration,
     /// Ends streams with the agent.
     pub shutdown: CancellationToken,
+    /// What descriptors they, and all connections, may have.
+    pub budget: Budget,
 }
 
 /// A connection's share of those that may be open; live streams keep it after their request.
@@ -183,8 +184,9 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let Identities { tls, guard } = identities;
+    let connections = state.streaming.budget.connections();
     let router = guarded(state, guard);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(connections));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;

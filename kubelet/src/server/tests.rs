@@ -111,7 +111,7 @@ pub(super) fn state(root: &Path) -> State {
     shelf.put(&Arc::new(pod), &PodStatus::default());
     let runtime = FakeRuntime::new(Arc::clone(&clock));
     let shutdown = CancellationToken::new();
-    let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown };
+    let streaming = Streaming { idle_timeout: Duration::ZERO, shutdown, budget: Budget::of(1024) };
     let node = Measured::new("node".to_owned(), crate::disk::Disk::new(root.to_owned()));
     let configuration = Arc::new(json!({"maxPods": 7}));
     let log_root = root.to_owned();

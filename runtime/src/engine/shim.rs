@@ -27,8 +27,8 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::record::SandboxDir;
-use crate::disk;
 use crate::executable::Executable;
+use crate::{descriptors, disk};
 
 /// How long a starting shim may take to listen.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -90,6 +90,12 @@ pub(super) async fn start(executable: &Executable, dir: &SandboxDir) -> Result<G
         .stdout(Stdio::null())
         .stderr(log);
     let mut child = tokio::process::Command::from(command).spawn().map_err(failed)?;
+    // It starts nothing before it is asked to.
+    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
+        && let Err(error) = descriptors::give_back_limit(pid)
+    {
+        tracing::warn!(%error, "a shim keeps the agent's limit of descriptors");
+    }
     let deadline = Instant::now() + START_DEADLINE;
     let mut pause = Duration::from_millis(1);
     loop {

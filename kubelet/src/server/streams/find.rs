@@ -64,6 +64,7 @@ pub(super) async fn destination(state: &State, names: &Names) -> Result<Destinat
         Some(sandbox) => Ok(Destination {
             runtime: Arc::clone(&state.runtime),
             sandbox: sandbox.id.clone(),
+            budget: state.streaming.budget.clone(),
             pod,
         }),
         None => Err((StatusCode::NOT_FOUND, format!("pod {pod} is not running\n"))),

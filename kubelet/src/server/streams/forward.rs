@@ -6,6 +6,7 @@ use std::sync::Arc;
 use berth_runtime::interface::{Runtime, SandboxId};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::multiplex::Pairing;
 use super::remote::Sink;
 use super::websocket::Lane;
+use crate::server::budget::{Budget, Held, Use};
 use crate::server::spdy::frame;
 use crate::server::spdy::session::{Gone, Session};
 
@@ -26,8 +28,19 @@ pub(crate) struct Destination {
     pub(crate) runtime: Arc<dyn Runtime>,
     /// Where the pod is.
     pub(crate) sandbox: SandboxId,
+    /// What its connections may hold.
+    pub(crate) budget: Budget,
     /// Its namespace and name, for messages.
     pub(crate) pod: String,
+}
+
+impl Destination {
+    /// Connects to a port of the pod. The error is words for the client.
+    async fn dial(&self, port: u16) -> Result<(TcpStream, Held), String> {
+        let held = self.budget.take(Use::Forward).map_err(|(_, text)| text.trim().to_owned())?;
+        let dialled = self.runtime.dial(&self.sandbox, port).await;
+        dialled.map(|stream| (stream, held)).map_err(|failure| crate::worker::chain(&failure))
+    }
 }
 
 /// One forwarded connection.
@@ -103,13 +116,12 @@ impl Connection {
     ) -> Result<(), Broken> {
         let Self { port, mut data, out, error } = self;
         let dialled = tokio::select! {
-            dialled = destination.runtime.dial(&destination.sandbox, port) => dialled,
+            dialled = destination.dial(port) => dialled,
             () = aborted.cancelled() => return Ok(()),
         };
-        let stream = match dialled {
+        let (stream, _held) = match dialled {
             Ok(stream) => stream,
-            Err(failure) => {
-                let why = crate::worker::chain(&failure);
+            Err(why) => {
                 let message =
                     format!("error forwarding port {port} to pod {}: {why}", destination.pod);
                 tracing::debug!(message);

@@ -32,6 +32,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::State;
 use super::activity::Activity;
+use super::budget::{Held, Use};
 use super::spdy::session as spdy;
 use find::Container;
 pub(super) use query::pairs;
@@ -93,7 +94,8 @@ async fn session(
     }
     let upgrade = query::upgrade(request.headers())?;
     let container = find::container(&state, &names).await?;
-    let job = Job { container, options, work };
+    let held = state.streaming.budget.take(Use::Session)?;
+    let job = Job { container, options, work, held };
     match upgrade {
         Upgrade::WebSocket => {
             let protocol = query::session_protocol(request.headers())?;
@@ -139,6 +141,8 @@ struct Job {
     container: Container,
     options: Options,
     work: Work,
+    /// Until the session is over.
+    held: Held,
 }
 
 impl Job {
@@ -151,6 +155,7 @@ impl Job {
                 Work::Attach => end.map_or_else(|e| Outcome::of_error(&e), |_| Outcome::Success),
             }),
         };
+        drop(self.held);
         if let Some(outcome) = outcome {
             remote.end(&outcome).await;
         }
@@ -302,6 +307,7 @@ async fn run(state: Shared<State>, names: Path<Names>, RawQuery(query): RawQuery
     let work = async {
         let command = query::run_command(&query.unwrap_or_default())?;
         let Container { runtime, id } = find::container(&state.0, &names.0).await?;
+        let _held = state.0.streaming.budget.take(Use::Command)?;
         let output = runtime.exec_sync(&id, command, None).await;
         let output = output.map_err(|error| {
             let text = format!("{}\n", crate::worker::chain(&error));

@@ -23,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use access::Identity;
 
-const MAX_CONNECTIONS: usize = 1000;
+/// The most connections to one address, where the process may have descriptors enough.
+const MAX_CONNECTIONS: u64 = 1000;
+/// Which part of those that it may have open may be connections to one address.
+const SHARE: u64 = 16;
 const MAX_STREAMS: u32 = 250;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
@@ -38,7 +41,7 @@ pub(crate) async fn serve(
     api: Arc<Api>,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(most_connections()));
     let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
@@ -65,6 +68,13 @@ pub(crate) async fn serve(
     let drained = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(DRAIN, drained).await;
     connections.shutdown().await;
+}
+
+/// The other parts of a node are in the same process, and must have descriptors whatever is asked of us.
+fn most_connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let most = limit.map_or(MAX_CONNECTIONS, |limit| (limit / SHARE).clamp(1, MAX_CONNECTIONS));
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
