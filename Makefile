@@ -7,7 +7,7 @@ export PROPTEST_RNG_SEED ?= 1
 BERTH := $(CURDIR)/target/release/berth
 CENSUS := $(CURDIR)/target/release/census
 PEERS := $(CURDIR)/.cache/peers/bin
-VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::requests systemd=limits::requests newest=conformance::apparmor:: newest=nfs:: \
+VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::containers_over oldest=limits::requests systemd=limits::requests newest=conformance::apparmor:: newest=nfs:: newest=clocks:: \
 	oldest=services::every_replica oldest=restart::containers_outlive systemd=service:: systemd=shutdown:: systemd=slices:: \
 	newest=oci/controllers:: newest=oci/peers::files newest=oci/labels:: oldest=oci/users::a_kernel systemd=oci/units:: systemd=oci/peers::systemd \
 	selinux=oci/selinux:: selinux=conformance::selinux::
@@ -50,10 +50,10 @@ unit: setup
 	$(TESTS) -E 'package(/^berth-(oci|runtime|cni|proxy|nft|kubelet)$$/) & not (binary(cgroups) & test(/^(controllers|units|peers|labels|selinux)::/))'
 	BERTH_KUBECTL=$(PEERS)/kubectl $(TESTS) -E 'package(/^berth-(apiserver|testkit)$$/)'
 
-# What `limits` asserts needs cgroup controllers, `service`, `shutdown` and `slices` systemd, `nfs` a server, `apparmor` AppArmor, `selinux` SELinux: they
-# run in the VM.
+# What `limits` asserts needs cgroup controllers, `service`, `shutdown` and `slices` systemd, `nfs` a server, `clocks` a
+# clock to be set, `apparmor` AppArmor, `selinux` SELinux: they run in the VM.
 e2e: build-tools demo
-	BERTH=$(BERTH) $(TESTS) -E 'package(=berth) & not test(/^(limits|nfs|service|shutdown|slices|conformance::(apparmor|selinux))::/)'
+	BERTH=$(BERTH) $(TESTS) -E 'package(=berth) & not test(/^(clocks|limits|nfs|service|shutdown|slices|conformance::(apparmor|selinux))::/)'
 
 e2e-vm: build-tools
 	@tests/setup/peers.sh runtimes

@@ -185,26 +185,37 @@ fn cgroup_files_follow_a_resize_as_the_conformance_suite_asks() {
 }
 
 #[test]
-fn a_container_over_its_memory_limit_is_reported_as_oom_killed() {
-    let node = Node::start();
-    node.apply(
-        r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: greedy}
-spec:
-  restartPolicy: Never
-  containers:
-    - name: main
+fn containers_over_their_memory_limits_are_reported_as_oom_killed_each_time() {
+    // The first process, at once; a child, whose parent would have gone on; one of many.
+    const COMMANDS: [&str; 3] = [
+        "exec tail /dev/zero",
+        "tail /dev/zero; exec sleep 1000",
+        "sleep 1000 & sleep 1000 & tail /dev/zero & wait; exec sleep 1000",
+    ];
+    let container = |n: usize| {
+        let command = COMMANDS[n % COMMANDS.len()];
+        format!(
+            "
+    - name: main-{n}
       image: berth.local/busybox:1
-      command: [sh, -c, "tail /dev/zero"]
-      resources: {limits: {memory: 24Mi}}
-"#,
-    );
-    let pod = node.wait_phase("greedy", "Failed");
-    let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
-    assert_eq!((&ended["reason"], &ended["exitCode"]), (&"OOMKilled".into(), &137.into()));
-    node.kubectl(&["delete", "pod", "greedy"]);
+      command: [sh, -c, '{command}']
+      resources: {{limits: {{memory: 12Mi}}}}"
+        )
+    };
+    let node = Node::start();
+    for round in 0..3 {
+        let name = format!("greedy-{round}");
+        let head = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n");
+        let containers: String = (0..9).map(container).collect();
+        node.apply(&format!("{head}  restartPolicy: Never\n  containers:{containers}\n"));
+        let pod = node.wait_phase(&name, "Failed");
+        for status in pod["status"]["containerStatuses"].as_array().unwrap() {
+            let (name, ended) = (&status["name"], &status["state"]["terminated"]);
+            let told = (&ended["reason"], &ended["exitCode"]);
+            assert_eq!(told, (&"OOMKilled".into(), &137.into()), "{name}");
+        }
+        node.kubectl(&["delete", "pod", &name]);
+    }
     node.finish();
 }
 

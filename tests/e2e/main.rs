@@ -1,12 +1,13 @@
 //! End-to-end tests: the built `berth` on a real kernel, driven by an unmodified kubectl.
 //!
 //! Every test has a node of its own, in a network namespace of its own, and ends with an empty leak
-//! census. The same executable runs on the host and in the VM; what `limits`, `nfs`, `service`,
+//! census. The same executable runs on the host and in the VM; what `clocks`, `limits`, `nfs`, `service`,
 //! `shutdown`, `slices`, `conformance::apparmor` and `conformance::selinux` assert, only the VM can show.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod cli;
+mod clocks;
 mod conformance;
 mod cri;
 mod disks;

@@ -1,6 +1,7 @@
 //! The lists of names of the conformance suite (`tests/conformance.tsv`) and of the node conformance suite
 //! (`tests/nodeconformance.tsv`) are whole and honest: each name has a test that is there, or a reason
-//! why there is none; and the README counts what the lists hold.
+//! why there is none; and the README counts what the lists hold. So is the list of attacks and faults
+//! (`tests/reliability.tsv`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,6 +13,8 @@ const LISTS: [(&str, usize); 2] = [
     (include_str!("../../conformance.tsv"), 167),
     (include_str!("../../nodeconformance.tsv"), 186),
 ];
+/// Lines of an attack or a fault, and a test.
+const DANGERS: &str = include_str!("../../reliability.tsv");
 const README: &str = include_str!("../../../README.md");
 
 struct Row<'a> {
@@ -37,6 +40,29 @@ fn rows(list: &'static str) -> Vec<Row<'static>> {
         .collect()
 }
 
+/// Whether a file has a test of this name.
+fn is_test(file: &str, function: &str) -> bool {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let (plain, asynchronous) = (format!("fn {function}("), format!("async fn {function}("));
+    let is_head = |line: &&str| line.starts_with(&plain) || line.starts_with(&asynchronous);
+    let Some(at) = lines.iter().position(is_head) else { return false };
+    let mut attributes = lines[..at].iter().rev().take_while(|line| line.starts_with("#["));
+    attributes.any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"))
+}
+
+#[test]
+fn every_attack_and_fault_that_is_listed_has_a_test_that_is_there() {
+    let lines: Vec<_> = DANGERS.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(lines.len() >= 58, "the list has lost some");
+    for line in lines {
+        let (danger, place) = line.split_once('\t').expect("two fields");
+        let (file, function) = place.split_once("::").expect("file::function");
+        assert!(is_test(file, function), "{danger}: no test {function} in {file}");
+    }
+}
+
 #[test]
 fn every_conformance_name_has_a_test_or_a_reason() {
     let mut faults = Vec::new();
@@ -52,10 +78,7 @@ fn every_conformance_name_has_a_test_or_a_reason() {
             }
             Err(_) => {}
             Ok((file, function)) => {
-                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-                let text = fs::read_to_string(&path).unwrap_or_default();
-                let heads = ["#[test]\n", "#[tokio::test(start_paused = true)]\nasync "];
-                if !heads.iter().any(|head| text.contains(&format!("{head}fn {function}()"))) {
+                if !is_test(file, function) {
                     faults.push(format!("{}: no test {function} in {file}", row.name));
                 }
             }
