@@ -278,7 +278,7 @@ pub fn references(pod: &Pod) -> BTreeSet<ObjectRef> {
         container_references(container, &mut found);
     }
     for volume in spec.volumes.iter().flatten() {
-        references_of_volume(volume, &mut found);
+        references_of_volume(pod, volume, &mut found);
     }
     for secret in spec.image_pull_secrets.iter().flatten() {
         found.insert(ObjectRef::secret(&secret.name));
@@ -291,7 +291,7 @@ pub fn references(pod: &Pod) -> BTreeSet<ObjectRef> {
 pub fn volume_references(pod: &Pod) -> BTreeSet<ObjectRef> {
     let mut found = BTreeSet::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-        references_of_volume(volume, &mut found);
+        references_of_volume(pod, volume, &mut found);
     }
     found.retain(|object| !object.name.is_empty());
     found
@@ -309,12 +309,20 @@ fn container_references(container: &Container, found: &mut BTreeSet<ObjectRef>) 
     }
 }
 
-fn references_of_volume(volume: &Volume, found: &mut BTreeSet<ObjectRef>) {
+/// The claim that a volume stands for: the one it names, or the pod's own for a generic ephemeral volume.
+pub(crate) fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
+    if let Some(source) = &volume.persistent_volume_claim {
+        return Some(source.claim_name.clone());
+    }
+    volume.ephemeral.as_ref()?;
+    Some(format!("{}-{}", pod.metadata.name.as_deref().unwrap_or_default(), volume.name))
+}
+
+fn references_of_volume(pod: &Pod, volume: &Volume, found: &mut BTreeSet<ObjectRef>) {
     found.extend(volume.config_map.iter().map(|v| ObjectRef::config_map(&v.name)));
     let secret = volume.secret.iter().filter_map(|v| v.secret_name.as_ref());
     found.extend(secret.map(ObjectRef::secret));
-    let claim = volume.persistent_volume_claim.iter();
-    found.extend(claim.map(|v| ObjectRef::claim(&v.claim_name)));
+    found.extend(claim_name(pod, volume).map(|name| ObjectRef::claim(&name)));
     let projected = volume.projected.iter().flat_map(|v| v.sources.iter().flatten());
     for source in projected {
         found.extend(source.config_map.iter().map(|s| ObjectRef::config_map(&s.name)));

@@ -424,3 +424,71 @@ fn a_claim_brings_the_volume_it_is_bound_to() {
     assert!(local.join("file").exists(), "the data outlives pod and claim");
     node.finish();
 }
+
+const SCRATCH: &str = r#"
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: scratch}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: scratch
+  local: {path: LOCAL}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/os, operator: In, values: [linux]}]}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: user}
+spec:
+  restartPolicy: Never
+  volumes:
+    - name: scratch
+      ephemeral:
+        volumeClaimTemplate:
+          metadata: {labels: {of: scratch}}
+          spec: {accessModes: [ReadWriteOnce], storageClassName: scratch, resources: {requests: {storage: 1Gi}}}
+  containers:
+    - {name: main, image: "berth.local/busybox:1", command: [sh, -c, "echo written > /scratch/file"], volumeMounts: [{name: scratch, mountPath: /scratch}]}
+"#;
+
+#[test]
+fn an_ephemeral_volume_is_claimed_for_its_pod_and_let_go_with_it() {
+    let node = Node::start();
+    let local = node.path("local");
+    std::fs::create_dir(&local).unwrap();
+    node.apply(&SCRATCH.replace("LOCAL", local.to_str().unwrap()));
+    let pod = node.wait_phase("user", "Succeeded");
+    assert_eq!(std::fs::read_to_string(local.join("file")).unwrap(), "written\n");
+    let claim = node.get("persistentvolumeclaim", "user-scratch");
+    let owner = &claim["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["uid"], &owner["controller"]), (&pod["metadata"]["uid"], &true.into()));
+    assert_eq!(claim["metadata"]["labels"]["of"], "scratch");
+    node.kubectl(&["delete", "pod", "user"]);
+    node.kubectl(&["wait", "--for=delete", "pvc/user-scratch", "--timeout=60s"]);
+
+    // A claim that has the name and is somebody's own is not taken.
+    let head = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: user-scratch}\n";
+    node.apply(&format!(
+        "{head}spec: {{accessModes: [ReadWriteOnce], storageClassName: other, \
+         resources: {{requests: {{storage: 1Gi}}}}}}"
+    ));
+    node.apply(&SCRATCH[SCRATCH.find("---").unwrap()..]);
+    let waits = node.wait_pod("user", "unschedulable for want of a claim of its own", |pod| {
+        pod["status"]["conditions"][0]["reason"] == "Unschedulable"
+    });
+    let why = waits["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert_eq!(
+        why,
+        "PVC default/user-scratch was not created for pod default/user (pod is not owner)"
+    );
+    let output = node.try_apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: empty}\nspec: {volumes: [{name: v, ephemeral: {}}], \
+         containers: [{name: c, image: 'berth.local/busybox:1'}]}",
+    );
+    let refused = String::from_utf8_lossy(&output.stderr).into_owned();
+    let field = "spec.volumes[0].ephemeral.volumeClaimTemplate: Required value";
+    assert!(refused.contains(field), "{refused}");
+    node.kubectl(&["delete", "pod", "user"]);
+    assert!(!node.get("persistentvolumeclaim", "user-scratch").is_null(), "it stays its owner's");
+    node.finish();
+}

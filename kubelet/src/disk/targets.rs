@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use berth_runtime::interface::{ContainerId, SandboxStatus};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
+use crate::objects::claim_name;
 use crate::volumes::{PodDirectory, VolumePlugin};
 
 /// A volume to be measured.
@@ -72,8 +73,8 @@ fn target(
         own(VolumePlugin::Projected)
     } else if volume.nfs.is_some() {
         place(VolumePlugin::Nfs).map(Place::Mounted)
-    } else if let Some(source) = &volume.persistent_volume_claim {
-        claim = Some(source.claim_name.clone());
+    } else if let Some(name) = claim_name(pod, volume) {
+        claim = Some(name);
         let nfs = place(VolumePlugin::Nfs)?;
         match mounted_from(pod, &volume.name, sandboxes) {
             Some(path) if path != nfs => Some(Place::Host(path)),

@@ -253,7 +253,7 @@ pub static VOLUME: Table = Table {
         ("csi", Refuse("CSI volumes are not supported")),
         ("downwardAPI", Honoured),
         ("emptyDir", Object(&EMPTY_DIR)),
-        ("ephemeral", Refuse("generic ephemeral volumes are not supported")),
+        ("ephemeral", Honoured),
         ("fc", Refuse(NETWORK)),
         ("flexVolume", Refuse("flex volumes are not supported, as they run programs of the host")),
         ("flocker", Refuse(REMOVED)),

@@ -1,14 +1,15 @@
-//! `persistentVolumeClaim`: what a claim is bound to, and whether this node can mount it.
+//! `persistentVolumeClaim` and `ephemeral`: what a claim is bound to, and whether this node can mount it.
 //!
 //! The claim must be bound to the volume and the volume to the claim, by UID, so that a claim of the
-//! same name does not get at another's data. `hostPath`, `nfs` and `local` volumes with a file
+//! same name does not get at another's data; the claim of an ephemeral volume, which is found by its name,
+//! must be the pod's. `hostPath`, `nfs` and `local` volumes with a file
 //! system are mounted; every other kind is refused by its name. Access modes are the binder's and the
 //! scheduler's, as upstream, but for what they say about reading.
 
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
-    PersistentVolume, PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod,
+    PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod, Volume,
 };
 use serde_json::Value;
 
@@ -17,18 +18,20 @@ use super::ownership::{self, FsGroup};
 use super::{Desired, HostPathType, Sources, VolumeError, directory, nfs};
 use crate::admission::matches_selector;
 use crate::container_config::MountedVolume;
+use crate::objects::claim_name;
 
 /// What a claim's volume should be.
 pub(super) fn desired(
-    (pod, source): (&Pod, &PersistentVolumeClaimVolumeSource),
+    (pod, source): (&Pod, &Volume),
     sources: &Sources<'_>,
     fs_group: Option<FsGroup>,
 ) -> Result<Desired, VolumeError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    let title = format!("{namespace}/{}", source.claim_name);
+    let claim_name = claim_name(pod, source).unwrap_or_default();
+    let title = format!("{namespace}/{claim_name}");
     let fault =
         |why: &str| Err(VolumeError::Source(format!("error processing PVC {title}: {why}")));
-    let claim = sources.fetched.claim(&source.claim_name)?;
+    let claim = sources.fetched.claim(&claim_name)?;
     if claim.metadata.deletion_timestamp.is_some() {
         return fault("PVC is being deleted");
     }
@@ -51,10 +54,23 @@ pub(super) fn desired(
             "PV object binding verification failed: PV {name} is not bound to this PVC"
         ));
     }
+    if source.ephemeral.is_some() && !is_controlled_by(claim, pod) {
+        let pod = pod.metadata.name.as_deref().unwrap_or_default();
+        return Err(VolumeError::Source(format!(
+            "PVC {title} was not created for pod {namespace}/{pod} (pod is not owner)"
+        )));
+    }
     check_place(volume, spec, sources)?;
-    let reads_only = source.read_only == Some(true)
+    let named = source.persistent_volume_claim.as_ref();
+    let reads_only = named.and_then(|source| source.read_only) == Some(true)
         || spec.access_modes.as_deref().is_some_and(|modes| modes == ["ReadOnlyMany"]);
     of_volume(name, spec, (fs_group, reads_only))
+}
+
+fn is_controlled_by(claim: &PersistentVolumeClaim, pod: &Pod) -> bool {
+    let mut owners = claim.metadata.owner_references.iter().flatten();
+    let controller = owners.find(|owner| owner.controller == Some(true));
+    controller.is_some_and(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref())
 }
 
 /// Whether the node is one that the volume can be reached from.
@@ -152,15 +168,23 @@ mod tests {
     use crate::qos::PodDemand;
 
     fn outcome(claim: Value, volume: Value, node: Value) -> Result<Desired, String> {
+        let source = json!({"name": "x", "persistentVolumeClaim": {"claimName": "c"}});
+        outcome_of((source, "c"), (claim, volume), node)
+    }
+
+    fn outcome_of(
+        (source, name): (Value, &str),
+        (claim, volume): (Value, Value),
+        node: Value,
+    ) -> Result<Desired, String> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
             "spec": {"containers": [{"name": "c"}]},
         }))
         .unwrap();
         let mut fetched = Fetched::default();
-        let claim: k8s_openapi::api::core::v1::PersistentVolumeClaim =
-            serde_json::from_value(claim).unwrap();
-        fetched.insert(ObjectRef::claim("c"), Lookup::Claim(Arc::new(claim)));
+        let claim: PersistentVolumeClaim = serde_json::from_value(claim).unwrap();
+        fetched.insert(ObjectRef::claim(name), Lookup::Claim(Arc::new(claim)));
         for name in fetched.bound_names() {
             let volume = serde_json::from_value(volume.clone()).unwrap();
             fetched.insert_bound(name, Ok(Arc::new(volume)));
@@ -177,7 +201,7 @@ mod tests {
         let node = serde_json::from_value(node).unwrap();
         let tokens = Default::default();
         let sources = Sources { facts, fetched: &fetched, tokens: &tokens, node: Some(&node) };
-        let source = PersistentVolumeClaimVolumeSource { claim_name: "c".into(), read_only: None };
+        let source = serde_json::from_value(source).unwrap();
         desired((&pod, &source), &sources, None).map_err(|error| error.to_string())
     }
 
@@ -194,6 +218,34 @@ mod tests {
                 {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["fast"]}]}]}}}});
         volume["spec"][kind] = source;
         volume
+    }
+
+    #[test]
+    fn an_ephemeral_volume_is_mounted_by_a_claim_that_is_the_pods_own() {
+        let node = || json!({"metadata": {"labels": {"disk": "fast"}}});
+        let source = || {
+            let template = json!({"spec": {"accessModes": ["ReadWriteOnce"]}});
+            json!({"name": "scratch", "ephemeral": {"volumeClaimTemplate": template}})
+        };
+        let of = |owners: Value| {
+            let mut claim = claim("Bound");
+            claim["metadata"]["name"] = json!("p-scratch");
+            claim["metadata"]["ownerReferences"] = owners;
+            let volume = volume("one", ("local", json!({"path": "/data"})));
+            outcome_of((source(), "p-scratch"), (claim, volume), node())
+        };
+        let owner = |uid: &str, controller: bool| {
+            let kind = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid});
+            let mut owner = kind;
+            owner["controller"] = json!(controller);
+            json!([owner])
+        };
+        assert!(of(owner("u", true)).is_ok());
+        for owners in [json!([]), owner("of an earlier pod", true), owner("u", false)] {
+            let error = of(owners).unwrap_err();
+            let expected = "PVC ns/p-scratch was not created for pod ns/p (pod is not owner)";
+            assert_eq!(error, expected);
+        }
     }
 
     #[test]

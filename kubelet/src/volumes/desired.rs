@@ -126,8 +126,8 @@ pub fn desired(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Desi
             read_only: false,
         });
     }
-    if let Some(source) = &volume.persistent_volume_claim {
-        return claim::desired((pod, source), sources, fs_group);
+    if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
+        return claim::desired((pod, volume), sources, fs_group);
     }
     if let Some(source) = &volume.nfs {
         let read_only = source.read_only == Some(true);

@@ -27,6 +27,12 @@ pub(crate) struct Cause {
 }
 
 impl Cause {
+    /// The same of a part of something else, which `path` leads to.
+    pub(crate) fn below(mut self, path: &str) -> Self {
+        self.field = format!("{path}.{}", self.field);
+        self
+    }
+
     /// A field that must be set and is not.
     pub(crate) fn required(field: impl Into<String>, detail: &str) -> Self {
         let body = match detail {

@@ -166,6 +166,9 @@ fn default_volume(volume: &mut Value) {
             source.default_to("/defaultMode", 0o644);
         }
     }
+    if let Some(spec) = volume.pointer_mut("/ephemeral/volumeClaimTemplate/spec") {
+        spec.default_to("/volumeMode", "Filesystem");
+    }
     if let Some(path) = volume.get_mut("hostPath") {
         path.default_to("/type", "");
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{names, objects, quantity, resize};
+use super::{names, objects, quantity, resize, storage};
 use crate::failure::Cause;
 use crate::object::ObjectExt;
 
@@ -62,6 +62,7 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
             let field = format!("spec.volumes[{index}].image.reference");
             causes.push(Cause::required(field, ""));
         }
+        storage::check_ephemeral(index, volume, causes);
         if volume.as_object().is_some_and(|map| map.len() > 2) {
             causes.push(Cause::forbidden(
                 format!("spec.volumes[{index}]"),

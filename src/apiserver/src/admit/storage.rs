@@ -130,6 +130,21 @@ pub(super) fn check_claim(claim: &Value, causes: &mut Vec<Cause>) {
     check_size(claim, size, causes);
 }
 
+/// Checks what a pod's volume has its claim made from, if it is a generic ephemeral one.
+pub(super) fn check_ephemeral(index: usize, volume: &Value, causes: &mut Vec<Cause>) {
+    if !volume.has("/ephemeral") {
+        return;
+    }
+    let path = format!("spec.volumes[{index}].ephemeral.volumeClaimTemplate");
+    let Some(template) = volume.pointer("/ephemeral/volumeClaimTemplate") else {
+        causes.push(Cause::required(path, ""));
+        return;
+    };
+    let mut found = Vec::new();
+    check_claim(template, &mut found);
+    causes.extend(found.into_iter().map(|cause| cause.below(&path)));
+}
+
 /// What a claim asks for stays; what it gets may be filled in.
 pub(super) fn check_claim_update(current: &Value, wanted: &Value, causes: &mut Vec<Cause>) {
     let mut before = current["spec"].clone();

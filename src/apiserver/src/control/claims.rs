@@ -14,6 +14,7 @@
 
 use serde_json::{Value, json};
 
+use super::ephemeral::claim_name;
 use super::{Happening, record};
 use crate::admit::{is_finished, quantity, storage};
 use crate::api::Api;
@@ -71,7 +72,7 @@ fn is_used(tx: &Tx<'_>, claim: &Value) -> bool {
     let pods = tx.list(&prefix(Kind::Pod, claim.namespace()));
     let names = |pod: &Value| {
         let mut volumes = pod.list("/spec/volumes").iter();
-        volumes.any(|v| v.text("/persistentVolumeClaim/claimName") == claim.name())
+        volumes.any(|volume| claim_name(pod, volume) == claim.name())
     };
     pods.iter().any(|(_, pod)| !pod.text("/spec/nodeName").is_empty() && names(pod))
 }

@@ -5,6 +5,7 @@ mod certificates;
 mod claims;
 mod cluster_info;
 mod endpoints;
+mod ephemeral;
 mod events;
 mod kubernetes;
 mod namespaces;
@@ -60,6 +61,12 @@ pub(crate) fn spawn(api: &Arc<Api>, tasks: &mut JoinSet<()>) {
     }));
     let storage: &[Kind] = &[Kind::PersistentVolume, Kind::PersistentVolumeClaim, Kind::Pod];
     tasks.spawn(run(Arc::clone(api), storage, |api| async move { claims::reconcile(&api).await }));
+    let claimed: &[Kind] = &[Kind::PersistentVolumeClaim, Kind::Pod];
+    tasks.spawn(run(
+        Arc::clone(api),
+        claimed,
+        |api| async move { ephemeral::reconcile(&api).await },
+    ));
     let scheduled: &[Kind] = &[Kind::Pod, Kind::Node, Kind::PersistentVolumeClaim];
     tasks.spawn(run(
         Arc::clone(api),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::ephemeral::{claim_name, is_of};
 use super::{Happening, record};
 use crate::admit::quantity;
 use crate::api::Api;
@@ -76,11 +77,21 @@ fn bind(tx: &mut Tx<'_>, (key, pod): (&str, &Value), node: &str) -> Result<Arc<V
 /// Why a pod waits for its claims, in upstream's words.
 fn waits_for_claim(tx: &Tx<'_>, pod: &Value) -> Option<String> {
     pod.list("/spec/volumes").iter().find_map(|volume| {
-        let name = volume.text("/persistentVolumeClaim/claimName");
+        let name = claim_name(pod, volume);
         if name.is_empty() {
             return None;
         }
-        match tx.get(&key(Kind::PersistentVolumeClaim, pod.namespace(), name)) {
+        let is_own = volume.has("/ephemeral");
+        match tx.get(&key(Kind::PersistentVolumeClaim, pod.namespace(), &name)) {
+            None if is_own => Some(format!(
+                "waiting for ephemeral volume controller to create the persistentvolumeclaim {name:?}"
+            )),
+            Some(claim) if is_own && !is_of(&claim, pod) => {
+                let (namespace, pod) = (pod.namespace(), pod.name());
+                Some(format!(
+                    "PVC {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"
+                ))
+            }
             None => Some(format!("persistentvolumeclaim {name:?} not found")),
             Some(claim) if claim.text("/status/phase") == "Bound" => None,
             Some(claim) if claim.text("/status/phase") == "Lost" => Some(format!(

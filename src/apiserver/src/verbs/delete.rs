@@ -251,7 +251,7 @@ fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
 }
 
 /// Sets the deletion mark; a second deletion may only shorten the wait.
-fn mark(resource: &Resource, object: &mut Value, grace: i64) {
+pub(crate) fn mark(resource: &Resource, object: &mut Value, grace: i64) {
     if object.is_terminating() {
         let before = object.int("/metadata/deletionGracePeriodSeconds").unwrap_or(0);
         if grace >= before {
