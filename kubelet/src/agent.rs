@@ -27,6 +27,7 @@ use crate::node::facts::{self, Facts, Places};
 use crate::node::heartbeat::Signs;
 use crate::node::{self, Shared, heartbeat, object};
 use crate::probe::counts::Counts;
+use crate::qos;
 use crate::server;
 use crate::server::auth::{self, Guard};
 use crate::shelf::Shelf;
@@ -78,6 +79,9 @@ pub enum Error {
     /// The HTTP API cannot be served.
     #[error("cannot serve the node's HTTP API")]
     Server(#[from] server::Error),
+    /// More is kept back from pods than there is.
+    #[error(transparent)]
+    Reserved(#[from] qos::TooMuch),
     /// The node is not registered.
     #[error(transparent)]
     Node(#[from] node::Error),
@@ -107,6 +111,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     make_directories(&config)?;
     let parts = metered(parts);
     let facts = facts::read(&Places::host(&config.root_dir));
+    let ceiling = qos::limits_of_all(&config, &facts)?;
     let listeners = Listeners::bind(&config).await?;
     let (recorder, occurrences) = Recorder::new();
     let recorder = recorder.keeping(parts.recent.clone(), Arc::clone(&config.clock));
@@ -128,7 +133,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let (context, gate) =
         context(&config, &parts, (&node, &facts, &signs), (services, recorder.clone()), &shutdown);
     let mut wiring = Wiring { config: &config, parts: &parts, tasks: &mut tasks, token: &shutdown };
-    wiring.keep_cgroups(&context.shelf);
+    wiring.keep_cgroups(&context.shelf, ceiling, &recorder);
     let disk = wiring.measure_disks(&context.shelf);
     let collector = wiring.collect_images((&context.shelf, &disk), recorder.clone());
     let (changes, receiver) = mpsc::channel(CHANGES);

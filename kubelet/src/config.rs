@@ -147,6 +147,8 @@ pub struct Reserved {
     pub memory_bytes: u64,
     /// Disk.
     pub storage_bytes: u64,
+    /// Process ids.
+    pub pids: u64,
 }
 
 /// A certificate with its key.

@@ -5,11 +5,14 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
+mod ceiling;
 mod cgroup;
 mod classes;
 mod demand;
 mod driver;
 
+pub use ceiling::TooMuch;
+pub(crate) use ceiling::{hold as hold_all, limits as limits_of_all};
 pub use cgroup::{
     CgroupPolicy, class_weights, container_resources, container_weight, linear_weight,
     pod_resources, quota_us, shares,

@@ -109,7 +109,7 @@ impl Kubelet {
         for (field, all) in
             [("kubeReserved", &given.kube_reserved), ("systemReserved", &given.system_reserved)]
         {
-            reserve(&mut reserved, (field, all), (&mut faults, &mut told));
+            reserve(&mut reserved, (field, all), &mut faults);
         }
         let eviction = eviction::resolve(given, &mut told);
         let eviction = eviction.map_err(|found| faults.extend(found)).unwrap_or_default();
@@ -221,12 +221,27 @@ fn cgroup_policy(given: &KubeletConfiguration) -> Result<CgroupPolicy, String> {
     };
     Ok(CgroupPolicy {
         driver,
+        enforce_allocatable: enforce_allocatable(given)?,
         enforce_cpu_limits: given.cpu_cfs_quota.unwrap_or(true),
         cpu_period_us: u64::try_from(cpu_period.as_micros()).unwrap_or(u64::MAX),
         single_process_oom_kill: given.single_process_oom_kill.unwrap_or(false),
         pod_pids_limit: u64::try_from(pids).ok(),
         ..CgroupPolicy::default()
     })
+}
+
+/// Whether all pods together are held to what is not reserved. Services of the host have no cgroups here
+/// that could be.
+fn enforce_allocatable(given: &KubeletConfiguration) -> Result<bool, String> {
+    let field = "enforceNodeAllocatable";
+    let Some(names) = &given.enforce_node_allocatable else { return Ok(true) };
+    match names.iter().find(|name| !matches!(name.as_str(), "pods" | "none" | "")) {
+        Some(name) => Err(format!("{field}: {name:?} is not offered, but \"pods\" and \"none\"")),
+        None if names.len() > 1 && names.iter().any(|name| name == "none") => {
+            Err(format!("{field}: \"none\" allows no other"))
+        }
+        None => Ok(names.iter().any(|name| name == "pods")),
+    }
 }
 
 /// A duration of which zero stands for the usual.
@@ -264,7 +279,7 @@ fn tls_of(given: &KubeletConfiguration, told: &mut Vec<String>) -> Result<Tls, S
 fn reserve(
     reserved: &mut Reserved,
     (field, all): (&str, &BTreeMap<String, String>),
-    (faults, told): (&mut Vec<String>, &mut Vec<String>),
+    faults: &mut Vec<String>,
 ) {
     for (name, text) in all {
         let Ok(quantity) = text.parse::<Quantity>() else {
@@ -284,7 +299,7 @@ fn reserve(
                 let bytes = quantity.unsigned_value();
                 reserved.storage_bytes = reserved.storage_bytes.saturating_add(bytes);
             }
-            "pid" => told.push(format!("{field}: pid: processes are not kept back")),
+            "pid" => reserved.pids = reserved.pids.saturating_add(quantity.unsigned_value()),
             other => faults.push(format!("{field}: {other} cannot be kept back")),
         }
     }
@@ -351,7 +366,9 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "imageMaximumGCAge": text(node.image_gc.longest_unused.unwrap_or_default()),
         "volumeStatsAggPeriod": node.volume_period.map_or("-1s".to_owned(), text),
     });
+    let all_pods = if cgroups.enforce_allocatable { "pods" } else { "none" };
     let log = json!({
+        "enforceNodeAllocatable": [all_pods],
         "enableDebugFlagsHandler": node.sets_verbosity,
         "logging": {"format": "text", "verbosity": node.verbosity},
     });
@@ -485,11 +502,27 @@ mod tests {
         let fields = "kubeReserved: {cpu: 100m, memory: 1Gi}\n\
                       systemReserved: {cpu: '1', ephemeral-storage: 1Gi, pid: '100'}\n";
         let kubelet = resolve(fields).unwrap();
-        let expected = Reserved { cpu_millis: 1100, memory_bytes: 1 << 30, storage_bytes: 1 << 30 };
+        let (memory_bytes, storage_bytes) = (1 << 30, 1 << 30);
+        let expected = Reserved { cpu_millis: 1100, memory_bytes, storage_bytes, pids: 100 };
         assert_eq!(kubelet.reserved, expected);
-        assert_eq!(kubelet.told.len(), 1, "{:?}", kubelet.told);
         let faults = resolve("kubeReserved: {cpu: much, gpu: '1'}\n").unwrap_err();
         assert_eq!(faults.len(), 2, "{faults:?}");
+    }
+
+    #[test]
+    fn pods_are_held_together_unless_that_is_not_wanted() {
+        let of = |list: &str| {
+            let kubelet = resolve(&format!("enforceNodeAllocatable: {list}\n"));
+            kubelet.map(|kubelet| kubelet.cgroups.enforce_allocatable)
+        };
+        assert!(resolve("").unwrap().cgroups.enforce_allocatable);
+        for (list, expected) in [("[pods]", true), ("[none]", false), ("[]", false)] {
+            assert_eq!(of(list), Ok(expected), "{list}");
+        }
+        for bad in ["[pods, none]", "[kube-reserved]", "[pods, system-reserved]"] {
+            let faults = of(bad).unwrap_err();
+            assert!(faults[0].starts_with("enforceNodeAllocatable: "), "{faults:?}");
+        }
     }
 
     #[test]

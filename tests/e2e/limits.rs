@@ -177,6 +177,33 @@ fn in_force(pod: &Value, amounts: &[Amounts], restarts: i64) {
 }
 
 #[test]
+fn all_pods_together_are_held_to_what_is_not_kept_back() {
+    let mut node = Node::prepare("node-1");
+    node.uplink();
+    let file = node.path("node.yaml");
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+                kubeReserved: {cpu: 250m, memory: 96Mi}\nsystemReserved: {memory: 32Mi, pid: '100'}\n";
+    fs::write(&file, text).unwrap();
+    node.up(&["--config", file.to_str().unwrap()]);
+    node.await_ready();
+    let message = node.wait_event("node-1", "NodeAllocatableEnforced");
+    assert_eq!(message, "Updated Node Allocatable limit across pods");
+    let number = |path: &str| fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap();
+    let kernel = |name: &str| number(&format!("/proc/sys/kernel/{name}"));
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+    let total = meminfo.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+    let processors = std::thread::available_parallelism().unwrap().get() as u64;
+    let all = Path::new(CGROUPS).join("kubepods");
+    assert_eq!(read(&all, "memory.max"), ((total << 10) - (128 << 20)).to_string());
+    let pids = kernel("pid_max").min(kernel("threads-max")) - 100;
+    assert_eq!(read(&all, "pids.max"), pids.to_string());
+    let shares = (processors * 1000 - 250) * 1024 / 1000;
+    let weight = 1 + (shares - 2) * 9999 / 262_142;
+    assert_eq!(read(&all, "cpu.weight"), weight.to_string());
+    node.finish();
+}
+
+#[test]
 fn cgroup_files_follow_a_resize_as_the_conformance_suite_asks() {
     let node = Node::start();
     resize::resize_all(&node, in_force);

@@ -147,6 +147,10 @@ fn pods_are_slices_whose_limits_systemd_keeps() {
     assert_eq!(limits[0], ["4", "26000 100000", "134217728", "64"]);
     systemctl("daemon-reload");
     assert_eq!(all(), limits);
+    node.wait_event("node-1", "NodeAllocatableEnforced");
+    let most = property("kubepods.slice", "MemoryMax");
+    assert_eq!(read(&Path::new(CGROUPS).join("kubepods.slice"), "memory.max"), most);
+    assert_ne!(most, "infinity");
 
     told_everywhere(&node, &relative, &container);
     survives_the_agent_and_systemd(&mut node, &before);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use berth_runtime::cgroup::{Controller, Hierarchy};
 use berth_runtime::descriptors;
+use berth_runtime::interface::Resources;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
@@ -34,9 +35,13 @@ pub(super) struct Wiring<'a> {
 }
 
 impl Wiring<'_> {
-    /// Keeps the cgroups of QoS classes as their pods want them, and the agent's memory small.
-    pub(super) fn keep_cgroups(&mut self, shelf: &Shelf) {
+    /// Keeps the cgroups of QoS classes as their pods want them, all pods within `ceiling`, and the agent's
+    /// memory small.
+    pub(super) fn keep_cgroups(&mut self, shelf: &Shelf, ceiling: Resources, recorder: &Recorder) {
         let runtime = Arc::clone(&self.parts.runtime);
+        let node = (self.config.cgroups.driver, self.config.node_name.clone());
+        let means = (Arc::clone(&runtime), recorder.clone());
+        self.tasks.spawn(qos::hold_all(ceiling, node, means, self.token.clone()));
         let classes = (shelf.clone(), self.config.cgroups.driver);
         self.tasks.spawn(qos::keep_classes(classes, runtime, self.token.clone()));
         self.tasks.spawn(slack::keep_small(shelf.clone(), self.token.clone()));

@@ -118,12 +118,7 @@ fn pods_working_set(cgroup: &Path) -> Option<u64> {
 
 /// Process ids: as many as the kernel gives, less the tasks there are.
 fn pids(root: &Path) -> Option<Observation> {
-    let number = |path: &str| {
-        let text = std::fs::read_to_string(root.join(path)).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    let most = number("proc/sys/kernel/pid_max")?;
-    let most = number("proc/sys/kernel/threads-max").map_or(most, |tasks| most.min(tasks));
+    let most = facts::most_pids(root)?;
     let load = std::fs::read_to_string(root.join("proc/loadavg")).ok()?;
     let tasks = load.split(' ').nth(3)?.split_once('/')?.1.parse::<u64>().ok()?;
     Some(counted(most.saturating_sub(tasks), most))

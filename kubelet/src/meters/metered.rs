@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_runtime::interface::{
     ContainerConfig, ContainerId, Credentials, Exec, ExecOutput, Image, ImageError, Images,
-    OpenFiles, PodUsage, ProgressSink, Resize, Runtime, RuntimeError, RuntimeEvent, SandboxConfig,
-    SandboxId, SandboxStatus, Session, StopSignal, Streams,
+    OpenFiles, PodUsage, ProgressSink, Resize, Resources, Runtime, RuntimeError, RuntimeEvent,
+    SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal, Streams,
 };
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::Receiver;
@@ -156,6 +156,10 @@ impl Runtime for Metered<dyn Runtime> {
 
     async fn resize(&self, sandbox: &SandboxId, all: Vec<Resize>) -> Result<(), RuntimeError> {
         self.call("update_container", self.inner.resize(sandbox, all)).await
+    }
+
+    async fn limit_class(&self, cgroup: &Path, limits: &Resources) -> Result<bool, RuntimeError> {
+        self.inner.limit_class(cgroup, limits).await
     }
 
     async fn weigh_class(&self, cgroup: &Path, cpu_weight: u64) -> Result<(), RuntimeError> {

@@ -18,6 +18,8 @@ pub struct Facts {
     pub hugepages: BTreeMap<u64, u64>,
     /// Size of the file system that holds the state directory.
     pub storage_bytes: u64,
+    /// How many process ids there are; `None` where the kernel does not say.
+    pub most_pids: Option<u64>,
     /// Go's name of the architecture.
     pub architecture: String,
     /// The kernel's release.
@@ -60,6 +62,7 @@ pub fn read(places: &Places) -> Facts {
         swap_bytes: kilobytes(&meminfo, "SwapTotal"),
         hugepages: hugepages(&places.root.join("sys/kernel/mm/hugepages")),
         storage_bytes: storage(&places.storage),
+        most_pids: most_pids(&places.root),
         architecture: architecture().to_owned(),
         kernel: file("proc/sys/kernel/osrelease"),
         os_image: os_image(&file("etc/os-release")),
@@ -70,6 +73,13 @@ pub fn read(places: &Places) -> Facts {
         machine_id,
         boot_id: file("proc/sys/kernel/random/boot_id"),
     }
+}
+
+/// How many process ids the kernel whose `/proc` is below `root` gives. proc(5): pid_max, threads-max.
+pub(crate) fn most_pids(root: &Path) -> Option<u64> {
+    let number = |name: &str| text(&root.join("proc/sys/kernel").join(name)).parse::<u64>().ok();
+    let most = number("pid_max")?;
+    Some(number("threads-max").map_or(most, |tasks| most.min(tasks)))
 }
 
 /// The memory of the host.

@@ -334,7 +334,7 @@ mod tests {
     fn what_is_reserved_is_in_the_capacity_and_not_allocatable() {
         let mut config = Config::new("n", vec!["10.0.0.1".parse().unwrap()]);
         config.reserved =
-            Reserved { cpu_millis: 1500, memory_bytes: 1 << 20, storage_bytes: u64::MAX };
+            Reserved { cpu_millis: 1500, memory_bytes: 1 << 20, storage_bytes: u64::MAX, pids: 0 };
         let status = status(&config, &facts(), Pressure::default(), (Timestamp::UNIX_EPOCH, None));
         let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
         assert_eq!((&*capacity["cpu"].0, &*allocatable["cpu"].0), ("4", "2500m"));

@@ -20,6 +20,8 @@ const MIN_QUOTA_US: u64 = 1_000;
 pub struct CgroupPolicy {
     /// Who makes cgroups (`cgroupDriver`).
     pub driver: Driver,
+    /// Whether all pods together are held to what is not kept back (`enforceNodeAllocatable`).
+    pub enforce_allocatable: bool,
     /// Whether CPU limits are enforced (`cpuCFSQuota`).
     pub enforce_cpu_limits: bool,
     /// The enforcement period (`cpuCFSQuotaPeriod`), in microseconds.
@@ -36,6 +38,7 @@ impl Default for CgroupPolicy {
     fn default() -> Self {
         Self {
             driver: Driver::default(),
+            enforce_allocatable: true,
             enforce_cpu_limits: true,
             cpu_period_us: 100_000,
             single_process_oom_kill: false,

@@ -49,8 +49,8 @@ use crate::executable::Executable;
 use crate::images::Store;
 use crate::interface::{
     ContainerConfig, ContainerId, Exec, ExecOutput, OpenFiles, PodNetwork, PodUsage, Resize,
-    Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session,
-    StopSignal, Streams,
+    Resources, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus,
+    Session, StopSignal, Streams,
 };
 
 pub use self::host::Enforcement;
@@ -251,6 +251,27 @@ impl Runtime for Engine {
         let hierarchy = self.shared.hierarchy.clone();
         let weigh = move || hierarchy.weigh(&group, cpu_weight).map_err(std::io::Error::other);
         disk::blocking(weigh).await.map_err(|error| failed(operation(), error))
+    }
+
+    async fn limit_class(&self, cgroup: &Path, limits: &Resources) -> Result<bool, RuntimeError> {
+        let operation = || format!("limit {}", cgroup.display());
+        let group = GroupPath::try_from(cgroup).map_err(|error| failed(operation(), error))?;
+        let (hierarchy, limits) = (self.shared.hierarchy.clone(), limits.clone());
+        let limit = move || {
+            let (most, used) = (limits.memory_limit_bytes, hierarchy.memory_in_use(&group));
+            if let (Some(most), Some(used)) = (most, used)
+                && used > most
+            {
+                let why = format!("{used} bytes are in use, which is more than {most}");
+                return Err(std::io::Error::other(why));
+            }
+            hierarchy.ensure(&group, &limits).map_err(std::io::Error::other)
+        };
+        if self.shared.hierarchy.available().is_empty() {
+            return Ok(false);
+        }
+        disk::blocking(limit).await.map_err(|error| failed(operation(), error))?;
+        Ok(true)
     }
 
     async fn resize(&self, sandbox: &SandboxId, sizes: Vec<Resize>) -> Result<(), RuntimeError> {

@@ -291,6 +291,15 @@ pub trait Runtime: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Makes a QoS class's cgroup, a path relative to the cgroup v2 mount, and holds it to `limits`. `false`
+    /// where cgroups are not there, or no controllers: nothing is held then.
+    ///
+    /// # Errors
+    /// When a memory limit is below what is in use, so that nobody is killed for it, or the kernel refuses.
+    async fn limit_class(&self, _cgroup: &Path, _limits: &Resources) -> Result<bool, RuntimeError> {
+        Ok(false)
+    }
+
     /// Exits and losses from now on. A slow reader sees `Lagged` and must list again.
     fn events(&self) -> tokio::sync::broadcast::Receiver<RuntimeEvent>;
 }

@@ -110,6 +110,8 @@ configuration! {
         system_reserved: BTreeMap<String, String>,
         /// Kept back from pods for berth.
         kube_reserved: BTreeMap<String, String>,
+        /// What is held to what is not reserved; all pods when absent.
+        enforce_node_allocatable: Option<Vec<String>>,
         /// Whether a host with swap is refused; only when that is said.
         fail_swap_on: Option<bool>,
         /// Whether a kernel whose settings are not the kubelet's is refused.
@@ -180,8 +182,6 @@ configuration! {
         "enableDebuggingHandlers" as debugging_handlers: Only(&["true"]),
         "enableProfilingHandler" as profiling_handler: Told("/debug/pprof is not served"),
         "enableServer" as enable_server: Only(&["true"]),
-        "enforceNodeAllocatable" as enforce_allocatable:
-            Told("what is reserved is kept from the scheduler, not by a cgroup above the pods"),
         "eventBurst" as event_burst: Told("events are held back as upstream's spam filter does"),
         "eventRecordQPS" as event_rate: Told("events are held back as upstream's spam filter does"),
         "fileCheckFrequency" as file_period: Told("files of static pods are followed as they change"),
