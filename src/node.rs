@@ -381,6 +381,7 @@ fn kubelet_config(
     config.eviction = settings.kubelet.eviction.clone();
     config.shutdown = settings.kubelet.shutdown.clone();
     config.max_images = settings.kubelet.max_images;
+    config.runtime_handlers.clone_from(&settings.runtime_handlers);
     config.provider_id.clone_from(&settings.kubelet.provider_id);
     Ok(config)
 }

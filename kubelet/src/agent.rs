@@ -262,6 +262,7 @@ fn context(
         },
         node: Arc::clone(node),
         meters: parts.meters.clone(),
+        runtime_handlers: config.runtime_handlers.clone(),
     };
     let around = (cache.clone(), recorder.clone());
     let provision = Provision::new(place, parts.client.clone(), services, around);

@@ -55,6 +55,8 @@ pub struct Config {
     pub not_enforced: Vec<String>,
     /// Whether the runtime gives pods user namespaces here; told on the node.
     pub user_namespaces: bool,
+    /// The handlers that runtime classes may name, beside the one without a name.
+    pub runtime_handlers: Vec<String>,
     /// Where the files of static pods are; without it there are none.
     pub static_pod_path: Option<PathBuf>,
     /// What decides cgroup limits.
@@ -213,6 +215,7 @@ impl Config {
             taints: Vec::new(),
             not_enforced: Vec::new(),
             user_namespaces: false,
+            runtime_handlers: Vec::new(),
             static_pod_path: None,
             cgroups: CgroupPolicy::default(),
             log_limits: LogLimits::default(),

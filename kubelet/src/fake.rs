@@ -451,8 +451,7 @@ impl Runtime for FakeRuntime {
     async fn resize(&self, sandbox: &SandboxId, sizes: Vec<Resize>) -> Result<(), RuntimeError> {
         self.enter("resize", sandbox.as_str())?;
         tokio::time::sleep(Duration::from_millis(5)).await;
-        let mut state = self.state();
-        state.resize(sandbox, sizes)
+        self.state().resize(sandbox, sizes)
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
@@ -536,6 +535,7 @@ impl Materials for FakeMaterials {
             sysctls: BTreeMap::new(),
             port_mappings: Vec::new(),
             labels: BTreeMap::new(),
+            runtime_handler: String::new(),
         })
     }
 

@@ -44,6 +44,7 @@ pub mod probe;
 pub mod qos;
 pub mod quantity;
 pub mod resize;
+pub mod runtime_class;
 pub mod server;
 pub mod shelf;
 pub mod shutdown;

@@ -155,6 +155,8 @@ pub(crate) struct NodeConfiguration {
     /// The addresses of Services.
     #[serde(rename = "serviceCIDR")]
     pub(crate) service_cidr: Option<IpNet>,
+    /// The handlers that RuntimeClasses may name; whichever it is, berth-oci runs the pod.
+    pub(crate) runtime_handlers: Vec<String>,
 }
 
 /// A document that cannot be used as it stands.
@@ -331,11 +333,13 @@ nodePortAddresses: [10.0.0.0/8]
 apiVersion: berth/v1alpha1
 kind: NodeConfiguration
 bridge: pods0
+runtimeHandlers: [runc]
 ";
         let documents = parse(stream).unwrap();
         assert_eq!(documents.kubelet.max_pods, Some(20));
         assert_eq!(documents.proxy.node_port_addresses, ["10.0.0.0/8"]);
         assert_eq!(documents.node.bridge.as_deref(), Some("pods0"));
+        assert_eq!(documents.node.runtime_handlers, ["runc"]);
     }
 
     #[test]

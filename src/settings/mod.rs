@@ -66,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) cluster_cidrs: Vec<IpNet>,
     pub(crate) service_cidr: IpNet,
     pub(crate) node_port_addresses: Vec<IpNet>,
+    /// The handlers that RuntimeClasses may name.
+    pub(crate) runtime_handlers: Vec<String>,
     pub(crate) kubelet: Kubelet,
     /// The configuration in force, as `/configz` tells it.
     pub(crate) in_force: serde_json::Value,
@@ -226,6 +228,7 @@ fn resolve(
         faults.push("serverTLSBootstrap: tlsCertFile says which certificate is shown".to_owned());
     }
     faults.extend(access_faults(kubelet));
+    faults.extend(handler_faults(&node.runtime_handlers));
     if kubelet.container_log_max_files.is_some_and(|files| files < 2) {
         faults.push("containerLogMaxFiles: must be at least 2".to_owned());
     }
@@ -268,6 +271,7 @@ fn resolve(
         },
         service_cidr: node.service_cidr.unwrap_or(DEFAULT_SERVICE_CIDR),
         node_port_addresses,
+        runtime_handlers: node.runtime_handlers.clone(),
         kubelet: of_node,
         in_force: serde_json::Value::Null,
     };
@@ -330,17 +334,33 @@ const DEFAULT_SERVICE_CIDR: IpNet =
 /// A node's name is a DNS-1123 subdomain; upstream lowers the host name's case.
 fn node_name(text: &str) -> Result<String, String> {
     let name = text.to_lowercase();
-    let label = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    if name.len() <= 253 && name.split('.').all(label) {
+    if name.len() <= 253 && name.split('.').all(is_label) {
         Ok(name)
     } else {
         Err(format!("node name: {text:?} is not a DNS-1123 subdomain (set --node-name)"))
     }
+}
+
+/// Whether it is a DNS-1123 label, its length aside.
+fn is_label(part: &str) -> bool {
+    !part.is_empty()
+        && !part.starts_with('-')
+        && !part.ends_with('-')
+        && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// What is wrong with handlers: each is named once, as a RuntimeClass can name it.
+fn handler_faults(handlers: &[String]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (at, name) in handlers.iter().enumerate() {
+        if name.len() > 63 || !is_label(name) {
+            faults.push(format!("runtimeHandlers: {name:?} is not a DNS-1123 label"));
+        }
+        if handlers[..at].contains(name) {
+            faults.push(format!("runtimeHandlers: {name:?} is there twice"));
+        }
+    }
+    faults
 }
 
 /// A whole number of bytes with Kubernetes' binary or decimal suffix.
@@ -489,8 +509,9 @@ mod tests {
         documents.proxy.node_port_addresses = vec!["10.0.0.0".to_owned()];
         documents.kubelet.container_log_max_size = Some("10 pebbles".to_owned());
         documents.kubelet.tls_cert_file = Some("/x".into());
+        documents.node.runtime_handlers = ["a", "A", "", "a"].map(str::to_owned).into();
         let faults = resolve(&flags, &documents, "bad_name").unwrap_err();
-        assert_eq!(faults.len(), 6, "{faults:?}");
+        assert_eq!(faults.len(), 9, "{faults:?}");
     }
 
     #[test]

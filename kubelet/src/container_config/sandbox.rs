@@ -12,7 +12,8 @@ use super::{ConfigError, NodeFacts, pod_hostname, pod_identity, pod_labels};
 use crate::admission::SysctlPolicy;
 use crate::qos::{self, PodDemand};
 
-/// Describes a pod's sandbox to the runtime.
+/// Describes a pod's sandbox to the runtime; the handler is the unnamed one, until its class is known
+/// ([`crate::runtime_class`]).
 pub fn sandbox_config(
     pod: &Pod,
     demand: &PodDemand,
@@ -52,6 +53,7 @@ pub fn sandbox_config(
         sysctls: SysctlPolicy::new(&node.allowed_unsafe_sysctls).admitted(pod)?,
         port_mappings: port_mappings(spec)?,
         labels: pod_labels(&identity),
+        runtime_handler: String::new(),
         pod: identity,
     })
 }

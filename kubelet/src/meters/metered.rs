@@ -67,11 +67,11 @@ impl<T: ?Sized> Metered<T> {
 impl Runtime for Metered<dyn Runtime> {
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
         let begun = Instant::now();
+        let handler = config.runtime_handler.clone();
         let result = self.call("run_podsandbox", self.inner.run_sandbox(config)).await;
-        // The one handler that there is has no name.
-        self.meters.time(&SANDBOX_TIME, &[""], begun.elapsed());
+        self.meters.time(&SANDBOX_TIME, &[&handler], begun.elapsed());
         if result.is_err() {
-            self.meters.count(&FAILED_SANDBOXES, &[""]);
+            self.meters.count(&FAILED_SANDBOXES, &[&handler]);
         }
         result
     }
@@ -221,8 +221,10 @@ fn size_name(bytes: u64) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{FakeClock, FakeRuntime};
+    use crate::fake::{FakeClock, FakeMaterials, FakeRuntime};
     use crate::meters::tests::counted;
+    use crate::worker::materials::Materials;
+    use k8s_openapi::api::core::v1::Pod;
 
     #[test]
     fn images_are_told_by_the_size_that_they_reach() {
@@ -260,5 +262,19 @@ mod tests {
         assert_eq!(counted(&meters, &CALLS)["list_podsandbox"], 2);
         let failed = counted(&meters, &FAILED_CALLS);
         assert_eq!(failed.into_iter().collect::<Vec<_>>(), [("start_container".to_owned(), 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sandboxes_are_counted_by_the_handler_that_their_class_names() {
+        let meters = Meters::default();
+        let inner = FakeRuntime::new(Arc::new(FakeClock::new()));
+        inner.state().failures.insert("run_sandbox", 1);
+        let runtime = Metered::<dyn Runtime>::new(inner, meters.clone());
+        let mut config = FakeMaterials::default().sandbox(&Pod::default(), 0).await.unwrap();
+        config.runtime_handler = "fast".to_owned();
+        runtime.run_sandbox(config.clone()).await.unwrap_err();
+        runtime.run_sandbox(config).await.unwrap();
+        let counts = [&SANDBOX_TIME, &FAILED_SANDBOXES].map(|meter| counted(&meters, meter));
+        assert_eq!(counts, [2, 1].map(|count| [("fast".to_owned(), count)].into()));
     }
 }

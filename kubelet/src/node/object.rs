@@ -102,16 +102,25 @@ pub fn status(
         node_info: Some(system_info(facts)),
         declared_features: Some(DECLARED.map(str::to_owned).into()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
-        runtime_handlers: Some(vec![NodeRuntimeHandler {
-            // The one that pods without a runtime class get.
-            name: Some(String::new()),
-            features: Some(NodeRuntimeHandlerFeatures {
-                recursive_read_only_mounts: Some(true),
-                user_namespaces: Some(config.user_namespaces),
-            }),
-        }]),
+        runtime_handlers: Some(runtime_handlers(config)),
         ..NodeStatus::default()
     }
+}
+
+/// The one that pods without a runtime class get, and those that classes may name. All have the same
+/// features, as all are berth-oci.
+fn runtime_handlers(config: &Config) -> Vec<NodeRuntimeHandler> {
+    let mut names: Vec<&str> = config.runtime_handlers.iter().map(String::as_str).collect();
+    names.push("");
+    names.sort_unstable();
+    let handler = |name: &str| NodeRuntimeHandler {
+        name: Some(name.to_owned()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(true),
+            user_namespaces: Some(config.user_namespaces),
+        }),
+    };
+    names.into_iter().map(handler).collect()
 }
 
 fn quantity(text: impl Into<String>) -> Quantity {
@@ -345,17 +354,18 @@ mod tests {
     #[test]
     fn what_schedulers_ask_for_is_told_as_it_is() {
         let mut config = Config::new("n", Vec::new());
+        config.runtime_handlers = vec!["runc".to_owned(), "fast".to_owned()];
         for users in [false, true] {
             config.user_namespaces = users;
             let now = (Timestamp::UNIX_EPOCH, None);
             let status = status(&config, &facts(), Pressure::default(), now);
-            let handler = status.runtime_handlers.unwrap().remove(0);
-            let features = handler.features.unwrap();
-            assert_eq!(
-                (handler.name.as_deref(), features.user_namespaces),
-                (Some(""), Some(users))
-            );
-            assert_eq!(features.recursive_read_only_mounts, Some(true));
+            let handlers = status.runtime_handlers.unwrap();
+            let names: Vec<_> = handlers.iter().filter_map(|h| h.name.as_deref()).collect();
+            assert_eq!(names, ["", "fast", "runc"]);
+            for features in handlers.into_iter().filter_map(|handler| handler.features) {
+                assert_eq!(features.user_namespaces, Some(users));
+                assert_eq!(features.recursive_read_only_mounts, Some(true));
+            }
             assert_eq!(status.features.unwrap().supplemental_groups_policy, Some(true));
             let declared = status.declared_features.unwrap();
             assert!(declared.is_sorted(), "the API takes them sorted only");

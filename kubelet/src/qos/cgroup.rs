@@ -204,6 +204,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_runtime_class_adds_is_the_pods_and_no_containers() {
+        let amounts = json!({"cpu": "100m", "memory": "100Mi"});
+        let demand = demand(json!({
+            "containers": [{"name": "a", "resources": {"limits": amounts, "requests": amounts}}],
+            "overhead": {"cpu": "200m", "memory": "140Mi"},
+        }));
+        let policy = CgroupPolicy::default();
+        let pod = pod_resources(&demand, &policy);
+        let bounds = |of: &Resources| (of.cpu_quota_us, of.memory_limit_bytes);
+        assert_eq!(bounds(&pod), (Some(30_000), Some(240 << 20)));
+        assert_eq!(pod.cpu_weight, Some(linear_weight(shares(300))));
+        let one = container_resources(&demand, &demand.containers[0], &policy);
+        assert_eq!(bounds(&one), (Some(10_000), Some(100 << 20)));
+    }
+
+    #[test]
     fn a_guaranteed_pod_is_held_to_its_limits() {
         let demand = demand(json!({"containers": [
             {"name": "a", "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}},

@@ -107,6 +107,9 @@ fn check(pod: &Pod) -> Result<(), Error> {
             return Err(Error::Name { field: "spec.containers.name", value });
         }
     }
+    if let Some(class) = spec.runtime_class_name.as_ref().filter(|name| !is_name(name)) {
+        return Err(Error::Name { field: "spec.runtimeClassName", value: class.clone() });
+    }
     reference(spec).map_or(Ok(()), |kind| Err(Error::Reference(kind)))
 }
 
@@ -273,6 +276,10 @@ mod tests {
         }
         assert!(with(volume(json!({"hostPath": {"path": "/x"}}))).is_ok());
         assert!(with(volume(json!({"emptyDir": {}}))).is_ok());
+        assert!(
+            with(json!({"runtimeClassName": "usual"})).is_ok(),
+            "of the cluster, not of a namespace"
+        );
     }
 
     #[test]
@@ -285,6 +292,8 @@ mod tests {
             "{apiVersion: v1, kind: Service, metadata: {name: p}}",
             "{apiVersion: v1, kind: Pod, metadata: {name: ../p}, spec: {containers: [{name: c}]}}",
             "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: ../c}]}}",
+            "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {runtimeClassName: A_b, containers: [{name: c}]}}",
+            "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {runtimeClassName: '', containers: [{name: c}]}}",
             "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: A/b}, spec: {containers: [{name: c}]}}",
         ] {
             assert!(pod(text, path, "n").is_err(), "{text}");

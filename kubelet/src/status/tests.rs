@@ -86,6 +86,7 @@ fn sandbox(containers: Vec<Record>) -> SandboxStatus {
             sysctls: BTreeMap::new(),
             port_mappings: Vec::new(),
             labels: BTreeMap::new(),
+            runtime_handler: String::new(),
         },
         state: SandboxState::Ready,
         created_at: 0,

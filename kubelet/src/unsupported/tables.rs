@@ -40,7 +40,7 @@ pub static POD_SPEC: Table = Table {
         ("resourceClaims", Refuse("dynamic resource allocation is not supported")),
         ("resources", Object(&RESOURCES)),
         ("restartPolicy", Honoured),
-        ("runtimeClassName", Refuse("runtime classes are not supported")),
+        ("runtimeClassName", Honoured),
         ("schedulerName", Honoured),
         ("schedulingGates", Honoured),
         ("schedulingGroup", Honoured),

@@ -78,6 +78,7 @@ fn findings(spec: Value) -> Vec<(String, Severity)> {
 fn an_ordinary_pod_raises_nothing() {
     let spec = json!({
         "restartPolicy": "Always", "hostUsers": false, "nodeName": "n", "priority": 0,
+        "runtimeClassName": "usual",
         "securityContext": {}, "initContainers": [{"name": "i"}],
         "containers": [{
             "name": "c", "image": "x", "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}],
@@ -96,7 +97,11 @@ fn an_ordinary_pod_raises_nothing() {
 fn what_is_not_done_is_found_where_it_stands() {
     use Severity::{Refuse, Report};
     for (spec, path, severity) in [
-        (json!({"containers": [], "runtimeClassName": "kata"}), "spec.runtimeClassName", Refuse),
+        (
+            json!({"containers": [], "resourceClaims": [{"name": "r"}]}),
+            "spec.resourceClaims",
+            Refuse,
+        ),
         (
             json!({"containers": [], "securityContext": {"windowsOptions": {}}}),
             "spec.securityContext.windowsOptions",
@@ -149,11 +154,12 @@ fn a_container_that_comes_later_is_judged_too() {
 #[test]
 fn a_refusal_names_the_refused_fields_only() {
     let pod = serde_json::from_value(json!({"spec": {
-        "containers": [], "securityContext": {"windowsOptions": {}}, "runtimeClassName": "x",
+        "containers": [], "securityContext": {"windowsOptions": {}},
+        "resourceClaims": [{"name": "r"}],
     }}))
     .unwrap();
     let text = refusal(&audit(&pod)).unwrap();
-    assert!(text.starts_with("spec.runtimeClassName: runtime classes"), "{text}");
+    assert!(text.starts_with("spec.resourceClaims: dynamic resource"), "{text}");
     assert!(!text.contains("windows"));
     assert_eq!(refusal(&[]), None);
 }

@@ -38,6 +38,7 @@ use crate::node::Shared;
 use crate::objects::{EnvFile, Fetched};
 use crate::pod_files::{self, DnsSettings, LastWords, ResolvConf, TerminationPolicy};
 use crate::qos::{PodDemand, ResourceAmounts};
+use crate::runtime_class::Classes;
 use crate::static_pods;
 use crate::unsupported;
 use crate::volumes::{self, PodDirectory, Sources, Tokens};
@@ -68,12 +69,15 @@ pub struct Place {
     pub node: Shared,
     /// Counts what is made.
     pub meters: Meters,
+    /// The handlers that runtime classes may name.
+    pub runtime_handlers: Vec<String>,
 }
 
 /// Provision on a real node.
 pub struct Provision {
     place: Arc<Place>,
     objects: Objects,
+    classes: Classes,
     services: watch::Receiver<Option<Vec<Service>>>,
     cache: Cache,
     events: Recorder,
@@ -269,7 +273,9 @@ impl Provision {
         services: watch::Receiver<Option<Vec<Service>>>,
         (cache, events): (Cache, Recorder),
     ) -> Self {
-        Self { place: Arc::new(place), objects: Objects::new(client), services, cache, events }
+        let classes = Classes::new(client.clone(), place.runtime_handlers.iter().cloned());
+        let objects = Objects::new(client);
+        Self { place: Arc::new(place), objects, classes, services, cache, events }
     }
 
     async fn ingredients(&self, pod: &Pod, pod_ips: Vec<IpAddr>) -> Result<Ingredients, Failure> {
@@ -372,8 +378,12 @@ impl Materials for Provision {
         for notice in notices {
             self.events.pod(pod, Severity::Warning, notice.reason, notice.message);
         }
-        let config = container_config::sandbox_config(pod, &demand, attempt, &place.facts);
-        config.map_err(|error| Failure::new("FailedCreatePodSandBox", error.to_string()))
+        let config = container_config::sandbox_config(pod, &demand, attempt, &place.facts)
+            .map_err(|error| Failure::new("FailedCreatePodSandBox", error.to_string()))?;
+        let handler = self.classes.handler(pod).await;
+        let runtime_handler =
+            handler.map_err(|error| Failure::new("FailedCreatePodSandBox", error.to_string()))?;
+        Ok(SandboxConfig { runtime_handler, ..config })
     }
 
     async fn container(&self, request: ContainerRequest<'_>) -> Result<ContainerConfig, Failure> {

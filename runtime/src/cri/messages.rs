@@ -125,6 +125,8 @@ pub struct PodSandbox {
     pub created_at: i64,
     #[prost(btree_map = "string, string", tag = "5")]
     pub labels: BTreeMap<String, String>,
+    #[prost(string, tag = "7")]
+    pub runtime_handler: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -163,6 +165,8 @@ pub struct PodSandboxStatus {
     pub linux: Option<LinuxPodSandboxStatus>,
     #[prost(btree_map = "string, string", tag = "7")]
     pub labels: BTreeMap<String, String>,
+    #[prost(string, tag = "9")]
+    pub runtime_handler: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -78,6 +78,7 @@ fn sandbox(id: &str, state: SandboxState) -> SandboxStatus {
         sysctls: BTreeMap::new(),
         port_mappings: Vec::new(),
         labels: BTreeMap::from([("tier".to_owned(), id[..1].to_owned())]),
+        runtime_handler: "fast".to_owned(),
     };
     SandboxStatus {
         id: format!("{id:0<32}").try_into().unwrap(),
@@ -169,7 +170,7 @@ async fn sandboxes_are_listed_by_state_label_and_the_start_of_their_id() {
     let status = answer.status.unwrap();
     let network = status.network.unwrap();
     assert_eq!((network.ip.as_str(), network.additional_ips.len()), ("10.0.0.1", 1));
-    assert_eq!(status.metadata.unwrap().attempt, 2);
+    assert_eq!((status.metadata.unwrap().attempt, status.runtime_handler.as_str()), (2, "fast"));
     assert!(answer.info["info"].contains("\"uid\":\"u-1\""), "{:?}", answer.info);
 }
 

@@ -14,6 +14,7 @@ pub(super) fn sandbox(status: &SandboxStatus) -> PodSandbox {
         state: sandbox_state(status).into(),
         created_at: status.created_at,
         labels: status.config.labels.clone(),
+        runtime_handler: status.config.runtime_handler.clone(),
     }
 }
 
@@ -76,6 +77,7 @@ pub(super) fn sandbox_status(status: &SandboxStatus) -> PodSandboxStatus {
             namespaces: Some(Namespace { options: Some(options) }),
         }),
         labels: config.labels.clone(),
+        runtime_handler: config.runtime_handler.clone(),
     }
 }
 

@@ -97,6 +97,9 @@ pub struct SandboxConfig {
     pub sysctls: BTreeMap<String, String>,
     /// Ports that the host forwards.
     pub port_mappings: Vec<PortMapping>,
+    /// The name that a runtime class has for what runs the pod; it is berth-oci whatever the name.
+    #[serde(default)]
+    pub runtime_handler: String,
     /// Free key-value pairs kept with the sandbox and returned by [`Runtime::list`].
     pub labels: BTreeMap<String, String>,
 }

@@ -195,6 +195,7 @@ impl Node {
             sysctls: BTreeMap::new(),
             port_mappings: vec![],
             labels: BTreeMap::new(),
+            runtime_handler: String::new(),
         }
     }
 

@@ -47,6 +47,7 @@ fn sandbox() -> SandboxConfig {
         sysctls: BTreeMap::new(),
         port_mappings: vec![],
         labels: BTreeMap::new(),
+        runtime_handler: String::new(),
     }
 }
 
