@@ -246,6 +246,23 @@ fn numbers_are_told(node: &Node) {
         assert_eq!(of["io"]["psi"]["some"]["total"].is_u64(), keeps_pressure, "{of}");
         assert_eq!(of["memory"]["psi"]["full"]["avg10"].is_f64(), keeps_pressure, "{of}");
     }
+    let parts = summary["node"]["systemContainers"].as_array().unwrap();
+    let names: Vec<_> = parts.iter().map(|part| part["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["kubelet", "runtime", "pods"]);
+    for part in parts {
+        assert!(part["memory"]["workingSetBytes"].as_u64() > Some(100 << 10), "{part}");
+        assert!(part["cpu"]["usageCoreNanoSeconds"].as_u64() > Some(0), "{part}");
+    }
+    assert_eq!(summary["node"]["network"]["name"], "uplink", "the default route's");
+    assert_eq!(summary["pods"][0]["network"]["name"], "eth0");
+    node.wait_for("a look that is a second later", || {
+        let summary: serde_json::Value =
+            serde_json::from_str(&page("/stats/summary", &known)).unwrap();
+        let rate = |of: &serde_json::Value| of["cpu"]["usageNanoCores"].as_u64();
+        let pod = &summary["pods"][0];
+        let all = [&summary["node"], pod, &pod["containers"][0]].map(rate);
+        all.iter().all(Option::is_some).then(|| assert!(all[0] > Some(0), "{summary}"))
+    });
     let own = page("/metrics", &known);
     for start in [
         "kubelet_node_name{node=\"node-1\"} 1",

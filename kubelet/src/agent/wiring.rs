@@ -102,7 +102,9 @@ impl Wiring<'_> {
                 shutdown: self.token.clone(),
                 budget: server::Budget::of(descriptors::limit()),
             },
-            node: server::Measured::new(config.node_name.clone(), disk.clone()),
+            node: server::Measured::new(config.node_name.clone(), disk.clone()).with_parts(
+                server::Parts::of_host(&config.cgroups.driver.class_path(qos::Class::Guaranteed)),
+            ),
             configuration: Arc::new(config.server.configuration.clone()),
             system_logs: server::SystemLogs::of_host(config.server.system_logs),
             probes: context.probes.clone(),

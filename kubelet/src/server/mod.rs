@@ -55,7 +55,7 @@ pub use budget::Budget;
 pub use flags::SetVerbosity;
 pub use health::Health;
 pub use node_logs::Logs as SystemLogs;
-pub use numbers::Node as Measured;
+pub use numbers::{Node as Measured, Parts};
 pub use zpages::Process;
 
 /// How long a client may take for its handshake and for the head of a request.

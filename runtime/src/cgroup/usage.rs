@@ -19,16 +19,24 @@ const DEPTH: u32 = 4;
 /// Reads a cgroup's counters. A cgroup that is gone has none.
 pub fn read(directory: &Path) -> Usage {
     let pids = processes(directory, DEPTH);
+    let counters = counters(directory);
+    Usage {
+        memory: counters.memory.or_else(|| summed(&pids)),
+        processes: u64::try_from(pids.len()).ok().filter(|_| directory.exists()),
+        ..counters
+    }
+}
+
+/// Reads what the kernel itself has counted of a cgroup: no process is looked at. Blocking; half a dozen
+/// small files.
+pub fn counters(directory: &Path) -> Usage {
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Usage {
         at_ms: i64::try_from(at.as_millis()).unwrap_or(i64::MAX),
         cpu: text(directory, "cpu.stat").map(|text| cpu(&text)),
-        memory: match number(directory, "memory.current") {
-            Some(current) => Some(memory(directory, current)),
-            None => summed(&pids),
-        },
+        memory: number(directory, "memory.current").map(|current| memory(directory, current)),
         io: text(directory, "io.stat").map(|text| io(&text)),
-        processes: u64::try_from(pids.len()).ok().filter(|_| directory.exists()),
+        processes: None,
         threads: number(directory, "pids.current"),
         pressure: pressures(directory, ".pressure"),
     }

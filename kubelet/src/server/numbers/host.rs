@@ -9,6 +9,9 @@ use berth_runtime::interface::{InterfaceUsage, Pressures};
 /// Clock ticks a second in `/proc` (`USER_HZ`), the same on every architecture.
 const TICKS: u64 = 100;
 
+/// How long one of them is, in microseconds.
+pub(super) const TICK_US: u64 = 1_000_000 / TICKS;
+
 /// The host's counters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Host {
@@ -32,6 +35,8 @@ pub(super) struct Host {
     pub(super) faults: (u64, u64),
     /// Interfaces but loopback.
     pub(super) network: Vec<InterfaceUsage>,
+    /// The interface that the default route leads out by.
+    pub(super) default_interface: Option<String>,
     /// Processors.
     pub(super) cpus: u64,
     /// When the host was booted, in seconds since the epoch.
@@ -65,6 +70,10 @@ pub(super) fn read() -> Host {
         swap_free_bytes,
         faults: (count("pgfault"), count("pgmajfault")),
         network: interfaces(std::process::id()),
+        default_interface: default_interface(
+            &text("/proc/net/route"),
+            &text("/proc/net/ipv6_route"),
+        ),
         cpus: u64::try_from(stat.lines().filter(|l| is_processor(l)).count()).unwrap_or(0),
         booted_at: word_after(&stat, "btime").and_then(|t| i64::try_from(t).ok()).unwrap_or(0),
         processes: (text("/proc/sys/kernel/pid_max").trim().parse().ok(), running),
@@ -72,7 +81,7 @@ pub(super) fn read() -> Host {
     }
 }
 
-fn text(path: &str) -> String {
+pub(super) fn text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
@@ -81,7 +90,8 @@ fn word_after(text: &str, name: &str) -> Option<u64> {
     lines.find_map(|mut words| (words.next() == Some(name)).then(|| words.next()?.parse().ok())?)
 }
 
-fn kilobytes(meminfo: &str, name: &str) -> u64 {
+/// The bytes of a `name <number> kB` line.
+pub(super) fn kilobytes(meminfo: &str, name: &str) -> u64 {
     word_after(meminfo, name).unwrap_or(0) << 10
 }
 
@@ -102,7 +112,34 @@ fn busy_us(stat: &str) -> u64 {
         .filter(|(at, _)| !matches!(at, 3 | 4))
         .map(|(_, ticks)| ticks)
         .sum();
-    busy.saturating_mul(1_000_000 / TICKS)
+    busy.saturating_mul(TICK_US)
+}
+
+/// Where packets to anywhere leave the host: by the route with the least metric, of IPv4 where that has
+/// one. Of IPv6 the kernel has a refusal on loopback where it has no route.
+fn default_interface(ipv4: &str, ipv6: &str) -> Option<String> {
+    let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let ipv4 = ipv4.lines().map(words).filter_map(|line| {
+        let [name, to, _, flags, _, _, metric, mask, ..] = line.as_slice() else { return None };
+        let is_default = [to, mask].iter().all(|word| is_zero(word)) && leads_out(flags);
+        is_default.then_some((metric.parse::<u64>().ok()?, name.clone()))
+    });
+    let ipv6 = ipv6.lines().map(words).filter_map(|line| {
+        let [to, length, _, _, _, metric, _, _, flags, name] = line.as_slice() else { return None };
+        let is_default = [to, length].iter().all(|word| is_zero(word)) && leads_out(flags);
+        let metric = u64::from_str_radix(metric, 16).ok()?;
+        (is_default && name != "lo").then_some((metric, name.clone()))
+    });
+    ipv4.min().or_else(|| ipv6.min()).map(|(_, name)| name)
+}
+
+fn is_zero(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|digit| digit == b'0')
+}
+
+/// Whether a route with these flags (`RTF_UP`, `RTF_REJECT`) is used and not a refusal.
+fn leads_out(flags: &str) -> bool {
+    u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & 0x1 != 0 && flags & 0x200 == 0)
 }
 
 /// The agent's own process.
@@ -119,16 +156,12 @@ pub(super) struct Own {
 
 /// Reads the agent's own counters.
 pub(super) fn own() -> Own {
-    let stat = text("/proc/self/stat");
-    // The command's name may have blanks; what follows its bracket does not.
-    let fields: Vec<&str> =
-        stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
-    let field = |at: usize| fields.get(at).and_then(|f| f.trim().parse::<u64>().ok()).unwrap_or(0);
+    let fields = stat_fields(&text("/proc/self/stat"));
+    let field = |at: usize| fields.get(at).copied().unwrap_or(0);
     let status = text("/proc/self/status");
     let descriptors = fs::read_dir("/proc/self/fd").map(|all| all.count()).unwrap_or(0);
-    let tick_us = 1_000_000 / TICKS;
     Own {
-        cpu_us: (field(11) + field(12)) * tick_us,
+        cpu_us: (field(11) + field(12)) * TICK_US,
         resident_bytes: kilobytes(&status, "VmRSS:"),
         virtual_bytes: kilobytes(&status, "VmSize:"),
         descriptors: u64::try_from(descriptors).unwrap_or(0),
@@ -137,15 +170,41 @@ pub(super) fn own() -> Own {
     }
 }
 
+/// The numbers of a process's `stat` from its state on, which is none and reads as 0.
+pub(super) fn stat_fields(stat: &str) -> Vec<u64> {
+    // The command's name may have blanks; what follows its bracket does not.
+    let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    rest.split_ascii_whitespace().map(|field| field.parse().unwrap_or(0)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn busy_time_leaves_idling_out() {
-        let tick_us = 1_000_000 / TICKS;
-        assert_eq!(busy_us("cpu  1 2 3 400 500 4 5 6 7 8\ncpu0 1\n"), 21 * tick_us);
+        assert_eq!(busy_us("cpu  1 2 3 400 500 4 5 6 7 8\ncpu0 1\n"), 21 * TICK_US);
         assert!(is_processor("cpu0 1") && !is_processor("cpu  1"));
+    }
+
+    #[test]
+    fn the_default_interface_is_the_default_routes() {
+        let ipv4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                    berth0\t0000F40A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+                    wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n\
+                    ens3\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                    none\t00000000\t00000000\t0201\t0\t0\t1\t00000000\t0\t0\t0\n\
+                    half\t00000000\t0101A8C0\t0003\t0\t0\t1\t00000080\t0\t0\t0\n";
+        let (any, via) = ("0".repeat(32), "f".repeat(32));
+        let refusal =
+            format!("{any} 00 {any} 00 {any} ffffffff 00000001 00000000 00200200       lo\n");
+        let ipv6 = format!(
+            "{any} 00 {any} 00 {via} 00000400 00000001 00000000 00450003     ens4\n{refusal}"
+        );
+        let of = |ipv4: &str, ipv6: &str| default_interface(ipv4, ipv6).unwrap_or_default();
+        assert_eq!(of(ipv4, &ipv6), "ens3");
+        assert_eq!(of("", &ipv6), "ens4");
+        assert_eq!(of("Iface\tDestination\n", &refusal), "");
     }
 
     #[test]

@@ -13,14 +13,16 @@ mod limits;
 mod open_files;
 mod own;
 mod probes;
+mod rates;
 mod resource;
 mod summary;
+mod system;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::Json;
 use axum::Router;
@@ -28,28 +30,44 @@ use axum::extract::{RawQuery, State as Shared};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use berth_runtime::interface::PodUsage;
+use berth_runtime::interface::{PodUsage, Usage};
 use tokio::sync::Mutex;
 
 use super::State;
 use crate::disk::{Disk, Used};
 use disks::Disks;
 use host::Host;
+use rates::{Look, NanoCores, Rates};
+use system::System;
+
+pub use system::Places as Parts;
 
 /// What the numbers say of the node besides what is measured.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Node {
     /// The node's name.
     pub name: String,
     /// Its disks.
     pub disk: Disk,
+    parts: Parts,
     turn: Arc<Mutex<()>>,
+    rates: Arc<std::sync::Mutex<Rates>>,
 }
 
 impl Node {
     /// A node of this name with these disks.
     pub fn new(name: String, disk: Disk) -> Self {
-        Self { name, disk, turn: Arc::default() }
+        let (turn, rates) = (Arc::default(), Arc::default());
+        Self { name, disk, parts: Parts::default(), turn, rates }
+    }
+
+    /// The same, and its own parts are seen there.
+    pub fn with_parts(self, parts: Parts) -> Self {
+        Self { parts, ..self }
+    }
+
+    fn rates(&self, reading: &Reading) -> NanoCores {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).look(looks(reading))
     }
 }
 
@@ -71,7 +89,39 @@ struct Reading {
     host: Host,
     disks: Disks,
     pods: Vec<PodUsage>,
+    system: System,
+    rates: NanoCores,
 }
+
+/// What has had processor time, and how much.
+fn looks(reading: &Reading) -> Vec<Look> {
+    let Reading { at_ms, host, pods, system, .. } = reading;
+    let mut looks = vec![Look { of: NODE.to_owned(), at_ms: *at_ms, total_us: host.cpu_us }];
+    let mut add = |of: &str, usage: &Usage| {
+        let total_us = usage.cpu.as_ref().map(|cpu| cpu.total_us);
+        looks.extend(total_us.map(|total_us| Look {
+            of: of.to_owned(),
+            at_ms: usage.at_ms,
+            total_us,
+        }));
+    };
+    add(AGENT, &system.agent.usage);
+    if let Some(all) = &system.pods {
+        add(PODS, &all.usage);
+    }
+    for pod in pods {
+        add(&pod.cgroup, &pod.total);
+        for container in &pod.containers {
+            add(&container.cgroup, &container.usage);
+        }
+    }
+    looks
+}
+
+/// The names of what has no cgroup, or none that is named, in rates; a cgroup's begins with a slash.
+const NODE: &str = "node";
+const AGENT: &str = "agent";
+const PODS: &str = "pods";
 
 fn failed(error: impl std::fmt::Display) -> Response {
     tracing::warn!(%error, "the numbers cannot be read");
@@ -83,11 +133,14 @@ async fn read(state: &State) -> Result<Reading, Response> {
     let mut pods = state.runtime.usage().await.map_err(failed)?;
     pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
     let disk = state.node.disk.clone();
-    let (host, disks) = tokio::task::spawn_blocking(move || (host::read(), Disks::read(&disk)))
-        .await
-        .map_err(failed)?;
+    let (parts, at_ms) = (state.node.parts.clone(), state.clock.now().as_millisecond());
+    let measure = move || (host::read(), Disks::read(&disk), system::read(&parts, at_ms));
+    let measured = tokio::task::spawn_blocking(measure).await;
+    let (host, disks, system) = measured.map_err(failed)?;
     let disks = Disks { stored: stored(state).await, ..disks.with(&state.node.disk, &pods) };
-    Ok(Reading { at_ms: state.clock.now().as_millisecond(), host, disks, pods })
+    let mut reading = Reading { at_ms, host, disks, pods, system, rates: NanoCores::new() };
+    reading.rates = state.node.rates(&reading);
+    Ok(reading)
 }
 
 /// What the image store holds; nothing where it does not tell.
@@ -195,6 +248,9 @@ async fn summary(Shared(state): Shared<State>, RawQuery(query): RawQuery) -> Res
         disks: &reading.disks,
         pods: &reading.pods,
         starts: &starts,
+        system: &reading.system,
+        started: state.process.started,
+        rates: &reading.rates,
     };
     Json(summary::render(&facts, scope)).into_response()
 }

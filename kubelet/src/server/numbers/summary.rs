@@ -1,14 +1,20 @@
 //! `/stats/summary` (`kubelet/pkg/apis/stats/v1alpha1`): the node and its pods as one JSON object.
 //! What is not measured is left out. Pure.
+//!
+//! Differs: the interface whose numbers stand for the node's network is the one that the default route
+//! leads out by; upstream knows none but `eth0`, which is taken where there is no such route.
 
 use berth_runtime::interface::{
-    ContainerUsage, InterfaceUsage, PodUsage, Pressure, Pressures, Stall, Usage,
+    ContainerUsage, InterfaceUsage, MemoryUsage, PodUsage, Pressure, Pressures, Stall, Usage,
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::disks::{Disks, Place};
 use super::host::Host;
+use super::rates::NanoCores;
+use super::system::{Part, System};
+use super::{AGENT, NODE, PODS};
 use crate::disk::{FileSystem, Used, VolumeUse};
 
 /// How much is asked for.
@@ -29,6 +35,12 @@ pub(super) struct Facts<'a> {
     pub(super) pods: &'a [PodUsage],
     /// When each pod was started, by UID.
     pub(super) starts: &'a std::collections::BTreeMap<String, Timestamp>,
+    /// The node's own parts.
+    pub(super) system: &'a System,
+    /// When the agent was started.
+    pub(super) started: Timestamp,
+    /// How much of the processors everything uses.
+    pub(super) rates: &'a NanoCores,
 }
 
 fn time(at_ms: i64) -> Value {
@@ -50,7 +62,8 @@ fn node(facts: &Facts<'_>, scope: Scope) -> Value {
     let mut node = json!({
         "nodeName": facts.node,
         "startTime": time(host.booted_at.saturating_mul(1000)),
-        "cpu": {"time": at, "usageCoreNanoSeconds": host.cpu_us.saturating_mul(1000)},
+        "cpu": cpu(host.cpu_us, facts.rates.get(NODE), at_ms),
+        "systemContainers": system(facts, scope),
         "memory": {
             "time": at,
             "availableBytes": host.capacity_bytes.saturating_sub(host.working_set_bytes),
@@ -75,7 +88,8 @@ fn node(facts: &Facts<'_>, scope: Scope) -> Value {
     if scope == Scope::CpuAndMemory {
         return node;
     }
-    put(&mut node, "network", network(&host.network, at_ms));
+    let default = host.default_interface.as_deref().unwrap_or(POD_INTERFACE);
+    put(&mut node, "network", network(&host.network, default, at_ms));
     let Disks { node: node_fs, images, containers, stored, .. } = facts.disks;
     let mut runtime = json!({});
     if let Some(images) = images {
@@ -145,8 +159,11 @@ fn volume(name: &str, volume: &VolumeUse, namespace: &str) -> Value {
     object
 }
 
-/// The first interface is the default one.
-fn network(interfaces: &[InterfaceUsage], at_ms: i64) -> Value {
+/// The name of the interface that every pod has.
+const POD_INTERFACE: &str = "eth0";
+
+/// All interfaces; the default one's numbers stand for the whole, too.
+fn network(interfaces: &[InterfaceUsage], default: &str, at_ms: i64) -> Value {
     let one = |interface: &InterfaceUsage| {
         json!({
             "name": interface.name,
@@ -156,19 +173,69 @@ fn network(interfaces: &[InterfaceUsage], at_ms: i64) -> Value {
             "txErrors": interface.sent.errors,
         })
     };
-    let mut network = interfaces.first().map_or_else(|| json!({}), one);
+    let found = interfaces.iter().find(|interface| interface.name == default);
+    let mut network = found.map_or_else(|| json!({}), one);
     put(&mut network, "time", time(at_ms));
     put(&mut network, "interfaces", interfaces.iter().map(one).collect());
     network
 }
 
-/// Processor, memory and swap of a cgroup, and what was waited for.
-fn usage(usage: &Usage, scope: Scope) -> Map<String, Value> {
+/// Processor time, and how much of the processors that is at the moment, where that is known.
+fn cpu(total_us: u64, rate: Option<&u64>, at_ms: i64) -> Value {
+    let mut cpu =
+        json!({"time": time(at_ms), "usageCoreNanoSeconds": total_us.saturating_mul(1000)});
+    if let Some(rate) = rate {
+        put(&mut cpu, "usageNanoCores", (*rate).into());
+    }
+    cpu
+}
+
+/// The node's own parts.
+fn system(facts: &Facts<'_>, scope: Scope) -> Value {
+    let System { agent, pods } = facts.system;
+    let rate = |of: &str| facts.rates.get(of);
+    let part = |name: &str, part: &Part, rate| {
+        let mut map = usage(&part.usage, (rate, part.limit_bytes), scope);
+        map.insert("name".into(), name.into());
+        map.insert("startTime".into(), part.since_ms.map_or(Value::Null, time));
+        Value::Object(map)
+    };
+    let agent = Part { since_ms: Some(facts.started.as_millisecond()), ..agent.clone() };
+    let mut parts =
+        vec![part("kubelet", &agent, rate(AGENT)), part("runtime", &agent, rate(AGENT))];
+    if let Some(all) = pods {
+        let mut all = all.clone();
+        if all.usage.memory.is_none() {
+            all.usage.memory = summed(facts.pods);
+        }
+        parts.push(part("pods", &all, rate(PODS)));
+    }
+    parts.into()
+}
+
+/// The memory of all pods, where there is no controller that keeps it.
+fn summed(pods: &[PodUsage]) -> Option<MemoryUsage> {
+    let each = pods.iter().filter_map(|pod| pod.total.memory.as_ref());
+    each.fold(None, |sum: Option<MemoryUsage>, one| {
+        let sum = sum.unwrap_or_default();
+        Some(MemoryUsage {
+            usage_bytes: sum.usage_bytes.saturating_add(one.usage_bytes),
+            working_set_bytes: sum.working_set_bytes.saturating_add(one.working_set_bytes),
+            details: None,
+        })
+    })
+}
+
+/// Processor, memory and swap of a cgroup with its rate and memory limit, and what was waited for.
+fn usage(
+    usage: &Usage,
+    (rate, limit_bytes): (Option<&u64>, Option<u64>),
+    scope: Scope,
+) -> Map<String, Value> {
     let at = time(usage.at_ms);
     let mut map = Map::new();
-    if let Some(cpu) = &usage.cpu {
-        let nanoseconds = cpu.total_us.saturating_mul(1000);
-        map.insert("cpu".into(), json!({"time": at, "usageCoreNanoSeconds": nanoseconds}));
+    if let Some(used) = &usage.cpu {
+        map.insert("cpu".into(), cpu(used.total_us, rate, usage.at_ms));
     }
     if let Some(memory) = &usage.memory {
         let mut object = json!({
@@ -177,6 +244,11 @@ fn usage(usage: &Usage, scope: Scope) -> Map<String, Value> {
             "workingSetBytes": memory.working_set_bytes,
         });
         if let Some(details) = &memory.details {
+            // Without the controller a limit holds nobody.
+            if let Some(limit) = limit_bytes {
+                let left = limit.saturating_sub(memory.working_set_bytes);
+                put(&mut object, "availableBytes", left.into());
+            }
             put(&mut object, "rssBytes", details.rss_bytes.into());
             put(&mut object, "pageFaults", details.faults.into());
             put(&mut object, "majorPageFaults", details.major_faults.into());
@@ -197,7 +269,8 @@ fn usage(usage: &Usage, scope: Scope) -> Map<String, Value> {
 
 fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     let identity = &pod.pod;
-    let mut map = usage(&pod.total, scope);
+    let bounds = (facts.rates.get(&pod.cgroup), pod.limits.memory_limit_bytes);
+    let mut map = usage(&pod.total, bounds, scope);
     let reference =
         json!({"name": identity.name, "namespace": identity.namespace, "uid": identity.uid});
     map.insert("podRef".into(), reference);
@@ -206,7 +279,7 @@ fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     }
     let used = facts.disks.pods.get(&identity.uid).filter(|_| scope == Scope::All);
     let containers = pod.containers.iter().map(|one| {
-        let mut map = container(one, scope);
+        let mut map = container(one, facts.rates.get(&one.cgroup), scope);
         if let Some(used) = used.and_then(|used| used.containers.get(&one.name)) {
             for (name, place, used_here) in [
                 ("rootfs", &facts.disks.containers, used.rootfs),
@@ -232,7 +305,7 @@ fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     }
     if scope == Scope::All {
         if !pod.network.is_empty() {
-            map.insert("network".into(), network(&pod.network, pod.total.at_ms));
+            map.insert("network".into(), network(&pod.network, POD_INTERFACE, pod.total.at_ms));
         }
         if let Some(count) = pod.total.processes {
             map.insert("process_stats".into(), json!({"process_count": count}));
@@ -241,8 +314,9 @@ fn pod(pod: &PodUsage, facts: &Facts<'_>, scope: Scope) -> Value {
     Value::Object(map)
 }
 
-fn container(container: &ContainerUsage, scope: Scope) -> Map<String, Value> {
-    let mut map = usage(&container.usage, scope);
+fn container(container: &ContainerUsage, rate: Option<&u64>, scope: Scope) -> Map<String, Value> {
+    let bounds = (rate, container.limits.memory_limit_bytes);
+    let mut map = usage(&container.usage, bounds, scope);
     map.insert("name".into(), container.name.clone().into());
     map.insert("startTime".into(), time(container.started_at / 1_000_000));
     map

@@ -8,11 +8,14 @@ use berth_runtime::interface::{
     ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, OpenFiles,
     PodIdentity, PodUsage, Pressure, Pressures, Resources, SandboxId, Stall, Traffic, Usage,
 };
-use serde_json::json;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
 use super::disks::{Disks, Place};
 use super::host::Host;
 use super::open_files::Counted;
+use super::rates::NanoCores;
+use super::system::{Part, System};
 use super::{cadvisor, own, resource, summary};
 use crate::disk::{ContainerUse, FileSystem, PodUse, Used, VolumeUse};
 use crate::meters::{self, Meters};
@@ -262,13 +265,110 @@ fn the_cadvisor_page_has_file_systems() {
     assert_eq!(of("container_fs_usage_bytes", "main", "/dev/a"), None);
 }
 
+/// What a summary is made from.
+struct Scene {
+    host: Host,
+    disks: Disks,
+    pods: Vec<PodUsage>,
+    starts: BTreeMap<String, Timestamp>,
+    system: System,
+    rates: NanoCores,
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        Self {
+            host: host(),
+            disks: Disks::default(),
+            pods: pods(),
+            starts: BTreeMap::new(),
+            system: System::default(),
+            rates: NanoCores::new(),
+        }
+    }
+}
+
+impl Scene {
+    fn facts(&self) -> summary::Facts<'_> {
+        let Self { host, disks, pods, starts, system, rates } = self;
+        let (node, at_ms, started) = ("n1", 7000, Timestamp::from_second(3).unwrap());
+        summary::Facts { node, at_ms, host, disks, pods, starts, system, started, rates }
+    }
+}
+
+#[test]
+fn the_summary_has_rates_once_there_are_two_looks() {
+    let mut scene = Scene::default();
+    let cpus = |scene: &Scene| {
+        let all = summary::render(&scene.facts(), summary::Scope::CpuAndMemory);
+        let pod = &all["pods"][0];
+        [&all["node"], &all["node"]["systemContainers"][1], pod, &pod["containers"][0]]
+            .map(|of| of["cpu"].get("usageNanoCores").cloned())
+    };
+    assert_eq!(cpus(&scene), [None, None, None, None]);
+    let keys = ["node", "agent", "/kubepods/podu1", "/kubepods/podu1/c"];
+    scene.system.agent.usage = used(7000);
+    scene.rates = keys.map(str::to_owned).into_iter().zip([4, 3, 2, 1]).collect();
+    assert_eq!(cpus(&scene), [4, 3, 2, 1].map(|rate| Some(json!(rate))));
+}
+
+#[test]
+fn the_summary_has_the_nodes_own_parts() {
+    let mut scene = Scene::default();
+    let parts = |scene: &Scene| {
+        let all = summary::render(&scene.facts(), summary::Scope::All);
+        all["node"]["systemContainers"].as_array().unwrap().clone()
+    };
+    assert_eq!(parts(&scene).len(), 2, "no pod has run yet");
+    scene.system.agent.usage = used(7000);
+    let usage = Usage { memory: None, ..used(7000) };
+    scene.system.pods = Some(Part { usage, limit_bytes: Some(5000), since_ms: Some(6000) });
+    let all = parts(&scene);
+    let names: Vec<_> = all.iter().map(|part| part["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["kubelet", "runtime", "pods"]);
+    let starts: Vec<_> = all.iter().map(|part| part["startTime"].as_str().unwrap()).collect();
+    let (agent, pods) = ("1970-01-01T00:00:03Z", "1970-01-01T00:00:06Z");
+    assert_eq!(starts, [agent, agent, pods]);
+    assert_eq!(all[0]["memory"]["rssBytes"], 1000);
+    assert_eq!(all[0]["cpu"], all[1]["cpu"]);
+    let summed = &all[2]["memory"];
+    assert_eq!((&summed["workingSetBytes"], &summed["usageBytes"]), (&2000.into(), &3000.into()));
+    assert!(summed.get("availableBytes").is_none(), "no controller holds them: {summed}");
+    scene.system.pods.as_mut().unwrap().usage = used(7000);
+    assert_eq!(parts(&scene)[2]["memory"]["availableBytes"], 3000);
+    scene.pods[0].containers[0].limits.memory_limit_bytes = Some(1500);
+    let all = summary::render(&scene.facts(), summary::Scope::All);
+    let left = |of: &Value| of["memory"].get("availableBytes").cloned();
+    assert_eq!(left(&all["pods"][0]["containers"][0]), Some(0.into()), "beyond its limit");
+    assert_eq!(left(&all["pods"][0]), None);
+}
+
+#[test]
+fn the_default_interface_stands_for_the_nodes_network() {
+    let mut scene = Scene::default();
+    let interface = |name: &str, bytes| InterfaceUsage {
+        name: name.to_owned(),
+        received: Traffic { bytes, ..Traffic::default() },
+        ..InterfaceUsage::default()
+    };
+    scene.host.network = vec![interface("berth0", 1), interface("ens3", 2), interface("eth0", 3)];
+    let network = |scene: &Scene| {
+        let all = summary::render(&scene.facts(), summary::Scope::All);
+        let network = &all["node"]["network"];
+        assert_eq!(network["interfaces"].as_array().unwrap().len(), scene.host.network.len());
+        network.get("rxBytes").cloned()
+    };
+    assert_eq!(network(&scene), Some(3.into()), "no default route: upstream's name");
+    scene.host.default_interface = Some("ens3".to_owned());
+    assert_eq!(network(&scene), Some(2.into()));
+    scene.host.network.truncate(1);
+    assert_eq!(network(&scene), None);
+}
+
 #[test]
 fn the_summary_has_file_systems_under_upstreams_names() {
-    let starts = BTreeMap::new();
-    let (host, pods, disks) = (host(), pods(), disks());
-    let (node, at_ms) = ("n1", 7000);
-    let facts =
-        summary::Facts { node, at_ms, host: &host, disks: &disks, pods: &pods, starts: &starts };
+    let scene = Scene { disks: disks(), ..Scene::default() };
+    let facts = scene.facts();
     let all = summary::render(&facts, summary::Scope::All);
     let fs = |used: u64, inodes: u64, time: &str| {
         json!({"time": time, "capacityBytes": 1000, "availableBytes": 600, "usedBytes": used,
@@ -301,16 +401,8 @@ fn the_summary_has_file_systems_under_upstreams_names() {
 
 #[test]
 fn the_summary_has_node_pods_and_containers() {
-    let starts = BTreeMap::new();
-    let (host, pods, disks) = (host(), pods(), Disks::default());
-    let facts = summary::Facts {
-        node: "n1",
-        at_ms: 7000,
-        host: &host,
-        disks: &disks,
-        pods: &pods,
-        starts: &starts,
-    };
+    let scene = Scene::default();
+    let facts = scene.facts();
     let all = summary::render(&facts, summary::Scope::All);
     assert_eq!(all["node"]["nodeName"], "n1");
     assert_eq!(all["node"]["cpu"]["usageCoreNanoSeconds"], 2_000_000_000_u64);
