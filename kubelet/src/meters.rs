@@ -116,6 +116,12 @@ meters! {
     /// Those whose sandbox could not be made.
     FAILED_PODS: Sort::Counter, "kubelet_started_pods_errors_total", [],
         "Pods that could not be started.";
+    /// Pods with a user namespace of their own that were started.
+    USER_PODS: Sort::Counter, "kubelet_started_user_namespaced_pods_total", [],
+        "Pods with a user namespace of their own that were begun to start.";
+    /// Those whose sandbox could not be made.
+    FAILED_USER_PODS: Sort::Counter, "kubelet_started_user_namespaced_pods_errors_total", [],
+        "Pods with a user namespace of their own that could not be started.";
     /// Containers that were started.
     CONTAINERS: Sort::Counter, "kubelet_started_containers_total", ["container_type"],
         "Containers that were begun to start.";

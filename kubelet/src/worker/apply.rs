@@ -430,7 +430,14 @@ async fn prepare_volumes(context: Arc<Context>, pod: Arc<Pod>) -> Outcome {
 }
 
 async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> Outcome {
-    context.meters.count(&meters::PODS, &[]);
+    let has_own_users = pod.spec.as_ref().is_some_and(|spec| spec.host_users == Some(false));
+    let count = |all, of_own_users| {
+        context.meters.count(all, &[]);
+        if has_own_users {
+            context.meters.count(of_own_users, &[]);
+        }
+    };
+    count(&meters::PODS, &meters::USER_PODS);
     let created = async {
         let mut config = context.materials.sandbox(&pod, attempt).await?;
         config.labels.insert(SIZE_LABEL.to_owned(), resize::pod_size(&pod));
@@ -443,7 +450,7 @@ async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> O
     match created.await {
         Ok(_) => Outcome::Done,
         Err(failure) => {
-            context.meters.count(&meters::FAILED_PODS, &[]);
+            count(&meters::FAILED_PODS, &meters::FAILED_USER_PODS);
             let message = format!("Failed to create pod sandbox: {}", failure.message);
             let events = &context.events;
             events.pod(&pod, Severity::Warning, "FailedCreatePodSandBox", message);

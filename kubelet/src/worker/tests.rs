@@ -34,6 +34,7 @@ use crate::clock::Clock;
 use crate::events::{Occurrence, Recorder};
 use crate::eviction::Order;
 use crate::fake::{FakeApi, FakeClock, FakeImages, FakeMaterials, FakeRuntime};
+use crate::meters::Meters;
 use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
 use crate::shutdown::Standing;
@@ -48,6 +49,7 @@ pub(super) struct Node {
     pub(super) api: FakeApi,
     pub(super) shelf: Shelf,
     pub(super) probes: Counts,
+    pub(super) meters: Meters,
     pub(super) standing: Standing,
     clock: Arc<dyn Clock>,
     root: tempfile::TempDir,
@@ -76,6 +78,7 @@ impl Node {
             api: FakeApi::default(),
             shelf: Shelf::default(),
             probes: Counts::default(),
+            meters: Meters::default(),
             standing: Standing::default(),
             clock,
             root: tempfile::tempdir().unwrap(),
@@ -131,7 +134,7 @@ impl Node {
             pacing: Pacing::default(),
             shelf: self.shelf.clone(),
             probes: self.probes.clone(),
-            meters: Default::default(),
+            meters: self.meters.clone(),
         });
         let (changes, receiver) = mpsc::channel(64);
         let node = json!({"metadata": {"name": "node-1", "uid": "node-uid"}});

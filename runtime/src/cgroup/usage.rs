@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::interface::{
-    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, Pressure, Pressures, Stall,
-    Throttling, Traffic, Usage,
+    CpuUsage, DeviceUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, Pressure,
+    Pressures, Stall, Throttling, Traffic, Usage,
 };
 
 /// How deep processes of a cgroup may stand below it.
@@ -130,19 +130,25 @@ fn summed(pids: &[u32]) -> Option<MemoryUsage> {
 }
 
 fn io(stat: &str) -> IoUsage {
-    let mut sum = IoUsage::default();
-    for (name, value) in stat.split_ascii_whitespace().filter_map(|word| word.split_once('=')) {
-        let Ok(value) = value.parse::<u64>() else { continue };
-        let counter = match name {
-            "rbytes" => &mut sum.read_bytes,
-            "wbytes" => &mut sum.written_bytes,
-            "rios" => &mut sum.reads,
-            "wios" => &mut sum.writes,
-            _ => continue,
-        };
-        *counter = counter.saturating_add(value);
-    }
-    sum
+    IoUsage { devices: stat.lines().filter_map(device).collect() }
+}
+
+/// A line of `io.stat`; that of a device which was not used has no counters.
+fn device(line: &str) -> Option<DeviceUsage> {
+    let (number, counters) = line.split_once(' ')?;
+    let (major, minor) = number.split_once(':')?;
+    let number = (major.parse().ok()?, minor.parse().ok()?);
+    let counter = |name: &str| {
+        let mut words = counters.split_ascii_whitespace().filter_map(|word| word.split_once('='));
+        words.find(|(key, _)| *key == name)?.1.parse::<u64>().ok()
+    };
+    Some(DeviceUsage {
+        number,
+        read_bytes: counter("rbytes")?,
+        written_bytes: counter("wbytes")?,
+        reads: counter("rios")?,
+        writes: counter("wios")?,
+    })
 }
 
 /// The processes of a cgroup and of those below it.
@@ -204,7 +210,7 @@ mod tests {
             ("memory.events", "low 0\nmax 3\noom_kill 1\n"),
             (
                 "io.stat",
-                "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0 rios=1 wios=0\n",
+                "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0 rios=1 wios=0\n254:0 \n",
             ),
             ("pids.current", "5\n"),
             ("cgroup.procs", "7\n9\n"),
@@ -225,8 +231,15 @@ mod tests {
         let details = memory.details.unwrap();
         assert_eq!((details.rss_bytes, details.limit_hits, details.oom_kills), (400, 3, 1));
         assert_eq!((details.swap_bytes, details.peak_bytes), (None, None));
-        let io = usage.io.unwrap();
-        assert_eq!((io.read_bytes, io.written_bytes, io.reads), (11, 20, 2));
+        let device = |number, [read_bytes, written_bytes, reads, writes]: [u64; 4]| DeviceUsage {
+            number,
+            read_bytes,
+            written_bytes,
+            reads,
+            writes,
+        };
+        let devices = vec![device((8, 0), [10, 20, 1, 2]), device((8, 16), [1, 0, 1, 0])];
+        assert_eq!(usage.io, Some(IoUsage { devices }), "none was used of the third");
         assert_eq!((usage.processes, usage.threads), (Some(2), Some(5)));
         let some = Stall { total_us: 31_019_926_485, shares: [9826, 708, 0] };
         let full = Stall { total_us: 12, shares: [1, 0, 10_000] };
@@ -279,7 +292,7 @@ mod tests {
         ) {
             let text = words.concat();
             proptest::prop_assert!(text.contains("usage_usec ") || cpu(&text).total_us == 0);
-            proptest::prop_assert!(text.contains("rbytes=") || io(&text).read_bytes == 0);
+            proptest::prop_assert!(text.contains("rbytes=") || io(&text).devices.is_empty());
             let mut interfaces = text.lines().filter_map(interface);
             proptest::prop_assert!(interfaces.all(|one| one.name != "lo" && !one.name.contains(':')));
         }

@@ -115,9 +115,19 @@ pub struct MemoryDetails {
     pub oom_kills: u64,
 }
 
-/// Block devices (`io.stat`), all together.
+/// Block devices (`io.stat`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoUsage {
+    /// Each that was used.
+    #[serde(default)]
+    pub devices: Vec<DeviceUsage>,
+}
+
+/// A block device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceUsage {
+    /// Its numbers, major and minor.
+    pub number: (u32, u32),
     /// Bytes read.
     pub read_bytes: u64,
     /// Bytes written.

@@ -2,9 +2,10 @@
 //! labels that cAdvisor gave them. A counter that the host does not keep is left out. Pure.
 
 use berth_runtime::interface::{
-    CpuUsage, InterfaceUsage, IoUsage, MemoryDetails, MemoryUsage, PodUsage, Pressure, Usage,
+    CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, PodUsage, Pressure, Usage,
 };
 
+use super::devices;
 use super::disks::{self, Disks};
 use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::Host;
@@ -26,10 +27,6 @@ fn details(usage: &Usage, pick: fn(&MemoryDetails) -> Option<u64>) -> Option<f64
     usage.memory.as_ref()?.details.as_ref().and_then(pick).map(number)
 }
 
-fn io(usage: &Usage, pick: fn(&IoUsage) -> u64) -> Option<f64> {
-    usage.io.as_ref().map(|io| number(pick(io)))
-}
-
 fn stalled(pressure: Option<Pressure>) -> Option<f64> {
     pressure.map(|pressure| seconds(pressure.full.total_us))
 }
@@ -38,7 +35,7 @@ fn waiting(pressure: Option<Pressure>) -> Option<f64> {
     pressure.map(|pressure| seconds(pressure.some.total_us))
 }
 
-const FAMILIES: [(&str, Kind, &str, Pick); 28] = {
+const FAMILIES: [(&str, Kind, &str, Pick); 24] = {
     use Kind::{Counter, Gauge};
     [
         (
@@ -113,18 +110,6 @@ const FAMILIES: [(&str, Kind, &str, Pick); 28] = {
             "Count of out of memory events observed for the container",
             |u| details(u, |d| Some(d.oom_kills)),
         ),
-        ("container_fs_reads_bytes_total", Counter, "Cumulative count of bytes read", |u| {
-            io(u, |i| i.read_bytes)
-        }),
-        ("container_fs_writes_bytes_total", Counter, "Cumulative count of bytes written", |u| {
-            io(u, |i| i.written_bytes)
-        }),
-        ("container_fs_reads_total", Counter, "Cumulative count of reads completed", |u| {
-            io(u, |i| i.reads)
-        }),
-        ("container_fs_writes_total", Counter, "Cumulative count of writes completed", |u| {
-            io(u, |i| i.writes)
-        }),
         ("container_processes", Gauge, "Number of processes running inside the container.", |u| {
             u.processes.map(number)
         }),
@@ -246,6 +231,7 @@ pub(super) fn render(
     starts(&mut text, pods);
     network(&mut text, pods);
     file_systems(&mut text, at_ms, (pods, disks));
+    devices::write(&mut text, (host, at_ms), (pods, &disks.places()));
     machine(&mut text, host);
     text.finish()
 }
@@ -343,9 +329,7 @@ fn network(text: &mut Exposition, pods: &[PodUsage]) {
 
 /// Of the node by file system, of each container where its writable layer is.
 fn file_systems(text: &mut Exposition, at_ms: i64, (pods, disks): (&[PodUsage], &Disks)) {
-    let mut places: Vec<_> =
-        [&disks.node, &disks.images, &disks.containers].into_iter().flatten().collect();
-    places.dedup_by_key(|place| place.file_system.id);
+    let places = disks.places();
     let containers = pods.iter().flat_map(|p| p.containers.iter().map(move |c| (p, c)));
     let containers: Vec<_> = containers
         .filter_map(|(pod, container)| {

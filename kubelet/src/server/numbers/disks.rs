@@ -2,11 +2,13 @@
 //! when that was last measured.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use berth_runtime::interface::PodUsage;
 use berth_runtime::mount_table;
+use rustix::fs::{major, minor};
 
 use super::exposition::{Exposition, Kind, number};
 use crate::disk::{Disk, FileSystem, PodUse, Used, VolumeUse};
@@ -16,6 +18,8 @@ use crate::shelf::Shelf;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Place {
     pub(super) device: String,
+    /// The numbers of the block device, where it is one.
+    pub(super) number: Option<(u32, u32)>,
     pub(super) file_system: FileSystem,
 }
 
@@ -39,7 +43,8 @@ impl Disks {
     pub(super) fn read(disk: &Disk) -> Self {
         let place = |path: &Path, found: std::io::Result<FileSystem>| {
             let device = mount_table::source_of(path).ok().flatten().unwrap_or_default();
-            Some(Place { device, file_system: found.ok()? })
+            let number = block_number(&device);
+            Some(Place { device, number, file_system: found.ok()? })
         };
         Self {
             node: place(disk.root(), disk.node_fs()),
@@ -49,12 +54,33 @@ impl Disks {
         }
     }
 
+    /// The node's own file systems, each once.
+    pub(super) fn places(&self) -> Vec<&Place> {
+        let mut places: Vec<&Place> = Vec::new();
+        for place in [&self.node, &self.images, &self.containers].into_iter().flatten() {
+            let is_same = |known: &&Place| {
+                known.file_system.id == place.file_system.id || known.device == place.device
+            };
+            if !places.iter().any(is_same) {
+                places.push(place);
+            }
+        }
+        places
+    }
+
     /// With what these pods used.
     pub(super) fn with(mut self, disk: &Disk, pods: &[PodUsage]) -> Self {
         let uids = pods.iter().map(|pod| &pod.pod.uid);
         self.pods = uids.filter_map(|uid| Some((uid.clone(), disk.pod(uid)?))).collect();
         self
     }
+}
+
+/// The numbers of the block device that a file system is mounted from.
+fn block_number(device: &str) -> Option<(u32, u32)> {
+    let metadata = device.starts_with("/dev/").then(|| std::fs::metadata(device))?.ok()?;
+    let number = metadata.rdev();
+    metadata.file_type().is_block_device().then(|| (major(number), minor(number)))
 }
 
 /// A claim's namespace and name.

@@ -45,6 +45,20 @@ pub(super) struct Host {
     pub(super) processes: (Option<u64>, Option<u64>),
     /// How long tasks waited for what they did not get.
     pub(super) pressure: Pressures,
+    /// Block devices and their partitions.
+    pub(super) block: Vec<BlockDevice>,
+}
+
+/// What `/proc/diskstats` says of one (Linux `admin-guide/iostats.rst`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct BlockDevice {
+    /// Major and minor.
+    pub(super) number: (u32, u32),
+    /// Its name below `/dev`.
+    pub(super) name: String,
+    /// Reads, of which merged, sectors, milliseconds; the same of writes; then what is under way, for how
+    /// many milliseconds something was, and these by how much was.
+    pub(super) counters: [u64; 11],
 }
 
 /// Reads the host's counters. Blocking; half a dozen small files.
@@ -78,6 +92,7 @@ pub(super) fn read() -> Host {
         booted_at: word_after(&stat, "btime").and_then(|t| i64::try_from(t).ok()).unwrap_or(0),
         processes: (text("/proc/sys/kernel/pid_max").trim().parse().ok(), running),
         pressure: pressures(Path::new("/proc/pressure"), ""),
+        block: text("/proc/diskstats").lines().filter_map(block_device).collect(),
     }
 }
 
@@ -97,6 +112,15 @@ pub(super) fn kilobytes(meminfo: &str, name: &str) -> u64 {
 
 fn is_processor(line: &str) -> bool {
     line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+fn block_device(line: &str) -> Option<BlockDevice> {
+    let mut words = line.split_ascii_whitespace();
+    let number = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    // The kernel writes the slash of a name so.
+    let name = words.next()?.replace('!', "/");
+    let counters: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+    Some(BlockDevice { number, name, counters: *counters.first_chunk()? })
 }
 
 /// All ticks of the first line but those of idling and of waiting for devices.
@@ -205,6 +229,15 @@ mod tests {
         assert_eq!(of(ipv4, &ipv6), "ens3");
         assert_eq!(of("", &ipv6), "ens4");
         assert_eq!(of("Iface\tDestination\n", &refusal), "");
+    }
+
+    #[test]
+    fn a_block_device_is_a_line_of_eleven_counters_or_more() {
+        let line = " 254       0 cciss!c0 1 2 3 4 5 6 7 8 9 10 11 12 13";
+        let device = block_device(line).unwrap();
+        assert_eq!((device.number, device.name.as_str()), ((254, 0), "cciss/c0"));
+        assert_eq!(device.counters, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(block_device("254 0 vda 1 2 3"), None);
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn shares(weight: u64) -> u64 {
     2 + weight.saturating_sub(1) * 262_142 / 9_999
 }
 
-const FAMILIES: [(&str, &str, Pick); 6] = [
+const FAMILIES: [(&str, &str, Pick); 7] = [
     ("container_spec_cpu_period", "CPU period of the container.", |limits, usage| {
         cpu(usage, Some(limits.cpu_period_us.unwrap_or(PERIOD_US)))
     }),
@@ -50,6 +50,11 @@ const FAMILIES: [(&str, &str, Pick); 6] = [
         "container_spec_memory_swap_limit_bytes",
         "Memory swap limit for the container.",
         |limits, usage| memory(usage, limits.memory_swap_bytes),
+    ),
+    (
+        "container_threads_max",
+        "Maximum number of threads allowed inside the container, infinity if value is zero",
+        |limits, usage| usage.threads.map(|_| limits.pids_limit.unwrap_or(0)),
     ),
 ];
 
@@ -85,6 +90,7 @@ mod tests {
             cpu_weight: Some(39),
             cpu_quota_us: Some(50_000),
             memory_limit_bytes: Some(4096),
+            pids_limit: Some(100),
             ..Resources::default()
         };
         let all =
@@ -95,13 +101,14 @@ mod tests {
         let usage = Usage {
             cpu: Some(CpuUsage { throttling, ..CpuUsage::default() }),
             memory: Some(memory),
+            threads: Some(3),
             ..Usage::default()
         };
-        let told = [100_000, 50_000, 998, 4096, 0, 0].map(Some);
+        let told = [100_000, 50_000, 998, 4096, 0, 0, 100].map(Some);
         assert_eq!(all(&limits, &usage), told);
-        let free = [Some(100_000), None, Some(2597), Some(0), Some(0), Some(0)];
+        let free = [Some(100_000), None, Some(2597), Some(0), Some(0), Some(0), Some(0)];
         assert_eq!(all(&Resources::default(), &usage), free);
         let uncontrolled = Usage { cpu: Some(CpuUsage::default()), ..Usage::default() };
-        assert_eq!(all(&limits, &uncontrolled), [None; 6]);
+        assert_eq!(all(&limits, &uncontrolled), [None; 7]);
     }
 }

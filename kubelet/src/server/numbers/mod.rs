@@ -6,6 +6,7 @@
 //! last; nothing else is sampled when nobody asks.
 
 mod cadvisor;
+mod devices;
 mod disks;
 pub(super) mod exposition;
 mod host;

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_runtime::interface::{
-    ContainerId, ContainerUsage, CpuUsage, InterfaceUsage, MemoryDetails, MemoryUsage, OpenFiles,
-    PodIdentity, PodUsage, Pressure, Pressures, Resources, SandboxId, Stall, Traffic, Usage,
+    ContainerId, ContainerUsage, CpuUsage, DeviceUsage, InterfaceUsage, IoUsage, MemoryDetails,
+    MemoryUsage, OpenFiles, PodIdentity, PodUsage, Pressure, Pressures, Resources, SandboxId,
+    Stall, Traffic, Usage,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::disks::{Disks, Place};
-use super::host::Host;
+use super::host::{BlockDevice, Host};
 use super::open_files::Counted;
 use super::rates::NanoCores;
 use super::system::{Part, System};
@@ -162,8 +163,10 @@ fn used_volume() -> VolumeUse {
 
 /// A node whose images and layers share a second file system.
 fn disks() -> Disks {
-    let place =
-        |id, device: &str| Some(Place { device: device.into(), file_system: file_system(id) });
+    let place = |id: u64, device: &str| {
+        let number = Some((8, u32::try_from(id).unwrap()));
+        Some(Place { device: device.into(), number, file_system: file_system(id) })
+    };
     let scratch = VolumeUse { claim: None, is_ephemeral: true, ..used_volume() };
     let container = ContainerUse {
         at_ms: 6500,
@@ -246,6 +249,53 @@ fn the_cadvisor_page_has_containers_pods_and_their_network() {
     assert_eq!(of("container_pressure_cpu_waiting_seconds_total", "main"), 2.5);
     assert_eq!(of("container_pressure_cpu_stalled_seconds_total", "main"), 0.5);
     assert!(!samples.iter().any(|s| s.name.contains("pressure_io")), "not kept, not told");
+}
+
+#[test]
+fn the_cadvisor_page_has_block_devices() {
+    let (mut host, mut pods) = (host(), pods());
+    let device = |number, name: &str, counters| BlockDevice { number, name: name.into(), counters };
+    host.block = vec![
+        device((8, 0), "sda", [0; 11]),
+        device((8, 1), "a", [1, 2, 3, 4000, 5, 6, 7, 8000, 9, 10_000, 11_000]),
+    ];
+    let used = DeviceUsage { number: (8, 0), read_bytes: 5, reads: 2, ..DeviceUsage::default() };
+    let lost = DeviceUsage { number: (9, 9), written_bytes: 6, ..DeviceUsage::default() };
+    pods[0].containers[0].usage.io = Some(IoUsage { devices: vec![used, lost] });
+    let disks = disks();
+    let samples = parse(&cadvisor::render(&host, 6999, (&pods, &disks), &Counted::new()));
+    let of = |name: &str, container: &str, device: &str| {
+        let name = format!("container_{name}");
+        let mut all = samples.iter().filter(|s| {
+            s.name == name && s.labels["container"] == container && s.labels["device"] == device
+        });
+        all.next().map(|sample| sample.value)
+    };
+    assert_eq!(of("fs_reads_total", "main", "/dev/sda"), Some(2.0));
+    assert_eq!(of("fs_reads_bytes_total", "main", "/dev/sda"), Some(5.0));
+    assert_eq!(of("fs_writes_bytes_total", "main", "9:9"), Some(6.0), "a device that is gone");
+    assert_eq!(of("fs_read_seconds_total", "main", "/dev/sda"), None, "kept of no cgroup");
+    assert_eq!(of("blkio_device_usage_total", "main", "/dev/sda"), Some(5.0));
+    let families = [
+        "reads_total",
+        "reads_bytes_total",
+        "read_seconds_total",
+        "writes_merged_total",
+        "sector_writes_total",
+        "io_current",
+        "io_time_seconds_total",
+        "io_time_weighted_seconds_total",
+    ];
+    let node = families.map(|name| of(&format!("fs_{name}"), "", "/dev/a").unwrap());
+    assert_eq!(node, [1.0, 1536.0, 4.0, 6.0, 7.0, 9.0, 10.0, 11.0]);
+    assert_eq!(of("fs_reads_total", "", "/dev/sda"), None, "no file system of the node is there");
+    let blkio = samples.iter().filter(|s| s.name == "container_blkio_device_usage_total");
+    let labels = ["device", "major", "minor", "operation"];
+    let blkio: Vec<_> = blkio.map(|s| labels.map(|label| s.labels[label].as_str())).collect();
+    let device = |[device, major, minor]: [&'static str; 3]| {
+        ["Read", "Write"].map(|operation| [device, major, minor, operation])
+    };
+    assert_eq!(blkio, [device(["/dev/sda", "8", "0"]), device(["9:9", "9", "9"])].concat());
 }
 
 #[test]

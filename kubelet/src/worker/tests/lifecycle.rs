@@ -3,6 +3,8 @@
 
 use serde_json::{Value, json};
 
+use crate::meters::{self, tests::counted};
+
 use super::scene::{Scene, container, plain, sidecar};
 use super::{Node, SECOND, pod};
 
@@ -503,4 +505,23 @@ async fn init_containers_run_one_by_one_before_the_others() {
     node.pass(SECOND).await;
     assert_eq!(node.runtime.running("u1"), ["c"]);
     assert_eq!(node.status("p").phase.as_deref(), Some("Running"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn starts_are_counted_and_those_with_own_users_besides() {
+    let node = Node::new();
+    node.runtime.state().failures.insert("run_sandbox", 1);
+    let mut own = pod("own", "u1", "Always");
+    own["spec"]["hostUsers"] = json!(false);
+    node.apply(own).await;
+    node.pass(SECOND * 30).await;
+    for (uid, users) in [("u2", json!(true)), ("u3", Value::Null)] {
+        let mut other = pod(uid, uid, "Always");
+        other["spec"]["hostUsers"] = users;
+        node.apply(other).await;
+    }
+    node.pass(SECOND).await;
+    let counts =
+        [&meters::PODS, &meters::FAILED_PODS, &meters::USER_PODS, &meters::FAILED_USER_PODS];
+    assert_eq!(counts.map(|meter| counted(&node.meters, meter)[""]), [4, 1, 2, 1]);
 }
