@@ -26,6 +26,7 @@ use crate::meters::{Metered, Meters};
 use crate::node::facts::{self, Facts, Places};
 use crate::node::heartbeat::Signs;
 use crate::node::{self, Shared, heartbeat, object};
+use crate::pod_resources::{Lister, Socket};
 use crate::probe::counts::Counts;
 use crate::qos;
 use crate::server;
@@ -201,6 +202,7 @@ fn make_directories(config: &Config) -> Result<(), Error> {
 struct Listeners {
     api: Option<(TcpListener, server::tls::Live)>,
     health: Option<TcpListener>,
+    pod_resources: Option<Socket>,
 }
 
 impl Listeners {
@@ -216,7 +218,12 @@ impl Listeners {
             Some(address) => Some(server::bind(address).await?),
             None => None,
         };
-        Ok(Self { api, health })
+        // A node that cannot serve it goes on, as upstream.
+        let pod_resources = Socket::bind(&config.root_dir);
+        if let Err(error) = &pod_resources {
+            tracing::warn!(%error, root = %config.root_dir.display(), "podresources is not served");
+        }
+        Ok(Self { api, health, pod_resources: pod_resources.ok() })
     }
 
     fn serve(
@@ -225,6 +232,10 @@ impl Listeners {
         tasks: &mut JoinSet<()>,
         shutdown: &CancellationToken,
     ) {
+        let lister = Lister::new(state.shelf.clone(), state.meters.clone());
+        if let Some(socket) = self.pod_resources {
+            tasks.spawn(socket.serve(lister, shutdown.clone()));
+        }
         if let Some((listener, tls)) = self.api {
             let identities = server::Identities { tls, guard };
             tasks.spawn(server::serve(listener, identities, state, shutdown.clone()));

@@ -40,6 +40,7 @@ pub mod meters;
 pub mod node;
 pub mod objects;
 pub mod pod_files;
+pub mod pod_resources;
 pub mod probe;
 pub mod qos;
 pub mod quantity;

@@ -185,6 +185,21 @@ meters! {
     /// How long they took.
     ASKED_TIME: Sort::Histogram(&REQUESTS), "rest_client_request_duration_seconds",
         ["host", "verb"], "How long the API server took to answer.";
+    /// Calls of the podresources socket.
+    POD_RESOURCES: Sort::Counter, "kubelet_pod_resources_endpoint_requests_total",
+        ["server_api_version"], "Calls of the podresources socket.";
+    /// Those that list pods.
+    LISTS: Sort::Counter, "kubelet_pod_resources_endpoint_requests_list", ["server_api_version"],
+        "Calls of the podresources socket that list pods.";
+    /// Those that ask what can be assigned.
+    ALLOCATABLES: Sort::Counter, "kubelet_pod_resources_endpoint_requests_get_allocatable",
+        ["server_api_version"], "Calls of the podresources socket for what can be assigned.";
+    /// Those that ask for a pod.
+    GETS: Sort::Counter, "kubelet_pod_resources_endpoint_requests_get", ["server_api_version"],
+        "Calls of the podresources socket for one pod.";
+    /// Those that asked for a pod in vain.
+    FAILED_GETS: Sort::Counter, "kubelet_pod_resources_endpoint_errors_get",
+        ["server_api_version"], "Calls of the podresources socket for a pod that is not there.";
     /// Client certificates that could not be had.
     FAILED_CLIENT_RENEWALS: Sort::Counter,
         "kubelet_certificate_manager_client_expiration_renew_errors", [],

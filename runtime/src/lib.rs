@@ -1,7 +1,7 @@
 //! Sandboxes, containers and images on one host.
 //!
 //! [`interface`] is the seam to the pod worker; [`images`] and [`engine`] implement it. [`cgroup`],
-//! [`logs`] and [`mount_table`] are used by the kubelet and the command line as well. The crate knows
+//! [`grpc`], [`logs`] and [`mount_table`] are used by the kubelet and the command line as well. The crate knows
 //! nothing of Kubernetes types, of the pod network's making or of Services.
 
 pub mod cgroup;
@@ -10,6 +10,7 @@ pub mod descriptors;
 mod disk;
 pub mod engine;
 pub mod executable;
+pub mod grpc;
 pub mod images;
 pub mod interface;
 pub mod logs;

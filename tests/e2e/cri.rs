@@ -53,7 +53,7 @@ impl Client {
     pub(crate) fn connect(socket: &Path) -> Self {
         let runtime = Runtime::new().unwrap();
         let connect = || runtime.block_on(UnixStream::connect(socket)).ok();
-        let stream = wait("somebody to serve the CRI", connect);
+        let stream = wait("somebody to serve the socket", connect);
         let shaken = runtime.block_on(handshake(TokioExecutor::new(), TokioIo::new(stream)));
         let (sender, connection) = shaken.unwrap();
         runtime.spawn(connection);
@@ -69,7 +69,16 @@ impl Client {
             true => "ImageService",
             false => "RuntimeService",
         };
-        let path = PathAndQuery::try_from(format!("/runtime.v1.{service}/{method}")).unwrap();
+        self.call(&format!("/runtime.v1.{service}/{method}"), question)
+    }
+
+    /// Calls a method, by its path.
+    pub(crate) fn call<Q, A>(&self, path: &str, question: Q) -> Result<A, tonic::Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let path = PathAndQuery::try_from(path).unwrap();
         let mut client =
             Grpc::with_origin(self.sender.clone(), "http://localhost".parse().unwrap());
         let codec = tonic_prost::ProstCodec::<Q, A>::default();

@@ -25,6 +25,7 @@ mod nfs;
 mod node;
 mod nodes;
 mod notify;
+mod pod_resources;
 mod pods;
 mod readme;
 mod refusals;

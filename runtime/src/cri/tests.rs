@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 use tonic::codegen::http::uri::PathAndQuery;
 
+use super::calls::Calls;
 use super::messages::*;
-use super::server::Services;
+use super::server::services;
 use super::*;
+use crate::grpc::Service;
 use crate::interface::{
     ContainerState as State, Image, NamespaceMode as Mode, PidMode, PodIdentity, Resources,
     SandboxConfig, SandboxState,
@@ -92,7 +94,7 @@ fn sandbox(id: &str, state: SandboxState) -> SandboxStatus {
 
 struct Scene {
     told: Arc<Told>,
-    services: Services,
+    services: Service<Calls>,
 }
 
 impl Scene {
@@ -108,7 +110,7 @@ impl Scene {
             logins: Mutex::default(),
         });
         let about = About { version: "1", images: "/nowhere".into(), layers: "/nowhere".into() };
-        let services = Services::new(told.clone(), about);
+        let services = services(told.clone(), about);
         Self { told, services }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 /// The gates that berth knows.
-const GATES: [(&str, bool); 46] = [
+const GATES: [(&str, bool); 48] = [
     ("ClusterTrustBundleProjection", true),
     ("ContainerCheckpoint", false),
     ("ContainerRestartRules", true),
@@ -28,8 +28,10 @@ const GATES: [(&str, bool); 46] = [
     ("KubeletEnsureSecretPulledImages", false),
     ("KubeletFineGrainedAuthz", true),
     ("KubeletInUserNamespace", false),
-    ("KubeletPodResources", false),
-    ("KubeletPodResourcesGet", false),
+    ("KubeletPodResources", true),
+    ("KubeletPodResourcesDynamicResources", true),
+    ("KubeletPodResourcesGet", true),
+    ("KubeletPodResourcesListUseActivePods", true),
     ("KubeletSeparateDiskGC", false),
     ("KubeletServiceAccountTokenForCredentialProviders", false),
     ("KubeletTracing", false),
