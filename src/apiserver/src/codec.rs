@@ -64,8 +64,13 @@ pub(crate) fn quantities_to_text(object: &mut Value) {
         Value::Object(map) => {
             for (key, value) in map {
                 match key.as_str() {
-                    "limits" | "requests" | "capacity" | "allocatable" | "overhead"
+                    "limits" | "requests" | "capacity" | "allocatable" | "podFixed"
                     | "allocatedResources" => stringify_members(value),
+                    // Of a pod amounts, of a runtime class where the amounts are.
+                    "overhead" => {
+                        stringify_members(value);
+                        quantities_to_text(value);
+                    }
                     "sizeLimit" | "divisor" => stringify(value),
                     // Free-form maps of users: nothing in them is ours.
                     "data" | "stringData" | "binaryData" | "labels" | "annotations" => {}
@@ -118,6 +123,15 @@ mod tests {
         let given = pod(json!({"containers": [{"name": 5}]}));
         let error = canonical::<Pod>(&given).unwrap_err();
         assert!(error.to_string().starts_with("spec.containers[0].name: "), "{error}");
+    }
+
+    #[test]
+    fn the_overhead_of_a_class_and_of_a_pod_is_in_canonical_text() {
+        let mut given = json!({"overhead": {"podFixed": {"cpu": 0.5, "memory": "1024Mi"}},
+            "spec": {"overhead": {"cpu": 1}}});
+        quantities_to_text(&mut given);
+        let fixed = json!({"podFixed": {"cpu": "500m", "memory": "1Gi"}});
+        assert_eq!(given, json!({"overhead": fixed, "spec": {"overhead": {"cpu": "1"}}}));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use k8s_openapi::api::{certificates, coordination, core, discovery, events, rbac};
+use k8s_openapi::api::{certificates, coordination, core, discovery, events, node, rbac};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -118,6 +118,7 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<coordination::v1::Lease>();
     generator.subschema_for::<discovery::v1::EndpointSlice>();
     generator.subschema_for::<events::v1::Event>();
+    generator.subschema_for::<node::v1::RuntimeClass>();
     generator.subschema_for::<rbac::v1::ClusterRole>();
     generator.subschema_for::<rbac::v1::ClusterRoleBinding>();
     generator.subschema_for::<rbac::v1::Role>();

@@ -17,6 +17,7 @@ mod runtime_class;
 pub(crate) mod service;
 pub(crate) mod signing;
 pub(crate) mod storage;
+mod tolerations;
 mod trust;
 
 use serde_json::{Value, json};
@@ -31,7 +32,7 @@ pub(crate) use pod_rules::qos_class;
 pub(crate) use pod_token::mount_token;
 pub(crate) use priority::check_priority;
 pub(crate) use resize::beyond as beyond_node;
-pub(crate) use runtime_class::check_runtime_class;
+pub(crate) use runtime_class::use_runtime_class;
 
 /// What of an object an update is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +182,7 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
         }
         Kind::PersistentVolume => storage::check_volume(object, &mut causes),
         Kind::PersistentVolumeClaim => storage::check_claim(object, &mut causes),
+        Kind::RuntimeClass => runtime_class::check(object, &mut causes),
         Kind::Node | Kind::Namespace | Kind::ServiceAccount => {}
     }
     causes
@@ -242,9 +244,18 @@ pub(crate) fn check_update(
             storage::check_claim(wanted, &mut causes);
             storage::check_claim_update(current, wanted, &mut causes);
         }
+        Kind::RuntimeClass => {
+            runtime_class::check(wanted, &mut causes);
+            runtime_class::check_update(current, wanted, &mut causes);
+        }
         Kind::Event | Kind::Namespace | Kind::ServiceAccount | Kind::CertificateSigningRequest => {}
     }
     causes
+}
+
+/// Whether an update of the kind must say which form of the object it saw.
+pub(crate) fn needs_revision(kind: Kind) -> bool {
+    kind == Kind::RuntimeClass
 }
 
 /// Whether a marked object has nothing left to wait for.

@@ -1,6 +1,6 @@
 //! Names: DNS labels, subdomains, service names, and the rules for object metadata.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::failure::Cause;
 use crate::object::ObjectExt;
@@ -56,12 +56,18 @@ pub(crate) fn name_problem(kind: Kind, name: &str) -> Option<&'static str> {
     }
 }
 
-/// A label value that is a name of a container or volume.
+/// An RFC 1123 label that must be there: the name of a container, a volume, a handler.
 pub(crate) fn check_label(field: &str, value: &str, causes: &mut Vec<Cause>) {
     if value.is_empty() {
         causes.push(Cause::required(field, ""));
-    } else if !is_label(value) {
-        causes.push(Cause::invalid(field, &json!(value), LABEL_RULE));
+        return;
+    }
+    if value.len() > 63 {
+        causes.push(Cause::invalid(field, &json!(value), "must be no more than 63 bytes"));
+    }
+    if !is_long_label(value) {
+        let rule = if is_subdomain(value) { "must not contain dots" } else { LABEL_RULE };
+        causes.push(Cause::invalid(field, &json!(value), rule));
     }
 }
 
@@ -83,18 +89,7 @@ pub(crate) fn check_metadata(resource: &Resource, object: &Value, causes: &mut V
     } else if let Some(problem) = name_problem(resource.kind, name) {
         causes.push(Cause::invalid("metadata.name", &json!(name), problem));
     }
-    for (key, value) in object.map("/metadata/labels").into_iter().flatten() {
-        if !label::is_qualified_name(key) {
-            causes.push(Cause::invalid("metadata.labels", &json!(key), label::NAME_RULE));
-        }
-        let text = value.as_str().unwrap_or_default();
-        if text.len() > 63 {
-            let detail = "must be no more than 63 characters";
-            causes.push(Cause::invalid("metadata.labels", value, detail));
-        } else if !label::is_label_value(text) {
-            causes.push(Cause::invalid("metadata.labels", value, label::VALUE_RULE));
-        }
-    }
+    check_labels("metadata.labels", object.map("/metadata/labels"), causes);
     check_annotations(object, causes);
     for (index, finalizer) in object.list("/metadata/finalizers").iter().enumerate() {
         let text = finalizer.as_str().unwrap_or_default();
@@ -102,6 +97,31 @@ pub(crate) fn check_metadata(resource: &Resource, object: &Value, causes: &mut V
             let field = format!("metadata.finalizers[{index}]");
             causes.push(Cause::invalid(field, finalizer, label::NAME_RULE));
         }
+    }
+}
+
+/// Checks the keys and values of labels, or of a selector made of them.
+pub(crate) fn check_labels(
+    field: &str,
+    labels: Option<&Map<String, Value>>,
+    causes: &mut Vec<Cause>,
+) {
+    for (key, value) in labels.into_iter().flatten() {
+        if !label::is_qualified_name(key) {
+            causes.push(Cause::invalid(field, &json!(key), label::NAME_RULE));
+        }
+        if let Some(problem) = label_value_problem(value.as_str().unwrap_or_default()) {
+            causes.push(Cause::invalid(field, value, problem));
+        }
+    }
+}
+
+/// Why a text may not be the value of a label.
+pub(crate) fn label_value_problem(text: &str) -> Option<&'static str> {
+    match label::is_label_value(text) {
+        _ if text.len() > 63 => Some("must be no more than 63 characters"),
+        true => None,
+        false => Some(label::VALUE_RULE),
     }
 }
 

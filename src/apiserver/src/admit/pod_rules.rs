@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{names, objects, quantity, resize, storage};
+use super::{names, objects, quantity, resize, storage, tolerations};
 use crate::failure::Cause;
 use crate::object::ObjectExt;
 
@@ -95,6 +95,7 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
     check_host_users(pod, causes);
     check_hostname_override(pod, causes);
     environment::check_files(pod, causes);
+    tolerations::check("spec.tolerations", pod.list("/spec/tolerations"), causes);
     resize::check_policies(pod, causes);
 }
 
@@ -241,22 +242,8 @@ pub(crate) fn check_protocol(field: String, protocol: &str, causes: &mut Vec<Cau
 }
 
 pub(super) fn check_resources(path: &str, container: &Value, causes: &mut Vec<Cause>) {
-    const FORMAT_RULE: &str = "quantities must match the regular expression \
-         '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
     let mut amount = |of: &str, resource: &str, value: &Value| {
-        let field = format!("{path}.resources.{of}[{resource}]");
-        match quantity::millis(value.as_str().unwrap_or_default()) {
-            None => {
-                causes.push(Cause::invalid(field, value, FORMAT_RULE));
-                None
-            }
-            Some(amount) if amount < 0 => {
-                let detail = "must be greater than or equal to 0";
-                causes.push(Cause::invalid(field, value, detail));
-                None
-            }
-            found => found,
-        }
+        check_amount(&format!("{path}.resources.{of}[{resource}]"), value, causes)
     };
     let mut over = Vec::new();
     let limits = container.map("/resources/limits");
@@ -278,6 +265,23 @@ pub(super) fn check_resources(path: &str, container: &Value, causes: &mut Vec<Ca
         }
     }
     causes.extend(over);
+}
+
+/// An amount, in thousandths, that is not negative; none and a cause for anything else.
+pub(super) fn check_amount(field: &str, value: &Value, causes: &mut Vec<Cause>) -> Option<i128> {
+    const FORMAT_RULE: &str = "quantities must match the regular expression \
+         '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+    match quantity::millis(value.as_str().unwrap_or_default()) {
+        None => {
+            causes.push(Cause::invalid(field, value, FORMAT_RULE));
+            None
+        }
+        Some(amount) if amount < 0 => {
+            causes.push(Cause::invalid(field, value, "must be greater than or equal to 0"));
+            None
+        }
+        found => found,
+    }
 }
 
 fn check_host_ports(pod: &Value, causes: &mut Vec<Cause>) {
@@ -375,6 +379,9 @@ pub(crate) fn check_update(current: &Value, wanted: &Value, causes: &mut Vec<Cau
     let grace = "/spec/terminationGracePeriodSeconds";
     if current.int(grace).is_some_and(|before| before < 0) && wanted.int(grace) == Some(1) {
         restore(&mut allowed, current, grace);
+    }
+    if wanted.pointer("/spec/tolerations") != current.pointer("/spec/tolerations") {
+        tolerations::check("spec.tolerations", wanted.list("/spec/tolerations"), causes);
     }
     if allowed.get("spec") != current.get("spec") {
         let changed = changed_fields(current, &allowed).join(", ");

@@ -195,7 +195,8 @@ fn node_may(node: &str, attempt: &Attempt<'_>) -> bool {
         (Kind::ServiceAccount, Some(Subresource::Token)) => attempt.verb == "create",
         (Kind::Event, None) => attempt.verb == "create" || changes,
         // What a real cluster grants to the service proxy, too.
-        (Kind::Service | Kind::EndpointSlice | Kind::ClusterTrustBundle, None) => reads,
+        (Kind::Service | Kind::EndpointSlice, None) => reads,
+        (Kind::ClusterTrustBundle | Kind::RuntimeClass, None) => reads,
         // One at a time, and claims and volumes cannot be watched, as under upstream's Node authorizer.
         (Kind::ConfigMap | Kind::Secret, None) => reads && named,
         (
@@ -272,6 +273,9 @@ mod tests {
             assert!(may(&node, "get", kind, "one") && !may(&node, "watch", kind, "one"));
         }
         assert!(!may(&node, "list", Kind::Namespace, ""));
+        let class = |verb, name| may(&node, verb, Kind::RuntimeClass, name);
+        assert!(class("get", "one") && class("list", "") && class("watch", ""));
+        assert!(!class("create", "") && !class("delete", "one"));
     }
 
     #[test]

@@ -386,6 +386,20 @@ mod tests {
     }
 
     #[test]
+    fn the_amounts_of_a_runtime_class_are_read_by_name() {
+        let cpu = [field(1, b"cpu"), field(2, &field(1, b"10m"))].concat();
+        let label = [field(1, b"kind"), field(2, b"vm")].concat();
+        let scheduling = [field(1, &label), field(2, &field(1, b"vm"))].concat();
+        let parts = [field(2, b"kata"), field(3, &field(1, &cpu)), field(4, &scheduling)];
+        assert_eq!(
+            decode(&enveloped("node.k8s.io/v1", "RuntimeClass", &parts.concat())).unwrap(),
+            json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "kata",
+                "overhead": {"podFixed": {"cpu": "10m"}},
+                "scheduling": {"nodeSelector": {"kind": "vm"}, "tolerations": [{"key": "vm"}]}})
+        );
+    }
+
+    #[test]
     fn every_message_that_is_named_is_in_the_table() {
         for fields in messages().values() {
             for one in fields.values() {

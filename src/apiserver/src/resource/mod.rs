@@ -32,6 +32,7 @@ pub(crate) enum Kind {
     PersistentVolumeClaim,
     CertificateSigningRequest,
     ClusterTrustBundle,
+    RuntimeClass,
 }
 
 /// Whether objects live in namespaces.
@@ -292,6 +293,7 @@ pub(crate) const GROUPS: &[(&str, &str)] = &[
     ("coordination.k8s.io", "v1"),
     ("discovery.k8s.io", "v1"),
     ("events.k8s.io", "v1"),
+    ("node.k8s.io", "v1"),
     ("rbac.authorization.k8s.io", "v1"),
 ];
 

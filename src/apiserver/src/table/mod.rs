@@ -161,6 +161,9 @@ fn columns(kind: Kind) -> &'static [Column] {
             ("Condition", "string", Always),
         ],
         Kind::ClusterTrustBundle => &[("Name", "string", Always), ("SignerName", "string", Always)],
+        Kind::RuntimeClass => {
+            &[("Name", "string", Always), ("Handler", "string", Always), ("Age", "string", Always)]
+        }
         Kind::Event => &[
             ("Last Seen", "string", Always),
             ("Type", "string", Always),
@@ -222,6 +225,9 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
         }
         Kind::Lease => {
             vec![object.name().into(), object.text("/spec/holderIdentity").into(), age.into()]
+        }
+        Kind::RuntimeClass => {
+            vec![object.name().into(), object.text("/handler").into(), age.into()]
         }
     }
 }

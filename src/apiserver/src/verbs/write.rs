@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::body::{self, Body, Decoded, Validation};
 use crate::admit::{self, Change};
 use crate::api::{Api, Settings};
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 use crate::http::access::Identity;
 use crate::http::answer::{self, Answer};
 use crate::http::handle::{Call, rendered};
@@ -88,7 +88,7 @@ impl Creation {
             }
             Kind::Pod => {
                 admit::check_priority(&object)
-                    .and_then(|()| admit::check_runtime_class(&object))
+                    .and_then(|()| admit::use_runtime_class(tx, &mut object))
                     .map_err(|why| Failure::forbidden(resource, object.name(), &why))?;
                 use_account(tx, &mut object)?;
             }
@@ -395,6 +395,11 @@ impl Update {
             ));
         }
         let revision = wanted.text("/metadata/resourceVersion");
+        if matches!(revision, "" | "0") && admit::needs_revision(resource.kind) {
+            let detail = "must be specified for an update";
+            let cause = Cause::invalid("metadata.resourceVersion", &json!(0), detail);
+            return Err(Failure::invalid(resource, name, &[cause]));
+        }
         if !matches!(revision, "" | "0") && revision != current.text("/metadata/resourceVersion") {
             return Err(Failure::modified(resource, name));
         }

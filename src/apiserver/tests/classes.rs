@@ -1,0 +1,88 @@
+//! What pods name and others say: an unmodified kubectl makes the classes and sees what pods get of them.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod harness;
+
+use harness::serve;
+use serde_json::{Value, json};
+
+const RUNTIME: &str = r#"
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: vm}
+handler: kata
+overhead: {podFixed: {cpu: 250m, memory: 120Mi}}
+scheduling:
+  nodeSelector: {kind: vm}
+  tolerations: [{key: vm, operator: Exists, effect: NoSchedule}]
+"#;
+
+fn pod(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n\
+         spec: {{containers: [{{name: a, image: 'web:1'}}], {spec}}}\n"
+    )
+}
+
+async fn read(running: &harness::Running, what: &[&str]) -> Value {
+    let args = [&["get", "-o", "json"], what].concat();
+    serde_json::from_str(&running.kubectl_ok(&args, "").await).unwrap()
+}
+
+#[tokio::test]
+async fn a_pod_gets_from_its_runtime_class_what_it_costs_and_where_it_runs() {
+    let running = serve().await;
+    let applied = running.kubectl_ok(&["apply", "-f", "-"], RUNTIME).await;
+    assert_eq!(applied, "runtimeclass.node.k8s.io/vm created\n");
+    let table = running.kubectl_ok(&["get", "runtimeclasses"], "").await;
+    let words: Vec<&str> = table.split_whitespace().collect();
+    assert_eq!(words[..5], ["NAME", "HANDLER", "AGE", "vm", "kata"], "{table}");
+    let explained = running.kubectl_ok(&["explain", "runtimeclass.overhead.podFixed"], "").await;
+    assert!(explained.contains("FIELD: podFixed <map[string]Quantity>"), "{explained}");
+
+    running.kubectl_ok(&["apply", "-f", "-"], &pod("p", "runtimeClassName: vm")).await;
+    let spec = read(&running, &["pod", "p"]).await["spec"].clone();
+    assert_eq!(spec["overhead"], json!({"cpu": "250m", "memory": "120Mi"}));
+    assert_eq!(spec["nodeSelector"], json!({"kind": "vm"}));
+    let last = spec["tolerations"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last, json!({"key": "vm", "operator": "Exists", "effect": "NoSchedule"}));
+    let again = running.kubectl_ok(&["apply", "-f", "-"], &pod("p", "runtimeClassName: vm")).await;
+    assert_eq!(again, "pod/p unchanged\n");
+
+    for (spec, why) in [
+        ("runtimeClassName: none", "pod rejected: RuntimeClass \"none\" not found"),
+        ("runtimeClassName: vm, nodeSelector: {kind: bare}", "conflict: runtimeClass.scheduling"),
+        ("runtimeClassName: vm, overhead: {cpu: 1}", "doesn't match RuntimeClass's defined"),
+        ("overhead: {cpu: 1}", "Overhead set without corresponding RuntimeClass"),
+    ] {
+        let refused = running.kubectl_fails(&["apply", "-f", "-"], &pod("q", spec)).await;
+        assert!(refused.contains("pods \"q\" is forbidden") && refused.contains(why), "{refused}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_runtime_class_is_changed_but_for_its_handler() {
+    let running = serve().await;
+    running.kubectl_ok(&["create", "-f", "-"], RUNTIME).await;
+    let patch = r#"{"scheduling": {"nodeSelector": {"kind": "vm2"}}}"#;
+    for kind in ["merge", "strategic"] {
+        running.kubectl_ok(&["patch", "runtimeclass", "vm", "--type", kind, "-p", patch], "").await;
+    }
+    running.kubectl_ok(&["label", "runtimeclass", "vm", "a=b"], "").await;
+    let class = read(&running, &["runtimeclass", "-l", "a=b"]).await["items"][0].clone();
+    assert_eq!(class["scheduling"]["nodeSelector"], json!({"kind": "vm2"}), "{class}");
+    let refused =
+        running.kubectl_fails(&["replace", "-f", "-"], &RUNTIME.replace("kata", "gvisor")).await;
+    let why = "The RuntimeClass \"vm\" is invalid: handler: Invalid value: \"gvisor\": field is immutable";
+    assert!(refused.contains(why), "{refused}");
+    let bad = RUNTIME.replace("name: vm", "name: bad").replace("kata", "a/b");
+    let refused = running.kubectl_fails(&["create", "-f", "-"], &bad).await;
+    assert!(refused.contains("handler: Invalid value: \"a/b\""), "{refused}");
+    running.kubectl_ok(&["delete", "runtimeclass", "--all"], "").await;
+    let refused =
+        running.kubectl_fails(&["create", "-f", "-"], &pod("p", "runtimeClassName: vm")).await;
+    assert!(refused.contains("RuntimeClass \"vm\" not found"), "{refused}");
+    running.stop().await;
+}
