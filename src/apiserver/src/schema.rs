@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use k8s_openapi::api::{certificates, coordination, core, discovery, events, node, rbac};
+use k8s_openapi::api::{
+    certificates, coordination, core, discovery, events, node, rbac, scheduling,
+};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -123,6 +125,7 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<rbac::v1::ClusterRoleBinding>();
     generator.subschema_for::<rbac::v1::Role>();
     generator.subschema_for::<rbac::v1::RoleBinding>();
+    generator.subschema_for::<scheduling::v1::PriorityClass>();
     let mut definitions: Map<String, Value> =
         generator.take_definitions(true).into_iter().collect();
     for (name, schema) in &mut definitions {

@@ -86,3 +86,84 @@ async fn a_runtime_class_is_changed_but_for_its_handler() {
     assert!(refused.contains("RuntimeClass \"vm\" not found"), "{refused}");
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_pod_has_the_priority_of_its_class_or_of_the_default_one() {
+    let running = serve().await;
+    let create = ["create", "priorityclass", "high", "--value=1000", "--preemption-policy=Never"];
+    running.kubectl_ok(&create, "").await;
+    let create =
+        ["create", "priorityclass", "usual", "--value=7", "--global-default", "--description=x"];
+    running.kubectl_ok(&create, "").await;
+    let table = running.kubectl_ok(&["get", "pc", "high"], "").await;
+    let words: Vec<&str> = table.split_whitespace().collect();
+    let head = ["NAME", "VALUE", "GLOBAL-DEFAULT", "AGE", "PREEMPTIONPOLICY"];
+    assert_eq!(words[..5], head, "{table}");
+    assert_eq!((words[6], words[7], words[9]), ("1000", "false", "Never"), "{table}");
+
+    for (name, spec, wanted) in [
+        ("a", "priorityClassName: high", ("high", 1000, "Never")),
+        ("b", "", ("usual", 7, "PreemptLowerPriority")),
+        (
+            "c",
+            "priorityClassName: system-node-critical",
+            ("system-node-critical", 2_000_001_000, "PreemptLowerPriority"),
+        ),
+    ] {
+        running.kubectl_ok(&["apply", "-f", "-"], &pod(name, spec)).await;
+        let spec = read(&running, &["pod", name]).await["spec"].clone();
+        let (class, priority, policy) = wanted;
+        assert_eq!(spec["priorityClassName"], class);
+        assert_eq!(spec["priority"], priority);
+        assert_eq!(spec["preemptionPolicy"], policy);
+    }
+    for (spec, why) in [
+        ("priorityClassName: none", "no PriorityClass with name none was found"),
+        ("priority: 1", "computed 7 from the given PriorityClass name"),
+        (
+            "priorityClassName: high, preemptionPolicy: PreemptLowerPriority",
+            "computed Never from the given PriorityClass name",
+        ),
+    ] {
+        let refused = running.kubectl_fails(&["apply", "-f", "-"], &pod("q", spec)).await;
+        assert!(refused.contains("pods \"q\" is forbidden") && refused.contains(why), "{refused}");
+    }
+    running.kubectl_ok(&["delete", "pc", "usual"], "").await;
+    running.kubectl_ok(&["apply", "-f", "-"], &pod("d", "")).await;
+    assert_eq!(read(&running, &["pod", "d"]).await["spec"]["priority"], 0);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_rules_of_priority_classes_hold_and_those_of_the_system_stay() {
+    let running = serve().await;
+    running.kubectl_ok(&["create", "pc", "usual", "--value=7", "--global-default"], "").await;
+    for (args, why) in [
+        (
+            &["create", "pc", "other", "--value=8", "--global-default"][..],
+            "PriorityClass usual is already marked as default. Only one default can exist",
+        ),
+        (&["create", "pc", "system-x", "--value=8"], "system-x is not a known system priority"),
+        (&["create", "pc", "big", "--value=1000000001"], "maximum allowed value of a user defined"),
+        (
+            &["patch", "pc", "usual", "-p", r#"{"value": 8}"#],
+            "value: Forbidden: may not be changed in an update.",
+        ),
+        (&["delete", "pc", "system-node-critical"], "this is a system priority class and cannot"),
+    ] {
+        let refused = running.kubectl_fails(args, "").await;
+        assert!(refused.contains(why), "{refused}");
+    }
+    let patch = r#"{"description": "new"}"#;
+    running.kubectl_ok(&["patch", "pc", "usual", "-p", patch], "").await;
+    let classes = read(&running, &["pc"]).await;
+    let names: Vec<&str> = classes["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|class| class["metadata"]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["system-cluster-critical", "system-node-critical", "usual"]);
+    assert_eq!(classes["items"][2]["description"], "new");
+    running.stop().await;
+}

@@ -9,7 +9,7 @@ mod objects;
 mod pod_defaults;
 mod pod_rules;
 mod pod_token;
-mod priority;
+pub(crate) mod priority;
 pub(crate) mod quantity;
 mod resize;
 mod roles;
@@ -30,7 +30,7 @@ use crate::resource::{Kind, Resource};
 pub(crate) use mirror::{check_mirror, is_mirror};
 pub(crate) use pod_rules::qos_class;
 pub(crate) use pod_token::mount_token;
-pub(crate) use priority::check_priority;
+pub(crate) use priority::use_priority_class;
 pub(crate) use resize::beyond as beyond_node;
 pub(crate) use runtime_class::use_runtime_class;
 
@@ -58,7 +58,7 @@ pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
             object.put("/metadata/generation", 1);
             object.put("/status", json!({"phase": "Pending", "qosClass": qos_class(object)}));
         }
-        Kind::EndpointSlice => object.put("/metadata/generation", 1),
+        Kind::EndpointSlice | Kind::PriorityClass => object.put("/metadata/generation", 1),
         Kind::PersistentVolume | Kind::PersistentVolumeClaim => {
             object.put("/status", json!({"phase": "Pending"}));
             storage::protect(kind, object);
@@ -93,6 +93,7 @@ pub(crate) fn defaults(kind: Kind, object: &mut Value) {
         Kind::RoleBinding | Kind::ClusterRoleBinding => roles::defaults(object),
         Kind::PersistentVolume => storage::default_volume(object),
         Kind::PersistentVolumeClaim => object.default_to("/spec/volumeMode", "Filesystem"),
+        Kind::PriorityClass => priority::default_class(object),
         _ => {}
     }
 }
@@ -139,6 +140,7 @@ pub(crate) fn prepare_update(
             let class = qos_class(wanted);
             wanted.put("/status/qosClass", class);
         }
+        (Kind::Pod, _) => priority::keep(current, wanted),
         (Kind::CertificateSigningRequest, _) => signing::prepare_update(change, current, wanted),
         _ => {}
     }
@@ -183,6 +185,7 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
         Kind::PersistentVolume => storage::check_volume(object, &mut causes),
         Kind::PersistentVolumeClaim => storage::check_claim(object, &mut causes),
         Kind::RuntimeClass => runtime_class::check(object, &mut causes),
+        Kind::PriorityClass => priority::check(object, &mut causes),
         Kind::Node | Kind::Namespace | Kind::ServiceAccount => {}
     }
     causes
@@ -244,6 +247,7 @@ pub(crate) fn check_update(
             storage::check_claim(wanted, &mut causes);
             storage::check_claim_update(current, wanted, &mut causes);
         }
+        Kind::PriorityClass => priority::check_update(current, wanted, &mut causes),
         Kind::RuntimeClass => {
             runtime_class::check(wanted, &mut causes);
             runtime_class::check_update(current, wanted, &mut causes);

@@ -1,6 +1,6 @@
 //! Pod defaults, field by field as upstream sets them (`pkg/apis/core/v1/defaults.go`), and the
-//! values its admission plugins add on every cluster (service account, priority, tolerations). The
-//! token volume is added in `pod_token`.
+//! values its admission plugins add on every cluster (service account, tolerations). The token volume
+//! is added in `pod_token`, the priority in `priority`.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,6 @@ const TOLERATION_SECONDS: i64 = 300;
 pub(crate) fn apply(pod: &mut Value) {
     let is_mirror = super::is_mirror(pod);
     let Some(spec) = pod.get_mut("spec") else { return };
-    super::priority::default_priority(spec);
     for (pointer, value) in [
         ("/restartPolicy", json!("Always")),
         ("/terminationGracePeriodSeconds", json!(30)),
@@ -21,7 +20,6 @@ pub(crate) fn apply(pod: &mut Value) {
         ("/securityContext", json!({})),
         ("/schedulerName", json!("default-scheduler")),
         ("/enableServiceLinks", json!(true)),
-        ("/preemptionPolicy", json!("PreemptLowerPriority")),
     ] {
         spec.default_to(pointer, value);
     }
@@ -217,7 +215,6 @@ mod tests {
         assert!(pod["spec"]["volumes"][1]["emptyDir"].is_object());
         assert_eq!(pod["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
         assert_eq!(pod["spec"]["serviceAccountName"], "default");
-        assert_eq!(pod["spec"]["priority"], 0);
     }
 
     #[test]

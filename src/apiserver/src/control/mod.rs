@@ -27,7 +27,7 @@ use crate::api::Api;
 use crate::failure::Failure;
 use crate::object::{ObjectExt, new_uid, stamp};
 use crate::rbac;
-use crate::resource::{Kind, of, prefix};
+use crate::resource::{Kind, key, of, prefix};
 use crate::store::{Store, Tx};
 
 pub(crate) use kubernetes::first_service_ip;
@@ -44,6 +44,11 @@ pub(crate) async fn bootstrap(api: &Api) -> Result<(), Failure> {
     api.store
         .write(|tx| {
             rbac::defaults().into_iter().for_each(|(kind, object)| put(tx, kind, object));
+            for class in admit::priority::system_classes() {
+                if tx.get(&key(Kind::PriorityClass, "", class.name())).is_none() {
+                    put(tx, Kind::PriorityClass, class);
+                }
+            }
             Ok(())
         })
         .await?;

@@ -3,6 +3,7 @@
 //!
 //! Differs: no scores, no preemption, no spreading; the first node that fits gets the pod.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,11 +33,8 @@ pub(super) async fn reconcile(api: &Api) -> Result<(), Failure> {
         .write(|tx| {
             let nodes = tx.list(&prefix(Kind::Node, ""));
             let mut pods = tx.list(&prefix(Kind::Pod, ""));
-            for index in 0..pods.len() {
+            for index in waiting(&pods) {
                 let (key, pod) = pods[index].clone();
-                if !is_pending(&pod) {
-                    continue;
-                }
                 let waits = waits_for_claim(tx, &pod);
                 match waits.map_or_else(|| choose(&pod, &nodes, &pods), Err) {
                     Ok(node) => pods[index].1 = bind(tx, (&key, &pod), &node)?,
@@ -46,6 +44,17 @@ pub(super) async fn reconcile(api: &Api) -> Result<(), Failure> {
             Ok(())
         })
         .await
+}
+
+/// Which pods wait for a node: those of higher priority first, then those that wait longer.
+fn waiting(pods: &[Object]) -> Vec<usize> {
+    let mut waiting: Vec<usize> = (0..pods.len()).filter(|at| is_pending(&pods[*at].1)).collect();
+    waiting.sort_by_key(|at| {
+        let pod = &pods[*at].1;
+        let priority = pod.int("/spec/priority").unwrap_or(0);
+        (Reverse(priority), pod.text("/metadata/creationTimestamp"))
+    });
+    waiting
 }
 
 fn is_pending(pod: &Value) -> bool {
@@ -388,6 +397,24 @@ mod tests {
             after("node(s) didn't match Pod's node affinity/selector", unhelpful)
         );
         assert_eq!(choose(&asks("1"), &[], &[]), Err("no nodes available to schedule pods".into()));
+    }
+
+    #[test]
+    fn a_pod_of_higher_priority_chooses_before_those_that_wait_longer() {
+        let waits = |name: &str, priority: i64, since: &str| {
+            let mut pod = pod(json!({"schedulerName": NAME, "priority": priority}));
+            pod.put("/metadata/creationTimestamp", since);
+            (name.to_owned(), Arc::new(pod))
+        };
+        let mut bound = pod(json!({"schedulerName": NAME, "nodeName": "n", "priority": 9}));
+        bound.put("/metadata/creationTimestamp", "2026-01-01T00:00:00Z");
+        let pods = [
+            waits("a", 0, "2026-01-01T00:00:02Z"),
+            waits("b", 0, "2026-01-01T00:00:01Z"),
+            ("c".to_owned(), Arc::new(bound)),
+            waits("d", 5, "2026-01-01T00:00:03Z"),
+        ];
+        assert_eq!(waiting(&pods), [3, 1, 0]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub(crate) enum Kind {
     CertificateSigningRequest,
     ClusterTrustBundle,
     RuntimeClass,
+    PriorityClass,
 }
 
 /// Whether objects live in namespaces.
@@ -295,6 +296,7 @@ pub(crate) const GROUPS: &[(&str, &str)] = &[
     ("events.k8s.io", "v1"),
     ("node.k8s.io", "v1"),
     ("rbac.authorization.k8s.io", "v1"),
+    ("scheduling.k8s.io", "v1"),
 ];
 
 /// The groups of which only questions are served ([`Review`]).

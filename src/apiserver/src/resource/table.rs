@@ -296,4 +296,17 @@ pub(crate) static RESOURCES: &[Resource] = &[
         subresources: &[],
         canonical: canonical!(rbac::v1::Role),
     },
+    Resource {
+        kind: Kind::PriorityClass,
+        group: "scheduling.k8s.io",
+        version: "v1",
+        kind_name: "PriorityClass",
+        plural: "priorityclasses",
+        singular: "priorityclass",
+        short: &["pc"],
+        categories: &[],
+        scope: Scope::Cluster,
+        subresources: &[],
+        canonical: canonical!(scheduling::v1::PriorityClass),
+    },
 ];

@@ -161,6 +161,13 @@ fn columns(kind: Kind) -> &'static [Column] {
             ("Condition", "string", Always),
         ],
         Kind::ClusterTrustBundle => &[("Name", "string", Always), ("SignerName", "string", Always)],
+        Kind::PriorityClass => &[
+            ("Name", "string", Always),
+            ("Value", "integer", Always),
+            ("Global-Default", "boolean", Always),
+            ("Age", "string", Always),
+            ("PreemptionPolicy", "string", Always),
+        ],
         Kind::RuntimeClass => {
             &[("Name", "string", Always), ("Handler", "string", Always), ("Age", "string", Always)]
         }
@@ -226,6 +233,13 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
         Kind::Lease => {
             vec![object.name().into(), object.text("/spec/holderIdentity").into(), age.into()]
         }
+        Kind::PriorityClass => vec![
+            object.name().into(),
+            object.int("/value").unwrap_or(0).into(),
+            object.flag("/globalDefault").into(),
+            age.into(),
+            object.text("/preemptionPolicy").into(),
+        ],
         Kind::RuntimeClass => {
             vec![object.name().into(), object.text("/handler").into(), age.into()]
         }

@@ -189,6 +189,10 @@ pub(crate) fn remove(
         let why = "this namespace may not be deleted";
         return Err(Failure::forbidden(resource, current.name(), why));
     }
+    if resource.kind == Kind::PriorityClass && admit::priority::is_system_class(current.name()) {
+        let why = "this is a system priority class and cannot be deleted";
+        return Err(Failure::forbidden(resource, current.name(), why));
+    }
     let grace = match resource.kind {
         Kind::Pod => pod_grace(current, options.grace_seconds),
         _ => 0,

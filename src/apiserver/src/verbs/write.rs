@@ -87,7 +87,7 @@ impl Creation {
                 admit::service::allocate(tx, &self.settings, (&mut object, None))?;
             }
             Kind::Pod => {
-                admit::check_priority(&object)
+                admit::use_priority_class(tx, &mut object)
                     .and_then(|()| admit::use_runtime_class(tx, &mut object))
                     .map_err(|why| Failure::forbidden(resource, object.name(), &why))?;
                 use_account(tx, &mut object)?;
@@ -101,6 +101,7 @@ impl Creation {
         if !causes.is_empty() {
             return Err(Failure::invalid(resource, object.name(), &causes));
         }
+        check_class(tx, (resource, &object))?;
         if let Some(identity) = &self.identity {
             check_grant(tx, identity, (resource, &object))?;
         }
@@ -162,6 +163,18 @@ fn check_grant(
     let user = &identity.user;
     let why = format!("user {user:?} is attempting to grant RBAC permissions not currently held");
     Err(Failure::forbidden(resource, object.name(), &why))
+}
+
+/// There is one class at most for pods that name none.
+fn check_class(
+    tx: &Tx<'_>,
+    (resource, object): (&'static Resource, &Value),
+) -> Result<(), Failure> {
+    match resource.kind {
+        Kind::PriorityClass => admit::priority::check_default(tx, object)
+            .map_err(|why| Failure::forbidden(resource, object.name(), &why)),
+        _ => Ok(()),
+    }
 }
 
 /// The pod's service account must exist, and lends its pull secrets and a token. A mirror shows a pod
@@ -348,6 +361,7 @@ impl Update {
         if change == Change::Resize {
             check_room(tx, (resource, current), &wanted)?;
         }
+        check_class(tx, (resource, &wanted))?;
         check_grant(tx, &self.identity, (resource, &wanted))?;
         if resource.kind == Kind::CertificateSigningRequest {
             admit::signing::check_right(tx, &self.identity, (change, current, &wanted))?;
