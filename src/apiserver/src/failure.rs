@@ -86,6 +86,11 @@ impl Cause {
         }
     }
 
+    /// The cause as it is where the object with the field is itself in a field.
+    pub(crate) fn within(self, outer: &str) -> Self {
+        Self { field: format!("{outer}.{}", self.field), ..self }
+    }
+
     /// The cause as one line of a message.
     pub(crate) fn line(&self) -> String {
         format!("{}: {}", self.field, self.body)

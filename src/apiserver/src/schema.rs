@@ -112,6 +112,7 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<core::v1::PersistentVolume>();
     generator.subschema_for::<core::v1::PersistentVolumeClaim>();
     generator.subschema_for::<core::v1::Pod>();
+    generator.subschema_for::<core::v1::PodTemplate>();
     generator.subschema_for::<core::v1::Secret>();
     generator.subschema_for::<core::v1::Service>();
     generator.subschema_for::<core::v1::ServiceAccount>();

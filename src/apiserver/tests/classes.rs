@@ -1,4 +1,5 @@
-//! What pods name and others say: an unmodified kubectl makes the classes and sees what pods get of them.
+//! What pods name and others say: an unmodified kubectl makes the classes and sees what pods get of them;
+//! and templates of pods.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -165,5 +166,54 @@ async fn the_rules_of_priority_classes_hold_and_those_of_the_system_stay() {
         .collect();
     assert_eq!(names, ["system-cluster-critical", "system-node-critical", "usual"]);
     assert_eq!(classes["items"][2]["description"], "new");
+    running.stop().await;
+}
+
+const TEMPLATE: &str = r#"
+apiVersion: v1
+kind: PodTemplate
+metadata: {name: t}
+template:
+  metadata: {labels: {app: web}}
+  spec:
+    containers:
+    - {name: a, image: 'web:1', resources: {limits: {cpu: '1'}}}
+    - {name: b, image: 'log:1'}
+"#;
+
+#[tokio::test]
+async fn a_pod_template_is_checked_as_a_pod_is_and_counts_its_changes() {
+    let running = serve().await;
+    let applied = running.kubectl_ok(&["apply", "-f", "-"], TEMPLATE).await;
+    assert_eq!(applied, "podtemplate/t created\n");
+    let again = running.kubectl_ok(&["apply", "-f", "-"], TEMPLATE).await;
+    assert_eq!(again, "podtemplate/t unchanged\n");
+    let table = running.kubectl_ok(&["get", "podtemplates"], "").await;
+    let lines: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "CONTAINERS", "IMAGES", "POD", "LABELS"], "{table}");
+    assert_eq!(lines[1], ["t", "a,b", "web:1,log:1", "app=web"], "{table}");
+
+    let patch = r#"{"template": {"spec": {"containers": [{"name": "b", "image": "log:2"}]}}}"#;
+    running.kubectl_ok(&["patch", "podtemplate", "t", "-p", patch], "").await;
+    running.kubectl_ok(&["annotate", "podtemplate", "t", "a=b"], "").await;
+    let template = read(&running, &["podtemplate", "t"]).await;
+    assert_eq!(template["metadata"]["generation"], 2, "{template}");
+    let containers = template["template"]["spec"]["containers"].as_array().unwrap();
+    assert_eq!(containers.len(), 2, "lists merge by name");
+    assert_eq!(containers[1]["image"], "log:2");
+    assert!(containers[0]["resources"].get("requests").is_none(), "{template}");
+
+    let bad = TEMPLATE.replace("name: t", "name: bad").replace("{name: b,", "{name: a,");
+    let refused = running.kubectl_fails(&["create", "-f", "-"], &bad).await;
+    let why = "template.spec.containers[1].name: Duplicate value: \"a\"";
+    assert!(
+        refused.contains("The PodTemplate \"bad\" is invalid") && refused.contains(why),
+        "{refused}"
+    );
+    let empty = "{apiVersion: v1, kind: PodTemplate, metadata: {name: e}}";
+    let refused = running.kubectl_fails(&["create", "-f", "-"], empty).await;
+    assert!(refused.ends_with("template.spec.containers: Required value\n"), "{refused}");
+    running.kubectl_ok(&["delete", "podtemplates", "--all"], "").await;
     running.stop().await;
 }

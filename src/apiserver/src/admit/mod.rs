@@ -58,7 +58,9 @@ pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
             object.put("/metadata/generation", 1);
             object.put("/status", json!({"phase": "Pending", "qosClass": qos_class(object)}));
         }
-        Kind::EndpointSlice | Kind::PriorityClass => object.put("/metadata/generation", 1),
+        Kind::EndpointSlice | Kind::PriorityClass | Kind::PodTemplate => {
+            object.put("/metadata/generation", 1);
+        }
         Kind::PersistentVolume | Kind::PersistentVolumeClaim => {
             object.put("/status", json!({"phase": "Pending"}));
             storage::protect(kind, object);
@@ -85,6 +87,7 @@ pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
 pub(crate) fn defaults(kind: Kind, object: &mut Value) {
     match kind {
         Kind::Pod => pod_defaults::apply(object),
+        Kind::PodTemplate => pod_defaults::apply_to_template(object),
         Kind::Service => service::defaults(object),
         Kind::Secret => object.default_to("/type", "Opaque"),
         Kind::Endpoints => objects::default_endpoints(object),
@@ -150,6 +153,7 @@ pub(crate) fn prepare_update(
 pub(crate) fn bump_generation(kind: Kind, current: &Value, wanted: &mut Value) {
     let changed = match kind {
         Kind::Pod => wanted.get("spec") != current.get("spec"),
+        Kind::PodTemplate => wanted.get("template") != current.get("template"),
         Kind::EndpointSlice => {
             ["endpoints", "ports"].iter().any(|field| wanted.get(*field) != current.get(*field))
         }
@@ -166,7 +170,8 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     names::check_metadata(resource, object, &mut causes);
     match resource.kind {
-        Kind::Pod => pod_rules::check_spec(object, &mut causes),
+        Kind::Pod => pod_rules::check(object, &mut causes),
+        Kind::PodTemplate => check_template(object, &mut causes),
         Kind::Service => service::check(object, &mut causes),
         Kind::ConfigMap => objects::check_data(object, &mut causes),
         Kind::Secret => {
@@ -189,6 +194,12 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
         Kind::Node | Kind::Namespace | Kind::ServiceAccount => {}
     }
     causes
+}
+
+fn check_template(object: &Value, causes: &mut Vec<Cause>) {
+    let mut found = Vec::new();
+    pod_rules::check_template(&object["template"], &mut found);
+    causes.extend(found.into_iter().map(|cause| cause.within("template")));
 }
 
 /// Checks a changed object against its former self.
@@ -247,6 +258,7 @@ pub(crate) fn check_update(
             storage::check_claim(wanted, &mut causes);
             storage::check_claim_update(current, wanted, &mut causes);
         }
+        Kind::PodTemplate => check_template(wanted, &mut causes),
         Kind::PriorityClass => priority::check_update(current, wanted, &mut causes),
         Kind::RuntimeClass => {
             runtime_class::check(wanted, &mut causes);

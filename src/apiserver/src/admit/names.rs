@@ -90,7 +90,7 @@ pub(crate) fn check_metadata(resource: &Resource, object: &Value, causes: &mut V
         causes.push(Cause::invalid("metadata.name", &json!(name), problem));
     }
     check_labels("metadata.labels", object.map("/metadata/labels"), causes);
-    check_annotations(object, causes);
+    check_annotations("metadata.annotations", object, causes);
     for (index, finalizer) in object.list("/metadata/finalizers").iter().enumerate() {
         let text = finalizer.as_str().unwrap_or_default();
         if !label::is_qualified_name(text) {
@@ -125,20 +125,17 @@ pub(crate) fn label_value_problem(text: &str) -> Option<&'static str> {
     }
 }
 
-fn check_annotations(object: &Value, causes: &mut Vec<Cause>) {
+/// Checks the annotations of an object, or of a template, at a field.
+pub(crate) fn check_annotations(field: &str, object: &Value, causes: &mut Vec<Cause>) {
     let mut bytes = 0;
     for (key, value) in object.map("/metadata/annotations").into_iter().flatten() {
         if !label::is_qualified_name(&key.to_lowercase()) {
-            causes.push(Cause::invalid("metadata.annotations", &json!(key), label::NAME_RULE));
+            causes.push(Cause::invalid(field, &json!(key), label::NAME_RULE));
         }
         bytes += key.len() + value.as_str().map_or(0, str::len);
     }
     if bytes > MAX_ANNOTATION_BYTES {
-        causes.push(Cause::invalid(
-            "metadata.annotations",
-            &json!(bytes),
-            "may not be more than 262144 bytes",
-        ));
+        causes.push(Cause::invalid(field, &json!(bytes), "may not be more than 262144 bytes"));
     }
 }
 

@@ -9,46 +9,72 @@ use crate::object::ObjectExt;
 /// The seconds a pod stays on a node that is not ready or not reachable.
 const TOLERATION_SECONDS: i64 = 300;
 
+const LISTS: [&str; 3] = ["/initContainers", "/containers", "/ephemeralContainers"];
+
 /// Sets the defaults of a pod. Doing it twice changes nothing.
 pub(crate) fn apply(pod: &mut Value) {
     let is_mirror = super::is_mirror(pod);
     let Some(spec) = pod.get_mut("spec") else { return };
+    default_spec(spec);
+    spec.default_to("/enableServiceLinks", true);
+    if !is_mirror {
+        default_account(spec);
+    }
+    default_tolerations(spec);
+    let host_network = spec.flag("/hostNetwork");
+    for list in LISTS {
+        for container in spec.list_mut(list) {
+            default_requests(container);
+            for port in container.list_mut("/ports") {
+                if let Some(number) = port.int("/containerPort").filter(|_| host_network) {
+                    port.default_to("/hostPort", number);
+                }
+            }
+        }
+    }
+}
+
+/// Sets the defaults of a template: those that do not depend on when a pod is made from it.
+pub(crate) fn apply_to_template(object: &mut Value) {
+    object.default_to("/template/spec", json!({}));
+    default_spec(&mut object["template"]["spec"]);
+}
+
+fn default_spec(spec: &mut Value) {
     for (pointer, value) in [
         ("/restartPolicy", json!("Always")),
         ("/terminationGracePeriodSeconds", json!(30)),
         ("/dnsPolicy", json!("ClusterFirst")),
         ("/securityContext", json!({})),
         ("/schedulerName", json!("default-scheduler")),
-        ("/enableServiceLinks", json!(true)),
     ] {
         spec.default_to(pointer, value);
     }
-    if !is_mirror {
-        default_account(spec);
+    name_account(spec);
+    for list in LISTS {
+        spec.list_mut(list).iter_mut().for_each(default_container);
     }
-    default_tolerations(spec);
-    let host_network = spec.flag("/hostNetwork");
-    for list in ["/initContainers", "/containers", "/ephemeralContainers"] {
-        for container in spec.list_mut(list) {
-            default_container(container, host_network);
-        }
-    }
-    for volume in spec.list_mut("/volumes") {
-        default_volume(volume);
-    }
+    spec.list_mut("/volumes").iter_mut().for_each(default_volume);
 }
 
 fn default_account(spec: &mut Value) {
-    let named = |spec: &Value, field: &str| !spec.text(field).is_empty();
-    if !named(spec, "/serviceAccountName") && named(spec, "/serviceAccount") {
-        let name = spec.text("/serviceAccount").to_owned();
-        spec.put("/serviceAccountName", name);
-    }
-    if !named(spec, "/serviceAccountName") {
+    if spec.text("/serviceAccountName").is_empty() {
         spec.put("/serviceAccountName", "default");
     }
-    let name = spec.text("/serviceAccountName").to_owned();
-    spec.put("/serviceAccount", name);
+    name_account(spec);
+}
+
+/// The account has two names in a spec, of which the shorter one is the old one.
+fn name_account(spec: &mut Value) {
+    let name = match spec.text("/serviceAccountName") {
+        "" => spec.text("/serviceAccount"),
+        name => name,
+    };
+    let name = name.to_owned();
+    if !name.is_empty() {
+        spec.put("/serviceAccountName", name.as_str());
+        spec.put("/serviceAccount", name);
+    }
 }
 
 fn default_tolerations(spec: &mut Value) {
@@ -75,7 +101,7 @@ fn default_tolerations(spec: &mut Value) {
     }
 }
 
-fn default_container(container: &mut Value, host_network: bool) {
+fn default_container(container: &mut Value) {
     container.default_to("/resources", json!({}));
     container.default_to("/terminationMessagePath", "/dev/termination-log");
     container.default_to("/terminationMessagePolicy", "File");
@@ -83,9 +109,6 @@ fn default_container(container: &mut Value, host_network: bool) {
     container.default_to("/imagePullPolicy", policy);
     for port in container.list_mut("/ports") {
         port.default_to("/protocol", "TCP");
-        if host_network && let Some(number) = port.int("/containerPort") {
-            port.default_to("/hostPort", number);
-        }
     }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(probe) = container.get_mut(probe) {
@@ -105,6 +128,10 @@ fn default_container(container: &mut Value, host_network: bool) {
             resource.default_to("/divisor", "0");
         }
     }
+}
+
+/// What is limited and not asked for is asked for as it is limited.
+fn default_requests(container: &mut Value) {
     let limits = container.map("/resources/limits").cloned().unwrap_or_default();
     for (resource, limit) in limits {
         let pointer =
@@ -215,6 +242,22 @@ mod tests {
         assert!(pod["spec"]["volumes"][1]["emptyDir"].is_object());
         assert_eq!(pod["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
         assert_eq!(pod["spec"]["serviceAccountName"], "default");
+    }
+
+    #[test]
+    fn a_template_gets_what_does_not_depend_on_the_pod() {
+        let mut object = json!({"template": {"spec": {"hostNetwork": true, "containers": [{"name": "a",
+            "image": "web:1", "ports": [{"containerPort": 80}], "resources": {"limits": {"cpu": "1"}}}]}}});
+        apply_to_template(&mut object);
+        let spec = &object["template"]["spec"];
+        assert_eq!(spec["restartPolicy"], "Always");
+        let container = &spec["containers"][0];
+        assert_eq!(container["ports"][0], json!({"containerPort": 80, "protocol": "TCP"}));
+        assert_eq!(container["resources"], json!({"limits": {"cpu": "1"}}));
+        assert_eq!(container["imagePullPolicy"], "IfNotPresent");
+        for field in ["tolerations", "serviceAccountName", "priority", "enableServiceLinks"] {
+            assert!(spec.get(field).is_none(), "{field}");
+        }
     }
 
     #[test]

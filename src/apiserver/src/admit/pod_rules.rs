@@ -46,8 +46,37 @@ pub(crate) fn qos_class(pod: &Value) -> &'static str {
     }
 }
 
-/// Checks the spec of a pod.
-pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
+/// Checks the spec of a new pod.
+pub(crate) fn check(pod: &Value, causes: &mut Vec<Cause>) {
+    check_spec(pod, causes);
+    for list in ["containers", "initContainers"] {
+        for (index, container) in pod.list(&format!("/spec/{list}")).iter().enumerate() {
+            let image = container.text("/image");
+            if image.trim() != image {
+                let field = format!("spec.{list}[{index}].image");
+                let detail = "must not have leading or trailing whitespace";
+                causes.push(Cause::invalid(field, &json!(image), detail));
+            }
+        }
+    }
+    if !pod.list("/spec/ephemeralContainers").is_empty() {
+        causes.push(Cause::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+    }
+}
+
+/// Checks what pods are made from: it is where they have their metadata and spec. Whoever makes the pod fills
+/// in what a template may leave open, an image of blanks.
+pub(super) fn check_template(template: &Value, causes: &mut Vec<Cause>) {
+    names::check_labels("labels", template.map("/metadata/labels"), causes);
+    names::check_annotations("annotations", template, causes);
+    check_spec(template, causes);
+    if !template.list("/spec/ephemeralContainers").is_empty() {
+        let detail = "ephemeral containers not allowed in pod template";
+        causes.push(Cause::forbidden("spec.ephemeralContainers", detail));
+    }
+}
+
+fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
     if pod.list("/spec/containers").is_empty() {
         causes.push(Cause::required("spec.containers", ""));
     }
@@ -79,9 +108,6 @@ pub(crate) fn check_spec(pod: &Value, causes: &mut Vec<Cause>) {
             }
             check_container(&path, (container, &volumes), causes);
         }
-    }
-    if !pod.list("/spec/ephemeralContainers").is_empty() {
-        causes.push(Cause::forbidden("spec.ephemeralContainers", "cannot be set on create"));
     }
     check_choices(pod, causes);
     for (pointer, least) in [("terminationGracePeriodSeconds", 0), ("activeDeadlineSeconds", 1)] {
@@ -152,9 +178,6 @@ fn check_container(
     let image = container.text("/image");
     if image.is_empty() {
         causes.push(Cause::required(format!("{path}.image"), ""));
-    } else if image.trim() != image {
-        let detail = "must not have leading or trailing whitespace";
-        causes.push(Cause::invalid(format!("{path}.image"), &json!(image), detail));
     }
     let policy = container.text("/imagePullPolicy");
     if !matches!(policy, "Always" | "IfNotPresent" | "Never") {
@@ -443,7 +466,7 @@ mod tests {
 
     fn problems(pod: &Value) -> Vec<Cause> {
         let mut causes = Vec::new();
-        check_spec(pod, &mut causes);
+        check(pod, &mut causes);
         causes
     }
 
@@ -453,6 +476,30 @@ mod tests {
         let mut empty = json!({"spec": {"containers": []}});
         defaults(Kind::Pod, &mut empty);
         assert_eq!(problems(&empty), [Cause::required("spec.containers", "")]);
+    }
+
+    #[test]
+    fn a_template_may_leave_the_image_open_and_a_pod_may_not() {
+        let mut blank = pod();
+        blank["spec"]["containers"][0]["image"] = json!(" ");
+        let detail = "must not have leading or trailing whitespace";
+        let field = "spec.containers[0].image";
+        assert_eq!(problems(&blank), [Cause::invalid(field, &json!(" "), detail)]);
+        let mut causes = Vec::new();
+        check_template(&blank, &mut causes);
+        assert_eq!(causes, []);
+        blank.put("/metadata/labels", json!({"a b": "c"}));
+        blank["spec"]["ephemeralContainers"] = json!([{"name": "e"}]);
+        blank["spec"]["containers"][0]["name"] = json!("A");
+        check_template(&blank, &mut causes);
+        let found: Vec<String> =
+            causes.into_iter().map(|one| one.within("template").line()).collect();
+        assert!(found[0].starts_with("template.labels: Invalid value: \"a b\""), "{found:?}");
+        assert!(found[1].starts_with("template.spec.containers[0].name: Invalid"), "{found:?}");
+        assert!(
+            found[2].ends_with("ephemeral containers not allowed in pod template"),
+            "{found:?}"
+        );
     }
 
     #[test]

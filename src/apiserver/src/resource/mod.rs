@@ -34,6 +34,7 @@ pub(crate) enum Kind {
     ClusterTrustBundle,
     RuntimeClass,
     PriorityClass,
+    PodTemplate,
 }
 
 /// Whether objects live in namespaces.

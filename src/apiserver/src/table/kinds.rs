@@ -58,6 +58,19 @@ fn labels(map: Option<&Map<String, Value>>) -> String {
     or(&pairs.join(","), "<none>").to_owned()
 }
 
+pub(super) fn pod_template(template: &Value) -> Vec<Value> {
+    let of = |field: &str| {
+        let containers = template.list("/template/spec/containers").iter();
+        containers.map(|one| one.text(field)).collect::<Vec<_>>().join(",")
+    };
+    vec![
+        template.name().into(),
+        of("/name").into(),
+        of("/image").into(),
+        labels(template.map("/template/metadata/labels")).into(),
+    ]
+}
+
 /// Access modes as people abbreviate them.
 fn modes(object: &Value, pointer: &str) -> String {
     let modes = object.list(pointer).iter().map(|mode| match mode.as_str().unwrap_or_default() {
@@ -260,6 +273,14 @@ mod tests {
         assert_eq!(row[3], "<none>");
         assert_eq!(row[4], "80:30080/TCP");
         assert_eq!(row[6], "app=x");
+    }
+
+    #[test]
+    fn a_pod_template_shows_containers_images_and_labels() {
+        let row = pod_template(&json!({"metadata": {"name": "t"}, "template": {
+            "metadata": {"labels": {"a": "b", "c": "d"}},
+            "spec": {"containers": [{"name": "x", "image": "i"}, {"name": "y", "image": "j"}]}}}));
+        assert_eq!(row, ["t", "x,y", "i,j", "a=b,c=d"]);
     }
 
     #[test]

@@ -161,6 +161,12 @@ fn columns(kind: Kind) -> &'static [Column] {
             ("Condition", "string", Always),
         ],
         Kind::ClusterTrustBundle => &[("Name", "string", Always), ("SignerName", "string", Always)],
+        Kind::PodTemplate => &[
+            ("Name", "string", Always),
+            ("Containers", "string", Always),
+            ("Images", "string", Always),
+            ("Pod Labels", "string", Always),
+        ],
         Kind::PriorityClass => &[
             ("Name", "string", Always),
             ("Value", "integer", Always),
@@ -233,6 +239,7 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
         Kind::Lease => {
             vec![object.name().into(), object.text("/spec/holderIdentity").into(), age.into()]
         }
+        Kind::PodTemplate => kinds::pod_template(object),
         Kind::PriorityClass => vec![
             object.name().into(),
             object.int("/value").unwrap_or(0).into(),
