@@ -61,14 +61,21 @@ pub(crate) struct Asked<'a> {
 
 /// Whether some rule of somebody's allows it.
 pub(crate) fn allows(objects: &impl Objects, who: &Identity, asked: &Asked<'_>) -> bool {
-    let of = |kind: Kind, namespace: &str| {
-        let bindings = objects.all(&prefix(kind, namespace));
-        bindings.iter().any(|(_, binding)| {
-            names(binding, who) && rules(objects, binding).iter().any(|rule| covers(rule, asked))
-        })
-    };
-    of(Kind::ClusterRoleBinding, "")
-        || (!asked.namespace.is_empty() && of(Kind::RoleBinding, asked.namespace))
+    rules_of(objects, who, asked.namespace).any(|rule| covers(&rule, asked))
+}
+
+/// The rules that count for somebody in a namespace; those of the whole cluster are the first.
+pub(crate) fn rules_of(
+    objects: &impl Objects,
+    who: &Identity,
+    namespace: &str,
+) -> impl Iterator<Item = Value> {
+    let mut bindings = objects.all(&prefix(Kind::ClusterRoleBinding, ""));
+    if !namespace.is_empty() {
+        bindings.extend(objects.all(&prefix(Kind::RoleBinding, namespace)));
+    }
+    let own = bindings.into_iter().filter(|(_, binding)| names(binding, who));
+    own.flat_map(|(_, binding)| rules(objects, &binding))
 }
 
 /// Whether a binding is about somebody.

@@ -158,3 +158,33 @@ async fn typed_creations_and_namespaces_work() {
     assert!(waited.contains("timed out waiting for the condition"), "{waited}");
     running.stop().await;
 }
+
+#[tokio::test]
+async fn who_may_do_what_is_told_as_a_list() {
+    let running = serve().await;
+    let mine = running.kubectl_ok(&["auth", "can-i", "--list"], "").await;
+    assert!(mine.lines().any(|line| line.starts_with("*.*")), "{mine}");
+    running.kubectl_ok(&["create", "sa", "robot"], "").await;
+    running
+        .kubectl_ok(&["create", "role", "r", "--verb=get,list", "--resource=pods,pods/log"], "")
+        .await;
+    let bind = ["create", "rolebinding", "b", "--role=r", "--serviceaccount=default:robot"];
+    running.kubectl_ok(&bind, "").await;
+    let token = running.kubectl_ok(&["create", "token", "robot"], "").await;
+    let admin = &running.server.credentials.admin_kubeconfig;
+    let mut config = kube::config::Kubeconfig::read_from(admin).unwrap();
+    let shown = serde_json::json!({"token": token.trim()});
+    config.auth_infos[0].auth_info = Some(serde_json::from_value(shown).unwrap());
+    let path = running.dir.path().join("robot.kubeconfig");
+    std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
+    let robot = path.to_str().unwrap();
+    for (namespace, has) in [("default", true), ("kube-system", false)] {
+        let args = ["--kubeconfig", robot, "auth", "can-i", "--list", "-n", namespace];
+        let told = running.kubectl_ok(&args, "").await;
+        let pods = told.lines().find(|line| line.starts_with("pods ")).map(str::to_owned);
+        assert_eq!(pods.is_some(), has, "{told}");
+        assert!(pods.is_none_or(|line| line.ends_with("[get list]")), "{told}");
+        assert!(told.contains("selfsubjectrulesreviews.authorization.k8s.io"), "{told}");
+    }
+    running.stop().await;
+}

@@ -128,7 +128,7 @@ pub(crate) fn authorize_review(
     identity: &Identity,
     review: Review,
 ) -> Result<(), Failure> {
-    let about_self = matches!(review, Review::SelfSubject | Review::SelfAccess);
+    let about_self = matches!(review, Review::SelfSubject | Review::SelfAccess | Review::SelfRules);
     let plural = review.plural();
     let asked =
         Asked { verb: "create", group: review.group(), resource: &plural, ..Asked::default() };

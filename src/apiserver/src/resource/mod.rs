@@ -161,18 +161,20 @@ pub(crate) enum Review {
     Access,
     /// Whether the asker may.
     SelfAccess,
+    /// What the asker may do.
+    SelfRules,
 }
 
 impl Review {
     /// All of them, in the order of discovery.
-    pub(crate) const ALL: [Self; 4] =
-        [Self::SelfSubject, Self::Token, Self::SelfAccess, Self::Access];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::SelfSubject, Self::Token, Self::SelfAccess, Self::SelfRules, Self::Access];
 
     /// The API group.
     pub(crate) fn group(self) -> &'static str {
         match self {
             Self::Token | Self::SelfSubject => "authentication.k8s.io",
-            Self::Access | Self::SelfAccess => "authorization.k8s.io",
+            Self::Access | Self::SelfAccess | Self::SelfRules => "authorization.k8s.io",
         }
     }
 
@@ -183,6 +185,7 @@ impl Review {
             Self::SelfSubject => "SelfSubjectReview",
             Self::Access => "SubjectAccessReview",
             Self::SelfAccess => "SelfSubjectAccessReview",
+            Self::SelfRules => "SelfSubjectRulesReview",
         }
     }
 

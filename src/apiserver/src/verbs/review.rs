@@ -10,9 +10,12 @@ use crate::failure::Failure;
 use crate::http::access::{Identity, authorize_review, may};
 use crate::http::answer::{self, Answer};
 use crate::object::ObjectExt;
-use crate::rbac::Asked;
+use crate::rbac::{self, Asked};
 use crate::resource::Review;
 use crate::tokens;
+
+/// The paths, and what is below them, that everybody may read who is known.
+const OPEN: [&str; 7] = ["/api", "/apis", "/healthz", "/livez", "/openapi", "/readyz", "/version"];
 
 /// Answers a question.
 ///
@@ -32,6 +35,10 @@ pub(crate) fn answer(
         Review::Token => token(api, &object),
         Review::SelfSubject => json!({"userInfo": user(identity)}),
         Review::SelfAccess => access(api, identity, &object),
+        Review::SelfRules => match object.text("/spec/namespace") {
+            "" => return Err(Failure::bad_request("no namespace on request")),
+            namespace => rules(identity, rbac::rules_of(&api.store, identity, namespace)),
+        },
         Review::Access => {
             let who = Identity {
                 user: object.text("/spec/user").to_owned(),
@@ -91,12 +98,62 @@ fn access(api: &Api, who: &Identity, object: &Value) -> Value {
     } else {
         // Discovery and health are everybody's who is known; other paths are nobody's but masters'.
         let path = object.text("/spec/nonResourceAttributes/path");
-        let open = ["/api", "/apis", "/healthz", "/livez", "/openapi", "/readyz", "/version"];
         let below = |root: &&str| path == *root || path.starts_with(&format!("{root}/"));
-        who.is_master() || open.iter().any(below)
+        who.is_master() || OPEN.iter().any(below)
     };
     match allowed {
         true => json!({"allowed": true}),
         false => json!({"allowed": false, "reason": "no rule allows it"}),
+    }
+}
+
+/// What somebody may do: what their rules say, what everybody may, and all of it for masters. What a node may
+/// follows from its objects, which no list of rules says.
+fn rules(who: &Identity, own: impl Iterator<Item = Value>) -> Value {
+    let open: Vec<String> =
+        OPEN.iter().flat_map(|root| [(*root).to_owned(), format!("{root}/*")]).collect();
+    let mut non_resource = vec![json!({"verbs": ["get"], "nonResourceURLs": open})];
+    let mut resource: Vec<Value> = [Review::SelfSubject, Review::SelfAccess, Review::SelfRules]
+        .iter()
+        .map(|one| json!({"verbs": ["create"], "apiGroups": [one.group()], "resources": [one.plural()]}))
+        .collect();
+    if who.is_master() {
+        resource.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        non_resource.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+    }
+    // Rules for paths are in no request's way: who is known reads what is open, and masters all.
+    resource.extend(own.filter(|rule| rule.list("/nonResourceURLs").is_empty()));
+    let mut status = json!({"resourceRules": resource, "nonResourceRules": non_resource,
+        "incomplete": who.node().is_some()});
+    if who.node().is_some() {
+        status["evaluationError"] = "what a node may do is not told as rules".into();
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_rules_is_told_their_own_and_everybodys() {
+        let own = || {
+            let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]},
+                {"verbs": ["get"], "nonResourceURLs": ["/metrics"]}]);
+            rules.as_array().cloned().unwrap().into_iter()
+        };
+        let who =
+            |group: &str, user: &str| Identity { user: user.into(), groups: vec![group.into()] };
+        let told = rules(&who("people", "eve"), own());
+        let resources = told.list("/resourceRules");
+        assert_eq!(resources.len(), 4, "{told}");
+        assert_eq!(resources[3]["resources"], json!(["pods"]));
+        assert!(!told.to_string().contains("/metrics"), "such a rule gives nothing here");
+        assert_eq!(told["incomplete"], false);
+        let told = rules(&who("system:masters", "root"), own());
+        assert_eq!(told["resourceRules"][3]["verbs"], json!(["*"]));
+        assert_eq!(told["nonResourceRules"][1]["nonResourceURLs"], json!(["*"]));
+        let told = rules(&who("system:nodes", "system:node:n"), own());
+        assert_eq!(told["incomplete"], true);
     }
 }
