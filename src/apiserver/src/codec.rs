@@ -64,8 +64,13 @@ pub(crate) fn quantities_to_text(object: &mut Value) {
         Value::Object(map) => {
             for (key, value) in map {
                 match key.as_str() {
+                    // Of a limit range a list.
+                    "limits" if value.is_array() => quantities_to_text(value),
                     "limits" | "requests" | "capacity" | "allocatable" | "podFixed"
                     | "allocatedResources" => stringify_members(value),
+                    "max" | "min" | "default" | "defaultRequest" | "maxLimitRequestRatio" => {
+                        stringify_members(value);
+                    }
                     // Of a pod amounts, of a runtime class where the amounts are.
                     "overhead" => {
                         stringify_members(value);

@@ -192,6 +192,7 @@ pub(crate) fn defaults() -> Vec<(Kind, Value)> {
         "configmaps",
         "endpoints",
         "events",
+        "limitranges",
         "namespaces",
         "namespaces/status",
         "persistentvolumeclaims",

@@ -107,6 +107,7 @@ fn generate() -> Map<String, Value> {
     generator.subschema_for::<core::v1::ConfigMap>();
     generator.subschema_for::<core::v1::Endpoints>();
     generator.subschema_for::<core::v1::Event>();
+    generator.subschema_for::<core::v1::LimitRange>();
     generator.subschema_for::<core::v1::Namespace>();
     generator.subschema_for::<core::v1::Node>();
     generator.subschema_for::<core::v1::PersistentVolume>();

@@ -1,5 +1,5 @@
 //! What pods name and others say: an unmodified kubectl makes the classes and sees what pods get of them;
-//! and templates of pods.
+//! templates of pods, and limit ranges.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -217,3 +217,61 @@ async fn a_pod_template_is_checked_as_a_pod_is_and_counts_its_changes() {
     running.kubectl_ok(&["delete", "podtemplates", "--all"], "").await;
     running.stop().await;
 }
+
+const LIMITS: &str = r#"
+apiVersion: v1
+kind: LimitRange
+metadata: {name: limits}
+spec:
+  limits:
+  - type: Container
+    default: {cpu: 500m, memory: 64Mi}
+    max: {cpu: 1}
+  - type: PersistentVolumeClaim
+    max: {storage: 1Gi}
+"#;
+
+const CLAIM: &str = r#"
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: c}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 2Gi}}}
+"#;
+
+#[tokio::test]
+async fn the_limits_of_a_namespace_fill_in_and_refuse() {
+    let running = serve().await;
+    running.kubectl_ok(&["apply", "-f", "-"], LIMITS).await;
+    let described = running.kubectl_ok(&["describe", "limits", "limits"], "").await;
+    let row = described.lines().find(|line| line.contains("memory")).unwrap();
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(words, ["Container", "memory", "-", "-", "64Mi", "64Mi", "-"], "{described}");
+
+    running.kubectl_ok(&["run", "p", "--image=web:1"], "").await;
+    let pod = read(&running, &["pod", "p"]).await;
+    let amounts = json!({"cpu": "500m", "memory": "64Mi"});
+    let resources = json!({"limits": amounts, "requests": amounts});
+    assert_eq!(pod["spec"]["containers"][0]["resources"], resources, "{pod}");
+    assert_eq!(pod["status"]["qosClass"], "Guaranteed");
+    let note = &pod["metadata"]["annotations"]["kubernetes.io/limit-ranger"];
+    assert!(note.as_str().unwrap().starts_with("LimitRanger plugin set: "), "{pod}");
+
+    let large = WEB.replace("CPU", "2");
+    let refused = running.kubectl_fails(&["create", "-f", "-"], &large).await;
+    let why = "pods \"large\" is forbidden: maximum cpu usage per Container is 1, but limit is 2";
+    assert!(refused.contains(why), "{refused}");
+    running.kubectl_ok(&["create", "-f", "-"], &WEB.replace("CPU", "1")).await;
+    let patch = r#"{"spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}}]}}"#;
+    let resize = ["patch", "pod", "large", "--subresource=resize", "-p", patch];
+    let refused = running.kubectl_fails(&resize, "").await;
+    assert!(refused.contains("maximum cpu usage per Container is 1, but limit is 2"), "{refused}");
+    let refused = running.kubectl_fails(&["create", "-f", "-"], CLAIM).await;
+    let why = "maximum storage usage per PersistentVolumeClaim is 1Gi, but request is 2Gi";
+    assert!(refused.contains(why), "{refused}");
+    running.kubectl_ok(&["delete", "limits", "--all"], "").await;
+    running.kubectl_ok(&["create", "-f", "-"], CLAIM).await;
+    running.stop().await;
+}
+
+const WEB: &str = "{apiVersion: v1, kind: Pod, metadata: {name: large}, spec: {containers: [
+  {name: a, image: 'web:1', resources: {limits: {cpu: CPU}}}]}}";

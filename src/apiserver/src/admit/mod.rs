@@ -3,6 +3,7 @@
 
 mod ephemeral;
 pub(crate) mod events;
+pub(crate) mod limit_range;
 mod mirror;
 pub(crate) mod names;
 mod objects;
@@ -12,6 +13,7 @@ mod pod_token;
 pub(crate) mod priority;
 pub(crate) mod quantity;
 mod resize;
+mod resources;
 mod roles;
 mod runtime_class;
 pub(crate) mod service;
@@ -87,6 +89,7 @@ pub(crate) fn prepare_create(kind: Kind, object: &mut Value) {
 pub(crate) fn defaults(kind: Kind, object: &mut Value) {
     match kind {
         Kind::Pod => pod_defaults::apply(object),
+        Kind::LimitRange => limit_range::defaults(object),
         Kind::PodTemplate => pod_defaults::apply_to_template(object),
         Kind::Service => service::defaults(object),
         Kind::Secret => object.default_to("/type", "Opaque"),
@@ -172,6 +175,7 @@ pub(crate) fn check_create(resource: &Resource, object: &Value) -> Vec<Cause> {
     match resource.kind {
         Kind::Pod => pod_rules::check(object, &mut causes),
         Kind::PodTemplate => check_template(object, &mut causes),
+        Kind::LimitRange => limit_range::check(object, &mut causes),
         Kind::Service => service::check(object, &mut causes),
         Kind::ConfigMap => objects::check_data(object, &mut causes),
         Kind::Secret => {
@@ -259,6 +263,7 @@ pub(crate) fn check_update(
             storage::check_claim_update(current, wanted, &mut causes);
         }
         Kind::PodTemplate => check_template(wanted, &mut causes),
+        Kind::LimitRange => limit_range::check(wanted, &mut causes),
         Kind::PriorityClass => priority::check_update(current, wanted, &mut causes),
         Kind::RuntimeClass => {
             runtime_class::check(wanted, &mut causes);

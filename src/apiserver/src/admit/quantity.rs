@@ -69,8 +69,7 @@ pub(crate) fn canonical(text: &str) -> Option<String> {
             whole /= 1024;
             power += 1;
         }
-        let suffix = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][power];
-        return Some(format!("{}{suffix}", sign * whole));
+        return Some(format!("{}{}", sign * whole, BINARY[power]));
     }
     let mut mantissa = nanos;
     let mut step = 0;
@@ -88,6 +87,22 @@ pub(crate) fn canonical(text: &str) -> Option<String> {
         }
     })
 }
+
+/// The text of an amount in thousandths, in the family of suffixes of another text.
+pub(crate) fn like(millis: i128, other: &str) -> String {
+    let plain = canonical(&format!("{millis}m")).unwrap_or_default();
+    if !other.ends_with('i') || millis % 1000 != 0 {
+        return plain;
+    }
+    let (mut whole, mut power) = (millis / 1000, 0);
+    while whole != 0 && whole % 1024 == 0 && power < 6 {
+        whole /= 1024;
+        power += 1;
+    }
+    format!("{whole}{}", BINARY[power])
+}
+
+const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
 
 /// The value in billionths, rounded up in size.
 fn nanos(number: &str, suffix: &str) -> Option<i128> {
@@ -154,6 +169,20 @@ mod tests {
         }
         for bad in ["", "x", "1x", "1.2.3", "m", "- 1"] {
             assert_eq!(canonical(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_sum_is_written_as_its_first_part() {
+        for (millis, other, text) in [
+            (1_500, "500m", "1500m"),
+            (3_000, "1", "3"),
+            (192 * 1_048_576_000, "64Mi", "192Mi"),
+            (1_536_000, "1Ki", "1536"),
+            (0, "1Gi", "0"),
+            (500, "1Gi", "500m"),
+        ] {
+            assert_eq!(like(millis, other), text);
         }
     }
 

@@ -3,14 +3,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{names, pod_rules, quantity, tolerations};
+use super::{names, pod_rules, quantity, resources, tolerations};
 use crate::failure::Cause;
 use crate::object::ObjectExt;
 use crate::resource::{Kind, key};
-use crate::selector::label;
 use crate::store::Tx;
-
-const HUGE: &str = "hugepages-";
 
 /// Checks a class.
 pub(super) fn check(class: &Value, causes: &mut Vec<Cause>) {
@@ -18,14 +15,16 @@ pub(super) fn check(class: &Value, causes: &mut Vec<Cause>) {
     for (resource, amount) in class.map("/overhead/podFixed").into_iter().flatten() {
         // The name that upstream gives the field, which checks it as limits.
         let field = format!("overhead.limits[{resource}]");
-        check_resource(&field, resource, causes);
+        resources::check_for_container(&field, resource, causes);
         let millis = pod_rules::check_amount(&field, amount, causes);
         if resource.contains('/') && millis.is_some_and(|millis| millis % 1000 != 0) {
             causes.push(Cause::invalid(field, amount, "must be an integer"));
         }
     }
     let fixed = || class.map("/overhead/podFixed").into_iter().flatten().map(|(name, _)| name);
-    if fixed().any(|name| name.starts_with(HUGE)) && !fixed().any(|n| n == "cpu" || n == "memory") {
+    if fixed().any(|name| name.starts_with(resources::HUGE))
+        && !fixed().any(|n| n == "cpu" || n == "memory")
+    {
         causes.push(Cause::forbidden("overhead", "HugePages require cpu or memory"));
     }
     let selector = class.map("/scheduling/nodeSelector");
@@ -33,21 +32,6 @@ pub(super) fn check(class: &Value, causes: &mut Vec<Cause>) {
     let (field, listed) = ("scheduling.tolerations", class.list("/scheduling/tolerations"));
     tolerations::check(field, listed, causes);
     tolerations::check_unique(field, listed, causes);
-}
-
-/// What a container could ask for: the node's own resources, and what devices are called.
-fn check_resource(field: &str, resource: &str, causes: &mut Vec<Cause>) {
-    let known =
-        matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with(HUGE);
-    let problem = match resource.contains('/') {
-        _ if !label::is_qualified_name(resource) => label::NAME_RULE,
-        false if !known => "must be a standard resource for containers",
-        true if resource.starts_with("requests.") => {
-            "doesn't follow extended resource name standard"
-        }
-        _ => return,
-    };
-    causes.push(Cause::invalid(field, &json!(resource), problem));
 }
 
 /// Which handler a class means stays.

@@ -35,6 +35,7 @@ pub(crate) enum Kind {
     RuntimeClass,
     PriorityClass,
     PodTemplate,
+    LimitRange,
 }
 
 /// Whether objects live in namespaces.

@@ -140,7 +140,7 @@ fn columns(kind: Kind) -> &'static [Column] {
             ("Age", "string", Always),
             ("VolumeMode", "string", Wide),
         ],
-        Kind::Role | Kind::ClusterRole => {
+        Kind::Role | Kind::ClusterRole | Kind::LimitRange => {
             &[("Name", "string", Always), ("Created At", "string", Always)]
         }
         Kind::RoleBinding | Kind::ClusterRoleBinding => {
@@ -223,7 +223,7 @@ fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<Value> {
         }
         Kind::PersistentVolume => kinds::volume(object, age),
         Kind::PersistentVolumeClaim => kinds::claim(object, age),
-        Kind::Role | Kind::ClusterRole => {
+        Kind::Role | Kind::ClusterRole | Kind::LimitRange => {
             vec![object.name().into(), object.text("/metadata/creationTimestamp").into()]
         }
         Kind::RoleBinding | Kind::ClusterRoleBinding => {

@@ -87,8 +87,7 @@ impl Creation {
                 admit::service::allocate(tx, &self.settings, (&mut object, None))?;
             }
             Kind::Pod => {
-                admit::use_priority_class(tx, &mut object)
-                    .and_then(|()| admit::use_runtime_class(tx, &mut object))
+                admit_pod(tx, &mut object)
                     .map_err(|why| Failure::forbidden(resource, object.name(), &why))?;
                 use_account(tx, &mut object)?;
             }
@@ -101,7 +100,7 @@ impl Creation {
         if !causes.is_empty() {
             return Err(Failure::invalid(resource, object.name(), &causes));
         }
-        check_class(tx, (resource, &object))?;
+        check_others(tx, (resource, &object))?;
         if let Some(identity) = &self.identity {
             check_grant(tx, identity, (resource, &object))?;
         }
@@ -165,16 +164,30 @@ fn check_grant(
     Err(Failure::forbidden(resource, object.name(), &why))
 }
 
-/// There is one class at most for pods that name none.
-fn check_class(
+/// What a new pod gets from its classes and from the limit ranges of its namespace.
+fn admit_pod(tx: &Tx<'_>, pod: &mut Value) -> Result<(), String> {
+    let namespace = pod.namespace().to_owned();
+    admit::use_priority_class(tx, pod)?;
+    admit::use_runtime_class(tx, pod)?;
+    admit::limit_range::admit_pod(tx, &namespace, pod)?;
+    let class = admit::qos_class(pod);
+    pod.put("/status/qosClass", class);
+    Ok(())
+}
+
+/// Checks what other objects have to say.
+fn check_others(
     tx: &Tx<'_>,
     (resource, object): (&'static Resource, &Value),
 ) -> Result<(), Failure> {
-    match resource.kind {
-        Kind::PriorityClass => admit::priority::check_default(tx, object)
-            .map_err(|why| Failure::forbidden(resource, object.name(), &why)),
+    let checked = match resource.kind {
+        Kind::PriorityClass => admit::priority::check_default(tx, object),
+        Kind::PersistentVolumeClaim if !object.is_terminating() => {
+            admit::limit_range::admit_claim(tx, object.namespace(), object)
+        }
         _ => Ok(()),
-    }
+    };
+    checked.map_err(|why| Failure::forbidden(resource, object.name(), &why))
 }
 
 /// The pod's service account must exist, and lends its pull secrets and a token. A mirror shows a pod
@@ -347,6 +360,10 @@ impl Update {
             Some(Subresource::Resize) => Change::Resize,
             _ => Change::Main,
         };
+        if change == Change::Resize && !current.is_terminating() {
+            admit::limit_range::admit_pod(tx, &self.target.namespace, &mut wanted)
+                .map_err(|why| Failure::forbidden(resource, current.name(), &why))?;
+        }
         keep_metadata(current, &mut wanted);
         admit::prepare_update((resource, change), current, &mut wanted);
         admit::defaults(resource.kind, &mut wanted);
@@ -361,7 +378,9 @@ impl Update {
         if change == Change::Resize {
             check_room(tx, (resource, current), &wanted)?;
         }
-        check_class(tx, (resource, &wanted))?;
+        if change == Change::Main {
+            check_others(tx, (resource, &wanted))?;
+        }
         check_grant(tx, &self.identity, (resource, &wanted))?;
         if resource.kind == Kind::CertificateSigningRequest {
             admit::signing::check_right(tx, &self.identity, (change, current, &wanted))?;
