@@ -30,6 +30,7 @@ mod pods;
 mod readme;
 mod refusals;
 mod restart;
+mod runtime_classes;
 mod service;
 mod services;
 mod shutdown;
