@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use berth_runtime::interface::{Images, Runtime};
-use k8s_openapi::api::core::v1::{Node, Pod, Service as ApiService};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::Api;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +17,7 @@ use crate::admission::{AppArmorSupport, SysctlPolicy};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::container_config::NodeFacts;
-use crate::environment::Service;
+use crate::environment::{Service, ServiceObject};
 use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
 use crate::eviction::Conditions;
@@ -317,11 +317,11 @@ fn services(
     }
     let (sender, receiver) = watch::channel(None);
     let (changes, mut inbox) = mpsc::channel(CHANGES);
-    let api: Api<ApiService> = Api::all(parts.client.clone());
+    let api: Api<ServiceObject> = Api::all(parts.client.clone());
     tasks.spawn(source::follow(api, Selection::default(), changes, shutdown.clone()));
     tasks.spawn(async move {
         let mut known = std::collections::BTreeMap::new();
-        let key = |service: &ApiService| {
+        let key = |service: &ServiceObject| {
             (service.metadata.namespace.clone(), service.metadata.name.clone())
         };
         while let Some(change) = inbox.recv().await {

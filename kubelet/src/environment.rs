@@ -18,6 +18,7 @@ use crate::objects::{EnvFile, Fetched, Kind, ObjectError, allow_missing};
 mod env_file;
 mod service_links;
 
+pub(crate) use service_links::ServiceObject;
 pub use service_links::{Service, ServicePort, service_variables};
 
 /// Why a container cannot have its environment: its waiting reason is `CreateContainerConfigError`.

@@ -1,14 +1,16 @@
 //! One kind of object, listed and watched: the current set, then every change.
 //!
 //! ```text
-//!            ┌──────────── 410, or the watch cannot go on ───────────┐
+//!            ┌────── 410, or an object that cannot be read ──────────┐
 //!            ▼                                                       │
 //!   Listing ───► [Event::Synced] ───► Watching(version) ─── ended ───┤
 //!      │  ▲                                 ▲    │                   │
 //!      └──┘ failed: wait                    └────┘ change, bookmark, timeout
 //! ```
 //!
-//! A failure waits with jitter, at least as long as the server's `Retry-After`; a 410 lists once. A
+//! A failure waits with jitter, at least as long as the server's `Retry-After`; a 410 lists once. What
+//! cannot be read would come again at the same version, so that the set is listed: without the object,
+//! or with another state of it, it can be read. A
 //! server that cannot be reached changes nothing in what was delivered before. Serves pods,
 //! Services, Nodes and whatever else the agent follows.
 
@@ -153,13 +155,13 @@ where
     };
     let mut stream = match api.watch(&parameters, &version).await {
         Ok(stream) => Box::pin(stream),
-        Err(error) => return failed(version, &error, Heard::Nothing),
+        Err(error) => return failed::<K>(version, &error, Heard::Nothing),
     };
     let mut heard = Heard::Nothing;
     loop {
         let next = match tokio::time::timeout(SILENCE, stream.next()).await {
             Ok(Some(Ok(next))) => next,
-            Ok(Some(Err(error))) => return failed(version, &error, heard),
+            Ok(Some(Err(error))) => return failed::<K>(version, &error, heard),
             // A watch that ends without a word would otherwise be opened again without a pause.
             Ok(None) if heard == Heard::Nothing => {
                 return Step::Wait { next: State::Watching(version), asked: None };
@@ -175,7 +177,7 @@ where
                 continue;
             }
             WatchEvent::Error(status) => {
-                return failed(version, &kube::Error::Api(status), heard);
+                return failed::<K>(version, &kube::Error::Api(status), heard);
             }
         };
         heard = Heard::Something;
@@ -197,8 +199,9 @@ enum Heard {
     Something,
 }
 
-/// After 410 the set is listed again, once; after anything else the watch goes on where it was.
-fn failed(version: String, error: &kube::Error, heard: Heard) -> Step {
+/// After 410 the set is listed again, once, and after what cannot be read; after anything else the
+/// watch goes on where it was.
+fn failed<K>(version: String, error: &kube::Error, heard: Heard) -> Step {
     let asked = api_retry::retry_after(error);
     let too_old = matches!(error, kube::Error::Api(status) if status.code == 410);
     match (too_old, heard) {
@@ -208,10 +211,24 @@ fn failed(version: String, error: &kube::Error, heard: Heard) -> Step {
         }
         // A version that was listed a moment ago is too old already: do not spin.
         (true, Heard::Nothing) => Step::Wait { next: State::Listing, asked },
+        (false, _) if is_unreadable(error) => {
+            tracing::warn!(kind = std::any::type_name::<K>(), "an object cannot be read, listing");
+            Step::Wait { next: State::Listing, asked }
+        }
         (false, _) => {
-            tracing::warn!(%error, "watch failed");
+            tracing::warn!(kind = std::any::type_name::<K>(), %error, "watch failed");
             Step::Wait { next: State::Watching(version), asked }
         }
+    }
+}
+
+/// Whether the server said something that is no event of this kind. The client takes any other object
+/// for a status that says nothing.
+fn is_unreadable(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 0,
+        kube::Error::SerdeError(_) => true,
+        _ => false,
     }
 }
 

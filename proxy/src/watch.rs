@@ -8,7 +8,6 @@ use std::fmt::Debug;
 use std::sync::mpsc::{Sender, channel};
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
@@ -19,6 +18,9 @@ use crate::cluster::Update;
 use crate::convert::{self, Notices};
 use crate::worker::{self, Message};
 use crate::{Config, Error};
+use seen::Seen;
+
+mod seen;
 
 /// Serves the Services of a cluster on this node until told to stop. What is programmed stays in
 /// place afterwards: pods outlive the agent, and so do their Services.
@@ -55,14 +57,14 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
 async fn watch_services(client: Client, config: &Config, sender: Sender<Message>) {
     let labels = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
     let options = watcher::Config::default().labels(labels);
-    let stream = watcher(Api::<Service>::all(client), options).default_backoff();
+    let stream = watcher(Api::<Seen>::all(client), options).default_backoff();
     let external_ips = config.external_ips;
     feed(
         stream,
         Feed {
             sender,
-            name: convert::service_name,
-            read: move |object: &Service| convert::service(object, external_ips),
+            name: |object: &Seen| convert::service_name(&object.0),
+            read: move |object: &Seen| convert::service(&object.0, external_ips),
             gone: Update::NoService,
             listed: Message::ServicesListed,
         },

@@ -33,7 +33,11 @@ fn service() -> Value {
         "spec": {
             "type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
             "ports": [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}]
-        }
+        },
+        // As an API server sends it whose clients did not say when it changed.
+        "status": {"conditions": [{
+            "type": "Told", "status": "True", "reason": "E2E", "message": "", "lastTransitionTime": null
+        }]}
     })
 }
 

@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 
 use berth_runtime::interface::Protocol;
+use k8s_openapi::api::core::v1::{Service as ApiService, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 
 /// What of a Service its variables are made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +31,37 @@ pub struct ServicePort {
     pub protocol: Protocol,
 }
 
-impl From<&k8s_openapi::api::core::v1::Service> for Service {
-    fn from(service: &k8s_openapi::api::core::v1::Service) -> Self {
+/// A Service of the API, without its status: nothing of that is asked here, and API servers take
+/// conditions there that the API's own type cannot read (a `lastTransitionTime` of null).
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ServiceObject {
+    pub(crate) metadata: ObjectMeta,
+    spec: Option<ServiceSpec>,
+}
+
+impl k8s_openapi::Resource for ServiceObject {
+    const API_VERSION: &'static str = ApiService::API_VERSION;
+    const GROUP: &'static str = ApiService::GROUP;
+    const KIND: &'static str = ApiService::KIND;
+    const VERSION: &'static str = ApiService::VERSION;
+    const URL_PATH_SEGMENT: &'static str = ApiService::URL_PATH_SEGMENT;
+    type Scope = <ApiService as k8s_openapi::Resource>::Scope;
+}
+
+impl k8s_openapi::Metadata for ServiceObject {
+    type Ty = ObjectMeta;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl From<&ServiceObject> for Service {
+    fn from(service: &ServiceObject) -> Self {
         let spec = service.spec.as_ref();
         let port = |port: &k8s_openapi::api::core::v1::ServicePort| {
             Some(ServicePort {
@@ -152,6 +184,23 @@ mod tests {
         ];
         let variables: Vec<_> = variables.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         assert_eq!(variables, expected);
+    }
+
+    #[test]
+    fn a_service_is_read_whatever_its_conditions_lack() {
+        let condition = serde_json::json!({
+            "type": "Told", "status": "True", "reason": "E2E", "message": "",
+            "lastTransitionTime": null,
+        });
+        let object = serde_json::json!({
+            "metadata": {"name": "db", "namespace": "a"},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80, "protocol": "UDP"}]},
+            "status": {"loadBalancer": {}, "conditions": [condition]},
+        });
+        let object: ServiceObject = serde_json::from_value(object).unwrap();
+        let port = ServicePort { name: String::new(), port: 80, protocol: Protocol::Udp };
+        let expected = Service { ports: vec![port], ..service("a", "db", "10.96.0.7") };
+        assert_eq!(Service::from(&object), expected);
     }
 
     #[test]

@@ -151,6 +151,26 @@ async fn a_version_that_is_too_old_is_listed_anew_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_does_not_keep_the_later_ones_away() {
+    let unreadable = json!({"type": "ADDED", "object": {
+        "metadata": {"name": "b", "resourceVersion": "6"}, "data": 7,
+    }});
+    let server = Server::new(vec![
+        Answer::List(&["a"], "5"),
+        Answer::Watch(vec![unreadable]),
+        Answer::List(&["a", "c"], "8"),
+        Answer::Open(vec![json!({"type": "ADDED", "object": object("d", "9")})]),
+    ]);
+    let mut events = server.start();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.push(name(&events.recv().await.unwrap()));
+    }
+    assert_eq!(seen, ["synced a", "synced ac", "applied d"]);
+    assert_eq!(server.kinds(), ["list", "5", "list", "8"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn versions_that_are_always_too_old_do_not_make_it_spin() {
     let mut script = Vec::new();
     for _ in 0..200 {
