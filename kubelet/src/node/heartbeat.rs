@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::extended::Advertised;
 use super::facts::{self, Places};
 use super::object::{self, Pressure};
 use super::{Shared, news, patch_status};
@@ -153,12 +154,14 @@ pub async fn keep_status(
             let node = node.read().unwrap_or_else(PoisonError::into_inner);
             node.status.clone()
         };
+        let advertised = Advertised::of(known.as_ref());
         let previous = reported.as_ref().map(|(status, _)| status.clone()).or(known);
         let facts = facts::read(&places);
         let ending = *endings.borrow_and_update();
         let pressure = Pressure { ending, ..Pressure::from(&*conditions.borrow_and_update()) };
         let mut wanted =
             object::status(&config, &facts, pressure, (config.clock.now(), previous.as_ref()));
+        advertised.add_to(&mut wanted);
         wanted.images = match images.list().await {
             Ok(all) => Some(super::images::told(all, config.max_images)),
             Err(error) => {
@@ -168,10 +171,11 @@ pub async fn keep_status(
         };
         let is_due = reported.as_ref().is_none_or(|(status, at)| {
             !object::says_the_same(status, &wanted)
+                || advertised.is_news()
                 || at.elapsed() >= config.heartbeat.status_report
         });
         if is_due {
-            let patch = json!({"status": wire(&wanted)});
+            let patch = json!({"status": wire(&wanted, &advertised)});
             let patching = patch_status(&api, &config.node_name, patch);
             match tokio::time::timeout(REQUEST, patching).await {
                 Ok(Ok(updated)) => {
@@ -203,8 +207,9 @@ pub async fn keep_status(
 }
 
 /// The status as it is patched: addresses are replaced as a whole, since a merge would keep old ones.
-fn wire(status: &NodeStatus) -> Value {
+fn wire(status: &NodeStatus, advertised: &Advertised) -> Value {
     let mut body = serde_json::to_value(status).unwrap_or_default();
+    advertised.withdraw_from(&mut body);
     if let Some(Value::Array(addresses)) = body.get_mut("addresses") {
         addresses.insert(0, json!({"$patch": "replace"}));
     }

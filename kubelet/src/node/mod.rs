@@ -1,8 +1,10 @@
 //! The Node object: registered, kept up to date, and kept alive by its Lease.
 //!
-//! [`facts`] reads what the host is, [`object`] turns that into the Node (pure), [`heartbeat`] brings
-//! it to the API server, [`peers`] follows the node's own pod address ranges and those of the others.
+//! [`facts`] reads what the host is, [`object`] turns that into the Node (pure), [`extended`] adds what
+//! others advertise, [`heartbeat`] brings it to the API server, [`peers`] follows the node's own pod
+//! address ranges and those of the others.
 
+mod extended;
 pub mod facts;
 pub mod heartbeat;
 mod images;

@@ -30,12 +30,18 @@ impl Scene {
         }
     }
 
-    /// The node's condition Ready, as it was reported last.
-    fn ready(&self) -> Value {
+    /// The status that was reported last.
+    fn reported(&self) -> Value {
         let state = self.api.state.lock().unwrap();
         let mut reports =
             state.requests.iter().filter(|(_, path, _)| path.ends_with("/nodes/n/status"));
-        let conditions = reports.next_back().unwrap().2["status"]["conditions"].as_array().unwrap();
+        reports.next_back().unwrap().2["status"].clone()
+    }
+
+    /// The node's condition Ready, as it was reported last.
+    fn ready(&self) -> Value {
+        let status = self.reported();
+        let conditions = status["conditions"].as_array().unwrap();
         conditions.iter().find(|one| one["type"] == "Ready").unwrap().clone()
     }
 
@@ -116,11 +122,38 @@ async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
     assert!(!standing.is_told());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_an_administrator_advertises_is_allocatable_at_the_next_look() {
+    let scene = Scene::new();
+    let (events, _occurrences) = Recorder::new();
+    let (node, client) = (Arc::clone(&scene.node), scene.api.client());
+    let (_pressed, conditions) = watch::channel(Conditions::new());
+    let signs = Signs { conditions, standing: Standing::default() };
+    let seen = (node, Arc::new(FakeImages::default()) as Arc<dyn Images>, signs);
+    let shutdown = scene.shutdown.clone();
+    tokio::spawn(keep_status(scene.config.clone(), client, seen, events, shutdown));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let advertise = |capacity: Value, allocatable: Value| {
+        let status = json!({"capacity": capacity, "allocatable": allocatable});
+        let node = json!({"metadata": {"name": "n"}, "status": status});
+        *scene.node.write().unwrap() = serde_json::from_value(node).unwrap();
+    };
+    advertise(json!({"example.com/dongle": "3"}), json!({}));
+    tokio::time::sleep(scene.config.heartbeat.status_check).await;
+    let told = scene.reported();
+    assert_eq!(told["allocatable"]["example.com/dongle"], "3");
+    assert_eq!(told["capacity"].get("example.com/dongle"), None, "it is others' to write");
+    advertise(json!({}), json!({"example.com/dongle": "3"}));
+    tokio::time::sleep(scene.config.heartbeat.status_check).await;
+    let told = scene.reported();
+    assert_eq!(told["allocatable"].get("example.com/dongle"), Some(&Value::Null));
+}
+
 #[test]
 fn a_reported_status_replaces_the_addresses() {
     let status: NodeStatus =
         serde_json::from_value(json!({"addresses": [{"type": "InternalIP", "address": "a"}]}))
             .unwrap();
-    let addresses = wire(&status)["addresses"].clone();
+    let addresses = wire(&status, &Advertised::default())["addresses"].clone();
     assert_eq!(addresses, json!([{"$patch": "replace"}, {"type": "InternalIP", "address": "a"}]));
 }
