@@ -119,7 +119,14 @@ async fn looks_within_the_grace_send_no_further_signal() {
         node.apply(pod.clone()).await;
         tokio::time::sleep(SECOND / 100).await;
     }
-    let history = node.runtime.state().history.clone();
-    let signals = history.iter().filter(|one| one.starts_with("signal c")).count();
-    assert_eq!(signals, 1, "{history:?}");
+    let signals = || {
+        let history = node.runtime.state().history.clone();
+        history.iter().filter(|one| one.starts_with("signal c")).count()
+    };
+    // On a busy machine the first one may come late.
+    while signals() == 0 && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    tokio::time::sleep(SECOND / 10).await;
+    assert_eq!(signals(), 1);
 }
