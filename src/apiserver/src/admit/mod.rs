@@ -223,55 +223,58 @@ pub(crate) fn check_update(
     if change == Change::Resize {
         resize::check(current, wanted, &mut causes);
     }
-    if change != Change::Main {
-        return causes;
+    if change == Change::Main {
+        check_main(resource.kind, (current, wanted), &mut causes);
     }
-    match resource.kind {
-        Kind::Pod => pod_rules::check_update(current, wanted, &mut causes),
+    causes
+}
+
+fn check_main(kind: Kind, (current, wanted): (&Value, &Value), causes: &mut Vec<Cause>) {
+    match kind {
+        Kind::Pod => pod_rules::check_update(current, wanted, causes),
         Kind::Service => {
-            service::check(wanted, &mut causes);
-            service::check_update(current, wanted, &mut causes);
+            service::check(wanted, causes);
+            service::check_update(current, wanted, causes);
         }
         Kind::Secret | Kind::ConfigMap => {
-            objects::check_data(wanted, &mut causes);
-            objects::check_data_update(resource.kind, (current, wanted), &mut causes);
+            objects::check_data(wanted, causes);
+            objects::check_data_update(kind, (current, wanted), causes);
         }
         Kind::ClusterTrustBundle => {
-            trust::check(wanted, &mut causes);
-            trust::check_update(current, wanted, &mut causes);
+            trust::check(wanted, causes);
+            trust::check_update(current, wanted, causes);
         }
-        Kind::Lease => objects::check_lease(wanted, &mut causes),
-        Kind::Endpoints => objects::check_endpoints(wanted, &mut causes),
+        Kind::Lease => objects::check_lease(wanted, causes),
+        Kind::Endpoints => objects::check_endpoints(wanted, causes),
         Kind::EndpointSlice => {
-            objects::check_slice(wanted, &mut causes);
+            objects::check_slice(wanted, causes);
             if current.text("/addressType") != wanted.text("/addressType") {
                 let value = json!(wanted.text("/addressType"));
                 causes.push(Cause::invalid("addressType", &value, "field is immutable"));
             }
         }
-        Kind::Node => objects::check_node_update(current, wanted, &mut causes),
+        Kind::Node => objects::check_node_update(current, wanted, causes),
         Kind::Role | Kind::ClusterRole | Kind::RoleBinding | Kind::ClusterRoleBinding => {
-            roles::check(resource.kind, wanted, &mut causes);
-            roles::check_update(current, wanted, &mut causes);
+            roles::check(kind, wanted, causes);
+            roles::check_update(current, wanted, causes);
         }
         Kind::PersistentVolume => {
-            storage::check_volume(wanted, &mut causes);
-            storage::check_volume_update(current, wanted, &mut causes);
+            storage::check_volume(wanted, causes);
+            storage::check_volume_update(current, wanted, causes);
         }
         Kind::PersistentVolumeClaim => {
-            storage::check_claim(wanted, &mut causes);
-            storage::check_claim_update(current, wanted, &mut causes);
+            storage::check_claim(wanted, causes);
+            storage::check_claim_update(current, wanted, causes);
         }
-        Kind::PodTemplate => check_template(wanted, &mut causes),
-        Kind::LimitRange => limit_range::check(wanted, &mut causes),
-        Kind::PriorityClass => priority::check_update(current, wanted, &mut causes),
+        Kind::PodTemplate => check_template(wanted, causes),
+        Kind::LimitRange => limit_range::check(wanted, causes),
+        Kind::PriorityClass => priority::check_update(current, wanted, causes),
         Kind::RuntimeClass => {
-            runtime_class::check(wanted, &mut causes);
-            runtime_class::check_update(current, wanted, &mut causes);
+            runtime_class::check(wanted, causes);
+            runtime_class::check_update(current, wanted, causes);
         }
         Kind::Event | Kind::Namespace | Kind::ServiceAccount | Kind::CertificateSigningRequest => {}
     }
-    causes
 }
 
 /// Whether an update of the kind must say which form of the object it saw.
