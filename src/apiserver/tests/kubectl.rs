@@ -171,15 +171,9 @@ async fn who_may_do_what_is_told_as_a_list() {
     let bind = ["create", "rolebinding", "b", "--role=r", "--serviceaccount=default:robot"];
     running.kubectl_ok(&bind, "").await;
     let token = running.kubectl_ok(&["create", "token", "robot"], "").await;
-    let admin = &running.server.credentials.admin_kubeconfig;
-    let mut config = kube::config::Kubeconfig::read_from(admin).unwrap();
-    let shown = serde_json::json!({"token": token.trim()});
-    config.auth_infos[0].auth_info = Some(serde_json::from_value(shown).unwrap());
-    let path = running.dir.path().join("robot.kubeconfig");
-    std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
-    let robot = path.to_str().unwrap();
+    let robot = robot_kubeconfig(&running, token.trim());
     for (namespace, has) in [("default", true), ("kube-system", false)] {
-        let args = ["--kubeconfig", robot, "auth", "can-i", "--list", "-n", namespace];
+        let args = ["--kubeconfig", &robot, "auth", "can-i", "--list", "-n", namespace];
         let told = running.kubectl_ok(&args, "").await;
         let pods = told.lines().find(|line| line.starts_with("pods ")).map(str::to_owned);
         assert_eq!(pods.is_some(), has, "{told}");
@@ -187,4 +181,40 @@ async fn who_may_do_what_is_told_as_a_list() {
         assert!(told.contains("selfsubjectrulesreviews.authorization.k8s.io"), "{told}");
     }
     running.stop().await;
+}
+
+#[tokio::test]
+async fn who_acts_as_somebody_else_has_their_rights_and_needs_the_right_to() {
+    let running = serve().await;
+    let as_eve = ["get", "pods", "--as=eve"];
+    let refused = running.kubectl_fails(&as_eve, "").await;
+    assert!(refused.contains("User \"eve\" cannot list resource \"pods\""), "{refused}");
+    let answer = running.kubectl(&["auth", "can-i", "list", "pods", "--as=eve"], "").await;
+    assert!(answer.stdout.starts_with(b"no"), "{answer:?}");
+    running.kubectl_ok(&["create", "role", "r", "--verb=list", "--resource=pods"], "").await;
+    running.kubectl_ok(&["create", "rolebinding", "b", "--role=r", "--group=team"], "").await;
+    running.kubectl_ok(&[&as_eve[..], &["--as-group=team"]].concat(), "").await;
+    running.kubectl_ok(&["get", "nodes", "--as=eve", "--as-group=system:masters"], "").await;
+    let refused = running.kubectl_fails(&[&as_eve[..], &["--as-uid=1"]].concat(), "").await;
+    assert!(refused.contains("impersonate-uid is not supported"), "{refused}");
+
+    running.kubectl_ok(&["create", "sa", "robot"], "").await;
+    let token = running.kubectl_ok(&["create", "token", "robot"], "").await;
+    let robot = robot_kubeconfig(&running, token.trim());
+    let refused =
+        running.kubectl_fails(&[&["--kubeconfig", &robot], &as_eve[..]].concat(), "").await;
+    let why = "users \"eve\" is forbidden: User \"system:serviceaccount:default:robot\" cannot impersonate";
+    assert!(refused.contains(why), "{refused}");
+    running.stop().await;
+}
+
+/// A kubeconfig that shows a token and nothing else.
+fn robot_kubeconfig(running: &harness::Running, token: &str) -> String {
+    let admin = &running.server.credentials.admin_kubeconfig;
+    let mut config = kube::config::Kubeconfig::read_from(admin).unwrap();
+    let shown = serde_json::json!({"token": token});
+    config.auth_infos[0].auth_info = Some(serde_json::from_value(shown).unwrap());
+    let path = running.dir.path().join("robot.kubeconfig");
+    std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
+    path.to_str().unwrap().to_owned()
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::access::{ANONYMOUS, Attempt, Identity, authorize};
 use super::answer::{self, Answer};
 use super::form::{self, Form};
+use super::impersonate;
 use super::query::Query;
 use super::route::{Route, Target, route};
 use crate::api::Api;
@@ -75,6 +76,7 @@ async fn dispatch(
         },
         None => bearer(&api, &request)?,
     };
+    let identity = impersonate::effective(&api.store, identity, request.headers())?;
     match found {
         Route::Object(target) => object(api, identity, (target, request)).await,
         Route::Review(review) if request.method() == Method::POST => {

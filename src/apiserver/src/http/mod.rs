@@ -5,6 +5,7 @@ pub(crate) mod access;
 pub(crate) mod answer;
 pub(crate) mod form;
 pub(crate) mod handle;
+mod impersonate;
 pub(crate) mod query;
 pub(crate) mod route;
 
