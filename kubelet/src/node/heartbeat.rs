@@ -154,6 +154,10 @@ pub async fn keep_status(
             let node = node.read().unwrap_or_else(PoisonError::into_inner);
             node.status.clone()
         };
+        // Who looks after nodes may have taken this one for gone: it says at once that it is not.
+        reported.take_if(|(status, _)| {
+            known.as_ref().is_some_and(|known| object::contradicts(known, status))
+        });
         let advertised = Advertised::of(known.as_ref());
         let previous = reported.as_ref().map(|(status, _)| status.clone()).or(known);
         let facts = facts::read(&places);

@@ -309,10 +309,36 @@ pub fn says_the_same(a: &NodeStatus, b: &NodeStatus) -> bool {
     quiet(a) == quiet(b)
 }
 
+/// Whether somebody has changed a condition that was reported, as a node controller does once it hears
+/// nothing of a node.
+pub fn contradicts(known: &NodeStatus, reported: &NodeStatus) -> bool {
+    let conditions = |status: &NodeStatus| status.conditions.clone().unwrap_or_default();
+    let told = conditions(reported);
+    let differs = |condition: &NodeCondition| {
+        told.iter().any(|own| own.type_ == condition.type_ && own.status != condition.status)
+    };
+    conditions(known).iter().any(differs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Reserved;
+
+    #[test]
+    fn a_condition_that_another_has_changed_is_seen() {
+        let status = |ready: &str| -> NodeStatus {
+            let other = serde_json::json!({"type": "NetworkUnavailable", "status": "False"});
+            let ready = serde_json::json!({"type": "Ready", "status": ready});
+            serde_json::from_value(serde_json::json!({"conditions": [other, ready]})).unwrap()
+        };
+        let mut own = status("True");
+        assert!(!contradicts(&own, &own));
+        assert!(contradicts(&status("Unknown"), &own));
+        own.conditions.as_mut().unwrap().remove(0);
+        assert!(!contradicts(&status("True"), &own), "conditions of others are theirs");
+        assert!(!contradicts(&NodeStatus::default(), &own), "nothing is known yet");
+    }
 
     fn facts() -> Facts {
         Facts {

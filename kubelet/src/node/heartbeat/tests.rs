@@ -149,6 +149,26 @@ async fn what_an_administrator_advertises_is_allocatable_at_the_next_look() {
     assert_eq!(told["allocatable"].get("example.com/dongle"), Some(&Value::Null));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_taken_for_gone_says_at_the_next_look_that_it_is_not() {
+    let scene = Scene::new();
+    let (events, _occurrences) = Recorder::new();
+    let (node, client) = (Arc::clone(&scene.node), scene.api.client());
+    let (_pressed, conditions) = watch::channel(Conditions::new());
+    let signs = Signs { conditions, standing: Standing::default() };
+    let seen = (node, Arc::new(FakeImages::default()) as Arc<dyn Images>, signs);
+    let shutdown = scene.shutdown.clone();
+    tokio::spawn(keep_status(scene.config.clone(), client, seen, events, shutdown));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let before = scene.count(&["PATCH"], "/nodes/n/status");
+    let gone = json!({"conditions": [{"type": "Ready", "status": "Unknown"}]});
+    let taken = json!({"metadata": {"name": "n"}, "status": gone});
+    *scene.node.write().unwrap() = serde_json::from_value(taken).unwrap();
+    tokio::time::sleep(scene.config.heartbeat.status_check).await;
+    assert!(scene.count(&["PATCH"], "/nodes/n/status") > before);
+    assert_eq!(scene.ready()["status"], "True");
+}
+
 #[test]
 fn a_reported_status_replaces_the_addresses() {
     let status: NodeStatus =
