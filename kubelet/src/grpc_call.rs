@@ -40,7 +40,7 @@ pub(crate) async fn check(call: &Call, agent: &str, timeout: Duration) -> Result
 }
 
 async fn exchange(call: &Call, agent: &str) -> Result<(), String> {
-    let address = authority(call);
+    let address = http_call::authority(&call.host, call.port);
     let unreachable =
         |error: String| format!("error: failed to connect service at {address:?}: {error}");
     let failed = |error: String| format!("error: health rpc probe failed: {error}");
@@ -63,15 +63,11 @@ async fn exchange(call: &Call, agent: &str) -> Result<(), String> {
     judge(&message, &status)
 }
 
-fn authority(call: &Call) -> String {
-    match call.host.contains(':') {
-        true => format!("[{}]:{}", call.host, call.port),
-        false => format!("{}:{}", call.host, call.port),
-    }
-}
-
 fn request(call: &Call, agent: &str) -> Result<Request<axum::body::Body>, String> {
-    let uri = format!("http://{}/grpc.health.v1.Health/Check", authority(call));
+    let uri = format!(
+        "http://{}/grpc.health.v1.Health/Check",
+        http_call::authority(&call.host, call.port)
+    );
     Request::post(uri)
         .version(Version::HTTP_2)
         .header(header::CONTENT_TYPE, "application/grpc")

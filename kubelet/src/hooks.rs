@@ -8,7 +8,7 @@ use berth_runtime::interface::ContainerId;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use crate::events::Severity;
-use crate::http_call::{self, Call};
+use crate::http_call::{self, Call, Failure};
 use crate::meters;
 use crate::worker::Context;
 use crate::worker::members;
@@ -100,13 +100,14 @@ async fn run(
 /// Makes the call, however long that takes. Any answer will do, whatever its status; one that is not in
 /// TLS, where TLS was spoken, is asked for once more without. As upstream does it.
 async fn get(context: &Context, pod: &Pod, mut call: Call) -> Result<(), String> {
-    let Err(failure) = http_call::get(&call, AGENT, UNBOUNDED).await else { return Ok(()) };
-    if !failure.ends_with(http_call::NOT_TLS) {
-        return Err(failure);
-    }
+    let failure = match http_call::get(&call, AGENT, UNBOUNDED).await {
+        Ok(_) => return Ok(()),
+        Err(failure @ Failure::NotTls { .. }) => failure,
+        Err(failure) => return Err(failure.to_string()),
+    };
     call.is_https = false;
     call.headers.remove(AUTHORIZATION);
-    http_call::get(&call, AGENT, UNBOUNDED).await.map_err(|_| failure)?;
+    http_call::get(&call, AGENT, UNBOUNDED).await.map_err(|_| failure.to_string())?;
     context.meters.count(&meters::HOOK_FALLBACKS, &[]);
     let message = format!(
         "request to HTTPS lifecycle hook {} got HTTP response, retry with HTTP succeeded",

@@ -1,8 +1,8 @@
 //! One HTTP GET to a container, for probes and hooks: certificates are not verified, at most 10 KiB
 //! of the body are read, redirects are followed on the same host only.
 //!
-//! Serves `httpGet` of the Kubernetes API. `Differs:` a redirect to another host counts as an answer,
-//! and nothing is sent there.
+//! Serves `httpGet` of the Kubernetes API. A redirect to another host counts as an answer, and nothing is
+//! sent there.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -27,8 +27,36 @@ const MAX_BODY: usize = 10 << 10;
 /// How many redirects are followed.
 const MAX_REDIRECTS: usize = 10;
 
-/// What a failure ends with when the other side does not speak TLS.
-pub(crate) const NOT_TLS: &str = "server gave HTTP response to HTTPS client";
+/// Why there was no answer. Its words are those of the event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// TLS was spoken to somebody who answers without.
+    #[error("Get \"{url}\": server gave HTTP response to HTTPS client")]
+    NotTls {
+        /// What was asked for.
+        url: String,
+    },
+    /// Anything else.
+    #[error("Get \"{url}\": {why}")]
+    Other {
+        /// What was asked for.
+        url: String,
+        /// Why it failed.
+        why: String,
+    },
+}
+
+/// Why one call failed, before it is known what was asked for first.
+enum Trouble {
+    NotTls,
+    Other(String),
+}
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Self {
+        Self::Other(why)
+    }
+}
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,10 +114,15 @@ impl Call {
 
     /// Host and port, as URLs have them.
     pub(crate) fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
+        authority(&self.host, self.port)
+    }
+}
+
+/// A host, an address or a name, and a port as URLs have them.
+pub(crate) fn authority(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
     }
 }
 
@@ -130,29 +163,33 @@ pub(crate) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> 
 }
 
 /// Makes the call and what it is redirected to on the same host, within `timeout` in all.
-pub(crate) async fn get(call: &Call, agent: &str, timeout: Duration) -> Result<Reply, String> {
-    let url = call.url();
-    let described = |error: String| format!("Get \"{url}\": {error}");
-    let following = async {
-        let mut call = call.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            let (reply, location) = once(&call, agent).await?;
-            let next = location
-                .filter(|_| (300..400).contains(&reply.status))
-                .and_then(|location| redirected(&call, &location));
-            match next {
-                Some(next) => call = next,
-                None => return Ok(reply),
-            }
-        }
-        Err(format!("stopped after {MAX_REDIRECTS} redirects"))
-    };
-    match tokio::time::timeout(timeout, following).await {
-        Ok(result) => result.map_err(described),
-        Err(_) => Err(described(
+pub(crate) async fn get(call: &Call, agent: &str, timeout: Duration) -> Result<Reply, Failure> {
+    let trouble = match tokio::time::timeout(timeout, follow(call.clone(), agent)).await {
+        Ok(Ok(reply)) => return Ok(reply),
+        Ok(Err(trouble)) => trouble,
+        Err(_) => Trouble::Other(
             "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned(),
-        )),
+        ),
+    };
+    let url = call.url();
+    Err(match trouble {
+        Trouble::NotTls => Failure::NotTls { url },
+        Trouble::Other(why) => Failure::Other { url, why },
+    })
+}
+
+async fn follow(mut call: Call, agent: &str) -> Result<Reply, Trouble> {
+    for _ in 0..=MAX_REDIRECTS {
+        let (reply, location) = once(&call, agent).await?;
+        let next = location
+            .filter(|_| (300..400).contains(&reply.status))
+            .and_then(|location| redirected(&call, &location));
+        match next {
+            Some(next) => call = next,
+            None => return Ok(reply),
+        }
     }
+    Err(Trouble::Other(format!("stopped after {MAX_REDIRECTS} redirects")))
 }
 
 /// The call that a redirect asks for, if it leads to the same host: on another port or with TLS, too.
@@ -177,26 +214,26 @@ fn redirected(call: &Call, location: &str) -> Option<Call> {
     Some(next)
 }
 
-async fn once(call: &Call, agent: &str) -> Result<(Reply, Option<String>), String> {
+async fn once(call: &Call, agent: &str) -> Result<(Reply, Option<String>), Trouble> {
     let stream = connect(&call.host, call.port).await?;
     match call.is_https {
-        false => exchange(call, agent, stream).await,
+        false => Ok(exchange(call, agent, stream).await?),
         true => {
             let connector = TlsConnector::from(Arc::new(unverified()?));
             let name = ServerName::try_from(call.host.clone()).map_err(|e| e.to_string())?;
             let stream = connector.connect(name, stream).await;
-            exchange(call, agent, stream.map_err(|error| refusal(&error))?).await
+            Ok(exchange(call, agent, stream.map_err(|error| refusal(&error))?).await?)
         }
     }
 }
 
-/// Why there is no TLS, in upstream's words where it has some.
-fn refusal(error: &std::io::Error) -> String {
+/// Why there is no TLS.
+fn refusal(error: &std::io::Error) -> Trouble {
     use rustls::{Error, InvalidMessage};
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
     match cause {
-        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => NOT_TLS.to_owned(),
-        _ => error.to_string(),
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Trouble::NotTls,
+        _ => Trouble::Other(error.to_string()),
     }
 }
 
@@ -344,7 +381,7 @@ mod tests {
         Call { host, port, path, is_https: false, headers }
     }
 
-    async fn got(call: &Call) -> Result<Reply, String> {
+    async fn got(call: &Call) -> Result<Reply, Failure> {
         get(call, "test", Duration::from_secs(20)).await
     }
 
@@ -359,7 +396,7 @@ mod tests {
     #[tokio::test]
     async fn a_head_that_does_not_end_is_no_answer() {
         let call = served("HTTP/1.1 200 OK\r\n", ("name: value\r\n", usize::MAX)).await;
-        let error = got(&call).await.unwrap_err();
+        let error = got(&call).await.unwrap_err().to_string();
         assert!(!error.contains("deadline"), "it ends by what is read, not by time: {error}");
     }
 
@@ -375,7 +412,8 @@ mod tests {
         let mut call = served("HTTP/1.1 400 Bad Request\r\n\r\nno TLS here", ("", 0)).await;
         call.is_https = true;
         let error = got(&call).await.unwrap_err();
-        assert!(error.ends_with(NOT_TLS), "{error}");
+        assert_eq!(error, Failure::NotTls { url: call.url() });
+        assert!(error.to_string().ends_with("server gave HTTP response to HTTPS client"));
     }
 
     #[test]
@@ -411,7 +449,7 @@ mod tests {
         let reply = got(&served(away, ("", 0)).await).await.unwrap();
         assert_eq!(reply.status, 302);
         let again = "HTTP/1.1 302 Found\r\nlocation: /again\r\ncontent-length: 0\r\n\r\n";
-        let error = got(&served(again, ("", 0)).await).await.unwrap_err();
+        let error = got(&served(again, ("", 0)).await).await.unwrap_err().to_string();
         assert!(error.contains("stopped after 10 redirects"), "{error}");
     }
 }

@@ -465,7 +465,7 @@ const AGENT: &str = "kube-probe/1.36";
 /// How much of a body an event shows.
 const SHOWN: usize = 10 << 10;
 
-fn http_answer(reply: Result<http_call::Reply, String>) -> Answer {
+fn http_answer(reply: Result<http_call::Reply, http_call::Failure>) -> Answer {
     match reply {
         Ok(http_call::Reply { status, body: Ok(body) }) => match status {
             200..300 => Answer::Healthy,
@@ -477,7 +477,7 @@ fn http_answer(reply: Result<http_call::Reply, String>) -> Answer {
             status => Answer::Unhealthy(format!("HTTP probe failed with statuscode: {status}")),
         },
         Ok(http_call::Reply { body: Err(why), .. }) => Answer::NotRun(why),
-        Err(why) => Answer::Unhealthy(why),
+        Err(failure) => Answer::Unhealthy(failure.to_string()),
     }
 }
 
