@@ -30,6 +30,14 @@ impl Scene {
         }
     }
 
+    /// Reports the node's status from now on.
+    fn keep_status(&self, images: Arc<FakeImages>, signs: Signs) {
+        let (events, _) = Recorder::new();
+        let seen = (Arc::clone(&self.node), images as Arc<dyn Images>, signs);
+        let (config, client) = (self.config.clone(), self.api.client());
+        tokio::spawn(keep_status(config, client, seen, events, self.shutdown.clone()));
+    }
+
     /// The status that was reported last.
     fn reported(&self) -> Value {
         let state = self.api.state.lock().unwrap();
@@ -83,17 +91,11 @@ async fn a_lease_that_cannot_be_renewed_is_tried_again_well_before_it_ends() {
 #[tokio::test(start_paused = true)]
 async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
     let scene = Scene::new();
-    let client = scene.api.client();
-    let (events, _occurrences) = Recorder::new();
-    let (node, shutdown) = (Arc::clone(&scene.node), scene.shutdown.clone());
     let images = Arc::new(FakeImages::default());
     images.present.lock().unwrap().insert("a:1".to_owned());
     let (pressed, conditions) = watch::channel(Conditions::new());
     let standing = Standing::default();
-    let signs = Signs { conditions, standing: standing.clone() };
-    let node = (node, Arc::clone(&images) as Arc<dyn Images>, signs);
-    let keeping = keep_status(scene.config.clone(), client, node, events, shutdown);
-    tokio::spawn(keeping);
+    scene.keep_status(Arc::clone(&images), Signs { conditions, standing: standing.clone() });
     tokio::time::sleep(Duration::from_secs(299)).await;
     let early = scene.count(&["PATCH"], "/nodes/n/status");
     assert!((1..=2).contains(&early), "{early} reports in five minutes");
@@ -125,13 +127,8 @@ async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
 #[tokio::test(start_paused = true)]
 async fn what_an_administrator_advertises_is_allocatable_at_the_next_look() {
     let scene = Scene::new();
-    let (events, _occurrences) = Recorder::new();
-    let (node, client) = (Arc::clone(&scene.node), scene.api.client());
     let (_pressed, conditions) = watch::channel(Conditions::new());
-    let signs = Signs { conditions, standing: Standing::default() };
-    let seen = (node, Arc::new(FakeImages::default()) as Arc<dyn Images>, signs);
-    let shutdown = scene.shutdown.clone();
-    tokio::spawn(keep_status(scene.config.clone(), client, seen, events, shutdown));
+    scene.keep_status(Arc::default(), Signs { conditions, standing: Standing::default() });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let advertise = |capacity: Value, allocatable: Value| {
         let status = json!({"capacity": capacity, "allocatable": allocatable});
@@ -152,13 +149,8 @@ async fn what_an_administrator_advertises_is_allocatable_at_the_next_look() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_was_taken_for_gone_says_at_the_next_look_that_it_is_not() {
     let scene = Scene::new();
-    let (events, _occurrences) = Recorder::new();
-    let (node, client) = (Arc::clone(&scene.node), scene.api.client());
     let (_pressed, conditions) = watch::channel(Conditions::new());
-    let signs = Signs { conditions, standing: Standing::default() };
-    let seen = (node, Arc::new(FakeImages::default()) as Arc<dyn Images>, signs);
-    let shutdown = scene.shutdown.clone();
-    tokio::spawn(keep_status(scene.config.clone(), client, seen, events, shutdown));
+    scene.keep_status(Arc::default(), Signs { conditions, standing: Standing::default() });
     tokio::time::sleep(Duration::from_secs(60)).await;
     let before = scene.count(&["PATCH"], "/nodes/n/status");
     let gone = json!({"conditions": [{"type": "Ready", "status": "Unknown"}]});
