@@ -7,20 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{NODE_IP, Node, succeed};
-
-fn sleeper(name: &str) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{{name: main, image: 'berth.local/busybox:1', command: [sleep, '100000']}}]
----"
-    )
-}
+use crate::node::{NODE_IP, Node, sleeper, succeed};
 
 /// The administrator's certificate and key in one file.
 fn identity(node: &Node) -> String {
@@ -64,13 +51,13 @@ fn a_node_with_few_descriptors_sheds_streams_and_goes_on_with_its_pods() {
     node.uplink();
     node.up_with_descriptors(256, &[]);
     node.await_ready();
-    node.apply(&(sleeper("box") + &sleeper("goes")));
+    node.apply(&(sleeper("box", "{}") + &sleeper("goes", "{}")));
     node.wait_ready("box");
     node.wait_ready("goes");
     let sessions = thousand_sessions(&node);
     for round in 0..5 {
         let name = format!("comes-{round}");
-        node.apply(&sleeper(&name));
+        node.apply(&sleeper(&name, "{}"));
         node.wait_ready(&name);
         node.kubectl(&["delete", "pod", &name, "--timeout=60s"]);
     }

@@ -476,6 +476,24 @@ pub(crate) fn condition<'a>(pod: &'a Value, kind: &str) -> &'a str {
     found.and_then(|condition| condition["status"].as_str()).unwrap_or_default()
 }
 
+/// A pod that sleeps and ends at once when it is to, with these resources. Manifests can be joined.
+pub(crate) fn sleeper(name: &str, resources: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: berth.local/busybox:1
+      command: [sleep, '100000']
+      resources: {resources}
+---"
+    )
+}
+
 /// The executable under test: `BERTH`, or the one built with this test.
 pub(crate) fn berth() -> PathBuf {
     std::env::var_os("BERTH")

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::cri::Client;
 use crate::image;
-use crate::node::{NODE_IP, Node, berth, succeed};
+use crate::node::{NODE_IP, Node, berth, sleeper, succeed};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -51,23 +51,6 @@ fn start(driver: &str) -> Node {
     node.up(&["--config", &config]);
     node.await_ready();
     node
-}
-
-fn sleeper(name: &str, resources: &str) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: main
-      image: berth.local/busybox:1
-      command: [sleep, '100000']
-      resources: {resources}
----"
-    )
 }
 
 fn uid(pod: &Value) -> String {
