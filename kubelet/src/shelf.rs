@@ -23,14 +23,30 @@ pub struct Shown {
     pub pod: Arc<Pod>,
     /// The newest status.
     pub status: Arc<PodStatus>,
-    /// Whether everything it held is given back: containers, sandbox, volumes.
-    pub is_cleared: bool,
+    /// What it holds of the node.
+    pub holds: Holds,
+}
+
+/// What a pod holds of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holds {
+    /// Nothing.
+    Nothing,
+    /// What its containers have left: records, written files, logs.
+    Remains,
+    /// Containers, a sandbox, volumes, for all that is known.
+    Everything,
 }
 
 impl Shown {
     /// Whether the pod holds nothing any more.
     pub fn is_over(&self) -> bool {
         is_over(&self.status)
+    }
+
+    /// Whether everything it held is given back: containers, sandbox, volumes.
+    pub fn is_cleared(&self) -> bool {
+        self.holds < Holds::Everything
     }
 
     fn whole(&self) -> Pod {
@@ -60,20 +76,21 @@ impl Shelf {
             None => Arc::new(status.clone()),
         };
         let is_news = is_over(&status) && !was_over;
-        let is_cleared = known.is_some_and(|known| known.is_cleared);
-        pods.insert(uid, Shown { pod: Arc::clone(pod), status, is_cleared });
+        let holds = known.map_or(Holds::Everything, |known| known.holds);
+        pods.insert(uid, Shown { pod: Arc::clone(pod), status, holds });
         self.moves.send_modify(|count| *count = count.wrapping_add(1));
         if is_news {
             self.ended.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 
-    /// Notes that everything a pod held is given back.
-    pub(crate) fn clear(&self, uid: &str) {
+    /// Notes that a pod has given back what it held but for this.
+    pub(crate) fn give_back(&self, uid: &str, holds: Holds) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(shown) = pods.get_mut(uid)
-            && !std::mem::replace(&mut shown.is_cleared, true)
+            && shown.holds > holds
         {
+            shown.holds = holds;
             self.ended.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
@@ -83,7 +100,7 @@ impl Shelf {
         self.moves.subscribe()
     }
 
-    /// Changes whenever a pod has ended, has given everything back, or was taken away.
+    /// Changes whenever a pod has ended, has given something back, or was taken away.
     pub fn ends(&self) -> watch::Receiver<u64> {
         self.ended.subscribe()
     }

@@ -1,8 +1,9 @@
-//! Pods that take more of the node's disk than they may.
+//! Pods that take more of the node's disk than they may, or than there is.
 
 use std::fs;
+use std::process::Command;
 
-use crate::node::Node;
+use crate::node::{Node, sleeper, succeed, wait};
 
 /// Writes as many kibibytes to its scratch space, of which it may have 1 MiB, and stays.
 fn writer(name: &str, kibibytes: u32) -> String {
@@ -44,6 +45,55 @@ fn a_pod_over_its_scratch_space_is_evicted_and_one_within_it_stays() {
     let metrics = node.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"]);
     let counted = "kubelet_evictions{eviction_signal=\"emptydirfs.limit\"} 1\n";
     assert!(metrics.contains(counted), "{metrics}");
+    node.kubectl(&["delete", "pod", "--all"]);
+    node.finish();
+}
+
+/// How many mebibytes are free on the file system of the node's pods.
+fn free(node: &Node) -> u64 {
+    let mut df = Command::new("df");
+    let text = succeed(df.args(["--block-size=1M", "--output=avail"]).arg(node.path("state")));
+    text.lines().last().unwrap().trim().parse().unwrap()
+}
+
+/// A Job's pods that nobody has deleted yet hold what they wrote; others must not end for it.
+#[test]
+fn short_of_disk_a_node_takes_back_what_ended_pods_wrote_before_it_ends_any() {
+    let mut node = Node::prepare("node-1");
+    node.uplink();
+    node.mount_tmpfs("state", "size=256M");
+    let low = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+               evictionHard: {nodefs.available: 40Mi}\nevictionPressureTransitionPeriod: 0s\n";
+    fs::write(node.path("disks/disks.conf"), low).unwrap();
+    node.up(&[]);
+    node.await_ready();
+    let done = "
+apiVersion: v1
+kind: Pod
+metadata: {name: done}
+spec:
+  restartPolicy: Never
+  containers:
+    - name: main
+      image: berth.local/busybox:1
+      command: [sh, -c, 'dd if=/dev/zero of=/file bs=1M count=80; echo written']
+---";
+    node.apply(&[sleeper("stays", "{}"), done.to_owned()].concat());
+    node.wait_ready("stays");
+    let ended = node.wait_phase("done", "Succeeded");
+    assert!(node.kubectl(&["logs", "done"]).ends_with("written\n"));
+    let ballast = free(&node).checked_sub(30).unwrap();
+    let mut fill = Command::new("fallocate");
+    succeed(fill.arg(format!("--length={ballast}MiB")).arg(node.path("state/ballast")));
+    assert!(free(&node) <= 30);
+    wait("the disk of the pod that has ended", || (free(&node) >= 100).then_some(()));
+    assert_eq!(
+        node.wait_event("node-1", "EvictionThresholdMet"),
+        "Attempting to reclaim ephemeral-storage"
+    );
+    assert!(!node.try_kubectl(&["logs", "done"]).status.success(), "its log went, too");
+    assert_eq!(node.get("pod", "done")["status"], ended["status"]);
+    assert_eq!(node.get("pod", "stays")["status"]["phase"], "Running");
     node.kubectl(&["delete", "pod", "--all"]);
     node.finish();
 }

@@ -36,6 +36,8 @@ pub(crate) struct Node {
     agent: Option<Child>,
     /// What was there before the agent was started first.
     before: Option<Census>,
+    /// Its directories that are file systems of their own.
+    mounted: Vec<&'static str>,
 }
 
 /// A network namespace, held open by a process that does nothing.
@@ -123,19 +125,26 @@ impl Node {
         let dir = PathBuf::from(
             succeed(Command::new("mktemp").args(["-d", "/tmp/berth-e2e.XXXXXX"])).trim(),
         );
-        fs::create_dir(dir.join("run")).expect("a run directory");
-        succeed(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "mode=0700", "berth-e2e"])
-                .arg(dir.join("run")),
-        );
         // How full the disks of the machine are on which tests run is not the node's matter.
         fs::create_dir(dir.join("disks")).expect("a directory of drop-ins");
         let full = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
                     evictionHard: {nodefs.available: 0%, imagefs.available: 0%}\n";
         fs::write(dir.join("disks/disks.conf"), full).expect("a drop-in");
         let namespace = Namespace::new();
-        Self { name: name.to_owned(), dir, namespace, agent: None, before: None }
+        let name = name.to_owned();
+        let mut node =
+            Self { name, dir, namespace, agent: None, before: None, mounted: Vec::new() };
+        node.mount_tmpfs("run", "mode=0700");
+        node
+    }
+
+    /// Gives a directory of the node a file system of its own, before there is anything in it.
+    pub(crate) fn mount_tmpfs(&mut self, name: &'static str, options: &str) {
+        let path = self.path(name);
+        fs::create_dir(&path).expect("a new directory");
+        let mut mount = Command::new("mount");
+        succeed(mount.args(["-t", "tmpfs", "-o", options, "berth-e2e"]).arg(path));
+        self.mounted.push(name);
     }
 
     /// Gives the node the address [`NODE_IP`] and a default route, as any host has.
@@ -405,7 +414,9 @@ impl Node {
     pub(crate) fn finish_all<const N: usize>(mut nodes: [Self; N]) {
         nodes.iter_mut().for_each(Self::leave);
         for node in nodes {
-            succeed(Command::new("umount").arg(node.path("run")));
+            for name in &node.mounted {
+                succeed(Command::new("umount").arg(node.path(name)));
+            }
             fs::remove_dir_all(&node.dir).expect("the node's directory can be removed");
         }
     }
@@ -440,7 +451,9 @@ impl Drop for Node {
         }
         if self.dir.exists() {
             let _ = self.namespace.command(berth()).arg("reset").args(self.dir_flags()).output();
-            let _ = Command::new("umount").arg(self.path("run")).output();
+            for name in &self.mounted {
+                let _ = Command::new("umount").arg(self.path(name)).output();
+            }
             if thread::panicking() {
                 eprintln!("{}", self.log_tail());
             }

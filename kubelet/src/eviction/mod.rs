@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   every 10 s: observe ─► [`plan`] ─► conditions ─► node status, admission
-//!                                  └─► starved ─► images ─► observe ─► [`rank`] ─► one pod ─► its worker
+//!                                  └─► starved ─► containers of pods that have ended ─► images ─► observe ─┐
+//!                                                  one pod's worker ◄─ [`rank`] ◄─────────────────────────┘
 //!                 pods over a limit ([`limit`]) ────────────────────────────────► those pods
 //! ```
 //!
@@ -32,12 +33,13 @@ use crate::events::{Recorder, Severity};
 use crate::image_gc;
 use crate::meters::{self, Meters};
 use crate::qos;
-use crate::shelf::{Shelf, Shown};
+use crate::shelf::{Holds, Shelf, Shown};
 use limit::Excess;
 pub use observe::{Layout, Places};
 pub use plan::Conditions;
 use plan::{Observations, State};
 use rank::{Told, Usage, Usages};
+use threshold::Condition;
 pub use threshold::{Config, Resource, Signal, Threshold};
 
 /// The reason of pods that are ended here, or refused under pressure.
@@ -74,13 +76,21 @@ pub enum Cause {
     Shutdown,
 }
 
-/// A pod, by UID, that is to end.
+/// What is to become of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Order {
-    /// The UID.
-    pub uid: String,
-    /// How.
-    pub eviction: Eviction,
+pub enum Order {
+    /// It ends.
+    End {
+        /// Its UID.
+        uid: String,
+        /// How.
+        eviction: Eviction,
+    },
+    /// It has ended, and what its containers have left on disk goes.
+    Clear {
+        /// Its UID.
+        uid: String,
+    },
 }
 
 /// Gives back what takes space on the disks and is no pod's.
@@ -177,20 +187,44 @@ impl Evictor {
             let age = seen_at.elapsed();
             self.parts.meters.time(&meters::EVICTION_AGE, &[signal.name()], age);
         }
-        if layout.has_images(starved.signal) && self.reclaim().await {
+        let is_of_disk = starved.signal.condition() == Condition::Disk;
+        if is_of_disk && self.reclaim(layout.has_images(starved.signal)).await {
             return None;
         }
         self.end_one(&pods, &starved, (&observations, layout)).await
     }
 
-    /// Removes images that nothing uses. Whether that was enough.
-    async fn reclaim(&self) -> bool {
-        match self.parts.images.free_unused().await {
-            Ok(bytes) => tracing::info!(bytes, "images removed for want of disk"),
-            Err(error) => tracing::warn!(%error, "images not removed for want of disk"),
+    /// Removes what pods that have ended left on disk, and then images that nothing uses, where those are on
+    /// the disk that is short. Whether that was enough.
+    async fn reclaim(&self, with_images: bool) -> bool {
+        self.clear_ended().await;
+        if with_images {
+            match self.parts.images.free_unused().await {
+                Ok(bytes) => tracing::info!(bytes, "images removed for want of disk"),
+                Err(error) => tracing::warn!(%error, "images not removed for want of disk"),
+            }
         }
         let observed = self.observe().await;
         observed.is_some_and(|(seen, _)| plan::is_settled(&self.parts.config, &seen))
+    }
+
+    /// Has the workers of pods that have ended remove containers and logs, and waits for them.
+    async fn clear_ended(&self) {
+        let of_ended = |shown: &Shown| shown.is_over() && shown.holds == Holds::Remains;
+        let ended = self.parts.shelf.shown().into_iter().filter(of_ended);
+        let ended: BTreeSet<String> = ended.map(|shown| uid_of(&shown.pod).to_owned()).collect();
+        if ended.is_empty() {
+            return;
+        }
+        tracing::info!(
+            pods = ended.len(),
+            "removing containers of pods that have ended, for want of disk"
+        );
+        for uid in ended.iter().cloned() {
+            // Only an agent that ends takes none.
+            let _ = self.parts.orders.send(Order::Clear { uid }).await;
+        }
+        self.await_pods(&ended, PATIENCE, |shown| shown.holds == Holds::Nothing).await;
     }
 
     async fn observe(&self) -> Option<(Observations, Layout)> {
@@ -277,7 +311,8 @@ impl Evictor {
         );
         self.parts.events.annotated(pod, REASON, message.clone(), annotations);
         let uid = uid_of(pod).to_owned();
-        let order = Order { uid: uid.clone(), eviction: Eviction { message, grace, cause } };
+        let eviction = Eviction { message, grace, cause };
+        let order = Order::End { uid: uid.clone(), eviction };
         let is_taken = self.parts.orders.send(order).await.is_ok();
         if is_taken {
             self.parts.meters.count(&meters::EVICTIONS, &[signal]);
@@ -289,15 +324,24 @@ impl Evictor {
     /// Waits until the pods that were told to end have, and have given back what they held: else the next
     /// would end for what is about to be free.
     async fn await_ends(&self, longest: Duration) {
+        self.await_pods(&self.told, longest + PATIENCE, Shown::is_cleared).await;
+    }
+
+    /// Waits until `is_so` holds of all these pods that are still there.
+    async fn await_pods(
+        &self,
+        uids: &BTreeSet<String>,
+        patience: Duration,
+        is_so: impl Fn(&Shown) -> bool,
+    ) {
         let mut ends = self.parts.shelf.ends();
-        let all_ended = async {
-            let has_ended = |uid: &String| {
-                let pods = self.parts.shelf.shown();
-                pods.iter().all(|p| uid_of(&p.pod) != uid || p.is_cleared)
-            };
-            while !self.told.iter().all(has_ended) && ends.changed().await.is_ok() {}
+        let all_are = async {
+            let is_waited_for = |shown: &Shown| uids.contains(uid_of(&shown.pod)) && !is_so(shown);
+            while self.parts.shelf.shown().iter().any(is_waited_for) && ends.changed().await.is_ok()
+            {
+            }
         };
-        let _ = tokio::time::timeout(longest + PATIENCE, all_ended).await;
+        let _ = tokio::time::timeout(patience, all_are).await;
     }
 }
 

@@ -96,6 +96,14 @@ impl Scene {
         self.shelf.put(&Arc::new(serde_json::from_value(pod).unwrap()), &status);
     }
 
+    /// The next pod that is to end.
+    async fn evicted(&mut self) -> (String, Eviction) {
+        match self.orders.recv().await.unwrap() {
+            Order::End { uid, eviction } => (uid, eviction),
+            order => panic!("{order:?}"),
+        }
+    }
+
     fn evictions(&self) -> BTreeMap<String, u64> {
         counted(&self.meters, &meters::EVICTIONS)
     }
@@ -120,11 +128,11 @@ async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() 
     tokio::time::sleep(INTERVAL * 3).await;
     assert!(scene.orders.try_recv().is_err() && scene.conditions.borrow().is_empty());
     memory(scene.root.path(), 99);
-    let order = scene.orders.recv().await.unwrap();
-    assert_eq!((order.uid.as_str(), order.eviction.cause), ("a", Cause::Pressure));
-    assert_eq!(order.eviction.grace, AT_ONCE);
+    let (uid, eviction) = scene.evicted().await;
+    assert_eq!((uid.as_str(), eviction.cause), ("a", Cause::Pressure));
+    assert_eq!(eviction.grace, AT_ONCE);
     let text = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 99Mi. ";
-    assert_eq!(order.eviction.message, text);
+    assert_eq!(eviction.message, text);
     assert_eq!(*scene.conditions.borrow(), Conditions::from([threshold::Condition::Memory]));
     assert_eq!(scene.reasons(), ["EvictionThresholdMet", "Evicted"]);
     tokio::time::sleep(PATIENCE / 2).await;
@@ -132,11 +140,11 @@ async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() 
     scene.put("a", 5, "Failed");
     let early = tokio::time::timeout(PATIENCE / 4, scene.orders.recv()).await;
     assert!(early.is_err(), "its volumes may still hold memory");
-    scene.shelf.clear("a");
-    let second = tokio::time::timeout(INTERVAL / 2, scene.orders.recv()).await;
-    assert_eq!(second.unwrap().unwrap().uid, "b", "and then is looked at once");
+    scene.shelf.give_back("a", Holds::Remains);
+    let second = tokio::time::timeout(INTERVAL / 2, scene.evicted()).await;
+    assert_eq!(second.unwrap().0, "b", "and then is looked at once");
     scene.put("b", 5, "Failed");
-    scene.shelf.clear("b");
+    scene.shelf.give_back("b", Holds::Remains);
     tokio::time::sleep(INTERVAL * 3).await;
     assert!(scene.orders.try_recv().is_err(), "nobody is left who may be ended");
     assert_eq!(scene.evictions(), [("memory.available".to_owned(), 2)].into());
@@ -147,14 +155,46 @@ async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() 
     assert!(scene.conditions.borrow().is_empty());
 }
 
+/// Of the node's disk so much has to be free.
+fn full(bytes: u64) -> impl FnOnce(&mut Vec<Threshold>) {
+    move |thresholds| {
+        thresholds.retain(|t| t.signal == Signal::NodeFsAvailable);
+        thresholds[0].value = Amount::Quantity(Quantity::bytes(bytes));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_pods_left_goes_before_images_and_once() {
+    let mut scene = Scene::with(500, full(1 << 62));
+    let ended = ["done", "ends"];
+    for uid in ended {
+        scene.put(uid, 0, "Succeeded");
+    }
+    scene.put("runs", 0, "Running");
+    scene.shelf.give_back("done", Holds::Remains);
+    assert_eq!(scene.orders.recv().await.unwrap(), Order::Clear { uid: "done".to_owned() });
+    tokio::time::sleep(PATIENCE / 2).await;
+    let node = scene.root.path().join("node");
+    assert!(node.is_symlink() && scene.orders.try_recv().is_err(), "its worker is waited for");
+    scene.shelf.give_back("done", Holds::Nothing);
+    assert_eq!(scene.evicted().await.0, "runs", "that was not enough");
+    assert!(node.is_dir() && !node.is_symlink(), "nor were images");
+    scene.put("runs", 0, "Failed");
+    for uid in ["runs", "ends"] {
+        scene.shelf.give_back(uid, Holds::Remains);
+    }
+    let mut cleared = BTreeSet::new();
+    for _ in 0..2 {
+        cleared.insert(format!("{:?}", scene.orders.recv().await.unwrap()));
+    }
+    assert_eq!(
+        cleared,
+        BTreeSet::from(["runs", "ends"].map(|uid| format!("Clear {{ uid: {uid:?} }}")))
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn images_go_before_pods_and_pods_stay_where_that_is_enough() {
-    let full = |bytes: u64| {
-        move |thresholds: &mut Vec<Threshold>| {
-            thresholds.retain(|t| t.signal == Signal::NodeFsAvailable);
-            thresholds[0].value = Amount::Quantity(Quantity::bytes(bytes));
-        }
-    };
     let mut enough = Scene::with(500, full(1));
     enough.put("a", 0, "Running");
     tokio::time::sleep(INTERVAL * 3).await;
@@ -164,7 +204,7 @@ async fn images_go_before_pods_and_pods_stay_where_that_is_enough() {
     assert_eq!(enough.reasons(), ["EvictionThresholdMet"]);
     let mut too_little = Scene::with(500, full(1 << 62));
     too_little.put("a", 0, "Running");
-    assert_eq!(too_little.orders.recv().await.unwrap().uid, "a");
+    assert_eq!(too_little.evicted().await.0, "a");
     assert!(too_little.root.path().join("node").is_dir(), "images were removed");
 }
 
@@ -172,10 +212,10 @@ async fn images_go_before_pods_and_pods_stay_where_that_is_enough() {
 async fn a_pod_that_does_not_end_is_not_told_again() {
     let mut scene = Scene::start(1);
     scene.put("a", 0, "Running");
-    assert_eq!(scene.orders.recv().await.unwrap().uid, "a");
+    assert_eq!(scene.evicted().await.0, "a");
     scene.put("b", 9, "Running");
     let waited = tokio::time::Instant::now();
-    assert_eq!(scene.orders.recv().await.unwrap().uid, "b");
+    assert_eq!(scene.evicted().await.0, "b");
     assert!(waited.elapsed() >= PATIENCE);
     tokio::time::sleep(PATIENCE * 10).await;
     assert!(scene.orders.try_recv().is_err());
@@ -195,7 +235,7 @@ async fn everybody_over_a_limit_is_ended_whatever_the_node_has() {
     }
     let mut ended = Vec::new();
     for _ in 0..2 {
-        let Order { uid, eviction } = scene.orders.recv().await.unwrap();
+        let (uid, eviction) = scene.evicted().await;
         let text = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
         assert_eq!((eviction.message.as_str(), eviction.cause), (text, Cause::Limit));
         ended.push(uid);

@@ -47,6 +47,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::shelf::Holds;
 
     fn pod(phase: &str) -> Shown {
         let pod: Pod = serde_json::from_value(json!({
@@ -56,7 +57,7 @@ mod tests {
         }))
         .unwrap();
         let status = Arc::new(pod.status.clone().unwrap());
-        Shown { pod: Arc::new(pod), status, is_cleared: false }
+        Shown { pod: Arc::new(pod), status, holds: Holds::Everything }
     }
 
     #[test]

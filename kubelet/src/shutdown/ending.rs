@@ -92,7 +92,7 @@ impl Ending {
             let message = MESSAGE.to_owned();
             let eviction = Eviction { message, grace, cause: Cause::Shutdown };
             // Only an agent that ends takes none.
-            let _ = self.parts.orders.send(Order { uid, eviction }).await;
+            let _ = self.parts.orders.send(Order::End { uid, eviction }).await;
         }
         self.told.extend(uids.iter().cloned());
         uids
@@ -104,7 +104,7 @@ impl Ending {
         async move {
             let is_held = || {
                 let pods = self.parts.shelf.shown();
-                pods.iter().any(|shown| !shown.is_cleared && uids.contains(uid_of(&shown.pod)))
+                pods.iter().any(|shown| !shown.is_cleared() && uids.contains(uid_of(&shown.pod)))
             };
             while is_held() && ends.changed().await.is_ok() {}
         }

@@ -11,6 +11,7 @@ use super::*;
 use crate::events::Occurrence;
 use crate::eviction::Cause;
 use crate::fake::{FakeApi, FakeClock};
+use crate::shelf::Holds;
 use crate::status::writer::PodKey;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -180,12 +181,12 @@ impl Scene {
     /// A pod has ended and given everything back.
     fn end(&self, uid: &str, priority: i32) {
         self.put(uid, priority, "Failed");
-        self.parts.shelf.clear(uid);
+        self.parts.shelf.give_back(uid, Holds::Remains);
     }
 
     fn told(&mut self) -> Told {
         let mut told = Told::new();
-        while let Ok(Order { uid, eviction }) = self.orders.try_recv() {
+        while let Ok(Order::End { uid, eviction }) = self.orders.try_recv() {
             assert_eq!((eviction.cause, eviction.message.as_str()), (Cause::Shutdown, MESSAGE));
             assert!(told.insert(uid, eviction.grace.as_secs()).is_none());
         }

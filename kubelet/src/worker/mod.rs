@@ -48,6 +48,7 @@ use crate::events::{Recorder, Severity};
 use crate::eviction::{self, Cause, Eviction};
 use crate::meters::{self, Meters, Startup};
 use crate::probe;
+use crate::shelf::Holds;
 use crate::shutdown;
 use crate::static_pods::{self, mirror::Mirrors};
 use crate::status::writer::{PodKey, Writer};
@@ -101,6 +102,8 @@ pub struct Wish {
     pub refused: Option<memory::Failure>,
     /// Set once the pod has to end for the node's sake, for overstepping a limit, or as the node goes down.
     pub evicted: Option<Eviction>,
+    /// Set once the pod has ended and the node wants back what its containers have on disk.
+    pub is_spent: bool,
     /// Set while there is no room for the resources it is specified with; `pod` has those that it is
     /// allocated.
     pub waiting: Option<Waiting>,
@@ -242,8 +245,14 @@ impl Worker {
                 }
                 return End::Removed;
             }
-            if plan.reached && matches!(goal, Goal::Finish { .. }) {
-                self.context.shelf.clear(&self.key.uid);
+            match goal {
+                Goal::Finish { .. } if plan.reached => {
+                    self.context.shelf.give_back(&self.key.uid, Holds::Remains);
+                }
+                Goal::Clear { .. } if plan.reached => {
+                    self.context.shelf.give_back(&self.key.uid, Holds::Nothing);
+                }
+                _ => {}
             }
             for action in plan.actions {
                 self.begin(&wish.pod, &sandboxes, action);
@@ -320,7 +329,11 @@ impl Worker {
         match self.memory.verdict {
             Some(_) => {
                 let grace = wish.at_most(termination_grace(&wish.pod));
-                Goal::Finish { grace: grace.max(MIN_GRACE) }
+                let grace = grace.max(MIN_GRACE);
+                match wish.is_spent {
+                    true => Goal::Clear { grace },
+                    false => Goal::Finish { grace },
+                }
             }
             None => Goal::Run,
         }
@@ -390,7 +403,7 @@ impl Worker {
             memory: &self.memory,
             stage: match goal {
                 Goal::Run => Stage::Running,
-                Goal::Finish { .. } | Goal::Remove { .. } => Stage::Ending,
+                Goal::Finish { .. } | Goal::Clear { .. } | Goal::Remove { .. } => Stage::Ending,
             },
             host_ips: &self.context.node_ips,
             now,

@@ -8,6 +8,7 @@
 //!                                                                      │ all ended for good
 //!                                                                      ▼
 //!  Goal::Finish ──► stop containers ─► stop sandboxes ─► tear volumes down ─► (rests)  [`ending`]
+//!  Goal::Clear  ──► the same, then remove containers with their logs ─► (rests)
 //!  Goal::Remove ──► the same, then remove sandboxes ─► directories ─► done
 //! ```
 //!
@@ -40,6 +41,11 @@ pub enum Goal {
     Run,
     /// It ends within the grace period; its records stay for status and logs.
     Finish {
+        /// How long containers may take to end.
+        grace: Duration,
+    },
+    /// It ends, and its containers leave nothing on disk; what its status says stays.
+    Clear {
         /// How long containers may take to end.
         grace: Duration,
     },
@@ -161,7 +167,7 @@ pub enum Afterwards {
 /// Why a record is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// There are newer ones, or it never ran.
+    /// There are newer ones, it never ran, or its pod has ended and the disk is wanted back.
     Old,
     /// All containers of the pod are started again.
     Reset,
@@ -189,6 +195,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
     match input.goal {
         Goal::Run => starting::run(input),
         Goal::Finish { grace } => ending::stop(input, grace),
+        Goal::Clear { grace } => ending::clear(input, grace),
         Goal::Remove { grace } => ending::remove(input, grace),
     }
 }

@@ -180,7 +180,7 @@ impl Roster {
                     self.fill_room().await;
                     self.allocate_waiting();
                 }
-                Some(order) = self.evictions.recv() => self.evict(order),
+                Some(order) = self.evictions.recv() => self.obey(order),
                 Ok(()) = standing.changed() => self.bring_back(),
                 () = tokio::time::sleep_until(retry_at), if self.anyone_waits() => {
                     retry_at = Instant::now() + RETRY;
@@ -441,8 +441,14 @@ impl Roster {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let wake = Arc::new(Notify::new());
         let entry_refused = refused.is_some();
-        let wish =
-            Wish { pod: Arc::clone(&pod), gone: None, refused, evicted: None, waiting: None };
+        let wish = Wish {
+            pod: Arc::clone(&pod),
+            gone: None,
+            refused,
+            evicted: None,
+            is_spent: false,
+            waiting: None,
+        };
         let (wish, wishes) = watch::channel(wish);
         let worker = Worker::new(
             Arc::clone(&self.context),
@@ -539,7 +545,7 @@ impl Roster {
                     self.mark_gone(&uid, Some(grace));
                 }
                 if let Some(eviction) = wish.evicted {
-                    self.evict(Order { uid, eviction });
+                    self.evict(&uid, eviction);
                 }
             }
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use berth_runtime::interface::{ContainerStatus, SandboxState};
 
-use super::{Action, Afterwards, Input, Plan, begin, running};
+use super::{Action, Afterwards, Input, Plan, Removal, begin, running};
 use crate::worker::members::{self, Role};
 use crate::worker::memory::{Hook, Operation, VolumeState};
 use crate::worker::{LAST_GRACE, MIN_GRACE};
@@ -179,6 +179,21 @@ pub(super) fn stop(input: &Input<'_>, grace: Duration) -> Plan {
         return plan;
     }
     plan.reached = true;
+    plan
+}
+
+pub(super) fn clear(input: &Input<'_>, grace: Duration) -> Plan {
+    let mut plan = stop(input, grace);
+    if !plan.reached {
+        return plan;
+    }
+    for record in input.sandboxes.iter().flat_map(|sandbox| &sandbox.containers) {
+        plan.reached = false;
+        let (id, container) = (record.id.clone(), record.config.name.clone());
+        let operation = Operation::RemoveContainer(id.clone());
+        let action = Action::RemoveContainer { id, container, because: Removal::Old };
+        begin(input, &mut plan, operation, action);
+    }
     plan
 }
 

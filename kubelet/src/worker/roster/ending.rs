@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::Roster;
 use crate::events::Severity;
-use crate::eviction::{Cause, Order};
+use crate::eviction::{Cause, Eviction, Order};
 use crate::shutdown;
 use crate::static_pods;
 use crate::status::conditions::PREEMPTING;
@@ -33,10 +33,21 @@ impl Roster {
         }
     }
 
-    /// Ends a pod for the node's sake; it was told of already. One that is gone meanwhile is left, and one
-    /// that ends already has no more time for it.
-    pub(super) fn evict(&mut self, Order { uid, eviction }: Order) {
-        let Some(entry) = self.entries.get(&uid) else { return };
+    /// Passes an order on to its pod. One that is gone meanwhile is left.
+    pub(super) fn obey(&mut self, order: Order) {
+        match order {
+            Order::End { uid, eviction } => self.evict(&uid, eviction),
+            Order::Clear { uid } => {
+                if let Some(entry) = self.entries.get(&uid) {
+                    entry.wish.send_modify(|wish| wish.is_spent = true);
+                }
+            }
+        }
+    }
+
+    /// Ends a pod for the node's sake; it was told of already. One that ends already has no more time for it.
+    pub(super) fn evict(&mut self, uid: &str, eviction: Eviction) {
+        let Some(entry) = self.entries.get(uid) else { return };
         entry.wish.send_modify(|wish| match &mut wish.evicted {
             Some(known) => known.grace = known.grace.min(eviction.grace),
             None => wish.evicted = Some(eviction),

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{Node, SECOND, deleted, pod};
 use crate::eviction::{Cause, Eviction, Order};
+use crate::shelf::Holds;
 
 const MESSAGE: &str = "The node was low on resource: memory. ";
 
@@ -12,8 +13,14 @@ impl Node {
     async fn evict(&self, uid: &str, cause: Cause, seconds: u32) {
         let eviction = Eviction { message: MESSAGE.to_owned(), grace: SECOND * seconds, cause };
         let agent = self.agent.as_ref().unwrap();
-        agent.evictions.send(Order { uid: uid.to_owned(), eviction }).await.unwrap();
+        agent.evictions.send(Order::End { uid: uid.to_owned(), eviction }).await.unwrap();
     }
+}
+
+/// How many containers there are a record of.
+fn records(node: &Node) -> usize {
+    let sandboxes = &node.runtime.state().sandboxes;
+    sandboxes.iter().map(|sandbox| sandbox.containers.len()).sum()
 }
 
 fn disruption(status: &PodStatus) -> Option<PodCondition> {
@@ -36,11 +43,13 @@ async fn an_evicted_pod_has_the_evictions_grace_and_ends_for_good() {
     node.pass(SECOND * 4).await;
     let status = node.status("p");
     assert_eq!(verdict(&status), [Some("Running"), None, None], "it runs until its grace is over");
-    assert!(disruption(&status).is_some() && !node.shelf.shown()[0].is_cleared);
+    assert!(disruption(&status).is_some() && !node.shelf.shown()[0].is_cleared());
     node.pass(SECOND * 2).await;
     let status = node.status("p");
     assert_eq!(verdict(&status), [Some("Failed"), Some("Evicted"), Some(MESSAGE)]);
-    assert!(node.shelf.shown()[0].is_cleared && node.materials.mounted.lock().unwrap().is_empty());
+    assert!(
+        node.shelf.shown()[0].is_cleared() && node.materials.mounted.lock().unwrap().is_empty()
+    );
     let target = disruption(&status).unwrap();
     assert_eq!(
         (target.status.as_str(), target.reason.as_deref(), target.message.as_deref()),
@@ -88,6 +97,30 @@ async fn an_eviction_never_makes_an_end_longer_and_shortens_one_under_way() {
     assert_eq!((node.runtime.running("u1").len(), node.runtime.running("u2").len()), (1, 0));
     node.pass(SECOND * 20).await;
     assert!(node.runtime.state().sandboxes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_ended_gives_up_what_its_containers_left_and_keeps_its_status() {
+    let mut node = Node::new();
+    node.apply(pod("p", "u1", "Never")).await;
+    node.pass(SECOND).await;
+    assert!(node.runtime.exit("u1", "c", 3));
+    node.pass(SECOND).await;
+    let ended = node.status("p");
+    assert_eq!((records(&node), node.shelf.shown()[0].holds), (1, Holds::Remains));
+    let clear = Order::Clear { uid: "u1".to_owned() };
+    node.agent.as_ref().unwrap().evictions.send(clear).await.unwrap();
+    node.pass(SECOND).await;
+    assert_eq!((records(&node), node.shelf.shown()[0].holds), (0, Holds::Nothing));
+    assert_eq!(node.status("p"), ended);
+
+    node.kill_agent().await;
+    node.start_agent();
+    let mut again = pod("p", "u1", "Never");
+    again["status"] = serde_json::to_value(&ended).unwrap();
+    node.apply(again).await;
+    node.pass(SECOND * 60).await;
+    assert_eq!((records(&node), node.status("p")), (0, ended), "it does not run again");
 }
 
 #[tokio::test(start_paused = true)]

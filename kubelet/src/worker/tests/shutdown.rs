@@ -13,7 +13,7 @@ impl Node {
         let (message, cause) = (MESSAGE.to_owned(), Cause::Shutdown);
         let eviction = Eviction { message, grace: SECOND * seconds, cause };
         let agent = self.agent.as_ref().unwrap();
-        agent.evictions.send(Order { uid: uid.to_owned(), eviction }).await.unwrap();
+        agent.evictions.send(Order::End { uid: uid.to_owned(), eviction }).await.unwrap();
     }
 }
 
@@ -64,7 +64,7 @@ async fn a_pod_has_its_own_grace_or_the_buckets_and_stays_ended_after_the_reboot
             [Some("True"), Some("TerminationByKubelet"), Some(MESSAGE)]
         );
     }
-    assert!(node.shelf.shown().iter().all(|shown| shown.is_cleared));
+    assert!(node.shelf.shown().iter().all(|shown| shown.is_cleared()));
 
     node.kill_agent().await;
     node.runtime.state().sandboxes.clear();
@@ -85,7 +85,7 @@ async fn a_pod_that_is_evicted_already_has_no_more_time_and_keeps_its_reason() {
     let message = "The node was low on resource: memory. ".to_owned();
     let eviction = Eviction { message, grace: SECOND * 2, cause: Cause::Pressure };
     let agent = node.agent.as_ref().unwrap();
-    agent.evictions.send(Order { uid: "u1".to_owned(), eviction }).await.unwrap();
+    agent.evictions.send(Order::End { uid: "u1".to_owned(), eviction }).await.unwrap();
     node.shut_down("u1", 20).await;
     node.pass(SECOND * 3).await;
     let status = node.status("p");
