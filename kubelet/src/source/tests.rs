@@ -210,3 +210,25 @@ async fn a_watch_that_ends_at_once_is_not_opened_without_a_pause() {
     let asked = server.kinds().len();
     assert!(asked < 20, "{asked} requests in a minute");
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_six_hours_without_a_server_one_list_tells_what_has_become_of_all() {
+    let hours = Duration::from_secs(6 * 3600);
+    let mut script = vec![Answer::List(&["a"], "5"), Answer::Watch(Vec::new())];
+    script.extend((0..5000).map(|_| Answer::Refuse(503, 0)));
+    let server = Server::new(script);
+    let mut events = server.start();
+    assert_eq!(name(&events.recv().await.unwrap()), "synced a");
+    tokio::time::sleep(hours).await;
+    let asked = server.kinds().len();
+    assert!((400..1500).contains(&asked), "{asked} requests in six hours");
+    *server.script.lock().unwrap() = [
+        Answer::Watch(vec![json!({"type": "ERROR", "object": status(410, 0)})]),
+        Answer::List(&["b"], "9000"),
+    ]
+    .into();
+    let back = tokio::time::Instant::now();
+    assert_eq!(name(&events.recv().await.unwrap()), "synced b");
+    assert!(back.elapsed() < Duration::from_secs(80), "{:?}", back.elapsed());
+    assert_eq!(server.kinds()[asked..asked + 2], ["5", "list"]);
+}

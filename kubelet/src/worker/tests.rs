@@ -5,6 +5,7 @@ mod ending;
 mod eviction;
 mod hooks;
 mod lifecycle;
+mod outage;
 mod preemption;
 mod probes;
 mod resize;

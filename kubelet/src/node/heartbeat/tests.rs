@@ -89,6 +89,25 @@ async fn a_lease_that_cannot_be_renewed_is_tried_again_well_before_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_six_hours_without_a_server_it_hears_within_seconds_that_the_node_lives() {
+    let scene = Scene::new();
+    scene.api.state.lock().unwrap().failing = Some((u32::MAX, 503));
+    let (node, shutdown) = (Arc::clone(&scene.node), scene.shutdown.clone());
+    tokio::spawn(keep_lease(scene.config.clone(), scene.api.client(), node, shutdown));
+    let (_pressed, conditions) = watch::channel(Conditions::new());
+    scene.keep_status(Arc::default(), Signs { conditions, standing: Standing::default() });
+    tokio::time::sleep(Duration::from_secs(6 * 3600)).await;
+    let asked = scene.api.state.lock().unwrap().requests.len();
+    assert!((2000..8000).contains(&asked), "{asked} requests in six hours");
+    scene.api.state.lock().unwrap().failing = None;
+    let leases = scene.count(&["PUT"], "/leases/n");
+    let reports = scene.count(&["PATCH"], "/nodes/n/status");
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert!(scene.count(&["PUT"], "/leases/n") > leases);
+    assert!(scene.count(&["PATCH"], "/nodes/n/status") > reports);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_status_that_does_not_change_is_reported_every_five_minutes() {
     let scene = Scene::new();
     let images = Arc::new(FakeImages::default());
