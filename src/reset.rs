@@ -104,11 +104,9 @@ fn logs(places: &Places, pods: &BTreeSet<String>) -> Result<()> {
     };
     remove_entries(&places.log_links_dir, dangling)?;
     for directory in [&places.log_dir, &places.log_links_dir] {
-        match fs::remove_dir(directory) {
+        match remove_emptied(directory) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            result => {
-                absent(result).with_context(|| format!("removing {}", directory.display()))?
-            }
+            result => result.with_context(|| format!("removing {}", directory.display()))?,
         }
     }
     Ok(())
@@ -133,7 +131,7 @@ fn directories(places: &Places, flags: &ResetFlags) -> Result<()> {
     let kept = ["bootstrap.conf", "images", "kubelet.conf", "pki", "standalone"];
     remove_entries(&places.state_dir, |name| !flags.keep_state || !kept.contains(&name))?;
     if !flags.keep_state {
-        absent(fs::remove_dir(&places.state_dir)).context("removing the state directory")?;
+        remove_emptied(&places.state_dir).context("removing the state directory")?;
     }
     Ok(())
 }
@@ -158,6 +156,14 @@ fn remove_entries(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<()>
         absent(removed).with_context(|| format!("removing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Removes a directory with nothing in it, unless something is mounted there.
+fn remove_emptied(directory: &Path) -> io::Result<()> {
+    match absent(fs::remove_dir(directory)) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        result => result,
+    }
 }
 
 /// What is not there needs no removal.
