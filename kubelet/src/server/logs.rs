@@ -83,7 +83,7 @@ async fn find(
     })?;
     let records = runs::records(&sandboxes, container);
     let Some((sandbox, newest)) = records.last() else {
-        return Err(waiting(&pod, container));
+        return Err(without_log(&pod, container));
     };
     let directory = &sandbox.config.log_directory;
     if is_set(query.previous.as_deref()) {
@@ -98,7 +98,7 @@ async fn find(
         };
     }
     if newest.state == ContainerState::Created {
-        return Err(waiting(&pod, container));
+        return Err(without_log(&pod, container));
     }
     let mut guard = None;
     if is_set(query.follow.as_deref()) {
@@ -151,12 +151,19 @@ async fn watch_end(
     ended.cancel();
 }
 
-fn waiting(pod: &Pod, container: &str) -> Refusal {
+/// Why there is no log: nothing has run yet, or it was removed for want of disk.
+fn without_log(pod: &Pod, container: &str) -> Refusal {
     let status = pod.status.as_ref();
     let inits = status.and_then(|s| s.init_container_statuses.as_ref());
     let apps = status.and_then(|s| s.container_statuses.as_ref());
     let mut all = inits.into_iter().flatten().chain(apps.into_iter().flatten());
-    let state = all.find(|c| c.name == container).and_then(|c| c.state.as_ref());
+    let known = all.find(|c| c.name == container);
+    let state = known.and_then(|c| c.state.as_ref());
+    let has_ended = state.is_some_and(|state| state.terminated.is_some());
+    if let Some(id) = known.and_then(|c| c.container_id.as_ref()).filter(|_| has_ended) {
+        let message = format!("unable to retrieve container logs for {id}\n");
+        return (StatusCode::BAD_REQUEST, message);
+    }
     let reason = state.and_then(|s| s.waiting.as_ref()?.reason.clone());
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let reason = reason.unwrap_or_else(|| "ContainerCreating".to_owned());

@@ -240,10 +240,28 @@ async fn what_is_asked_for_in_vain_is_told() {
     let root = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
-    let router = guarded(state(root.path()), guard());
+    let state = state(root.path());
+    let cleared: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "cleared", "namespace": "ns", "uid": "u2"},
+        "spec": {"containers": [{"name": "c"}]},
+        "status": {"containerStatuses": [{
+            "name": "c", "containerID": "berth://1", "image": "i", "imageID": "i", "ready": false,
+            "restartCount": 0, "state": {"terminated": {"exitCode": 0}},
+        }]},
+    }))
+    .unwrap();
+    let status = cleared.status.clone().unwrap();
+    state.shelf.put(&Arc::new(cleared), &status);
+    let router = guarded(state, guard());
     let admin = authority.issue("admin", "system:masters");
     let admin = connector(root.path(), Some(&admin));
     for (method, path, expected, text) in [
+        (
+            "GET",
+            "/containerLogs/ns/cleared/c",
+            400,
+            "unable to retrieve container logs for berth://1",
+        ),
         ("GET", "/nothing", 404, "404 page not found"),
         ("POST", "/pods", 405, ""),
         ("GET", "/containerLogs/ns/missing/c", 404, "does not exist"),
