@@ -24,6 +24,7 @@ pub mod terminal;
 pub mod units;
 mod unpack;
 
+pub use cgroup::kill as kill_cgroup;
 pub use container::labels::apparmor_is_enabled;
 pub use frame::{read_frame, write_frame};
 pub use seccomp::default_seccomp;

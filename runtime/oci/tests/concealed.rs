@@ -7,25 +7,14 @@ mod bundle;
 mod fixture;
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use berth_oci::protocol::*;
 use bundle::Bundle;
 use fixture::oracle::{Witness, rounds};
-use fixture::{Shim, sandbox, spec_with};
+use fixture::{Shim, compile, sandbox, spec_with};
 use serde_json::{Value, json};
-
-/// Puts the program that looks into all processes into an image.
-fn add_spy(image: &Path) {
-    let compiled = Command::new("cc")
-        .args(["-O1", "-static", "-o"])
-        .arg(image.join("bin/spy"))
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixture/spy.c"))
-        .status();
-    assert!(compiled.unwrap().success());
-}
 
 /// Nothing but what keeps the runtime's processes to themselves is in the way: as many privileges as the
 /// runtime's processes are left with, and no filter.
@@ -54,7 +43,7 @@ fn a_container_that_waits_for_its_start_is_closed_to_others_of_its_pod() {
     let mut config = sandbox();
     config.pid = PidNamespace::Sandbox;
     let mut shim = Shim::start(&config);
-    add_spy(&shim.image());
+    compile("spy", &shim.image());
     let request = |shim: &Shim, id: &str, args: &[&str], user: &str| {
         let mut request = shim.container(id, args);
         request.spec = spec_with(args, unfiltered);
@@ -93,7 +82,7 @@ fn run_detached(bundle: &Bundle) -> String {
 fn a_command_line_that_enters_a_container_is_closed_to_it() {
     let witness = Witness::new();
     let bundle = Bundle::new("exec /bin/spy > /said");
-    add_spy(&bundle.image());
+    compile("spy", &bundle.image());
     let id = run_detached(&bundle);
     let said = || std::fs::read_to_string(bundle.image().join("said")).unwrap_or_default();
     let mut count = 0;
@@ -147,7 +136,7 @@ fn a_tracer_in_a_container_gets_of_a_process_that_enters_only_what_its_command_h
         let mut bundle = Bundle::new("exec /bin/spy held > /said");
         tracing(&mut bundle.spec);
         bundle.spec["process"]["noNewPrivileges"] = json!(!gaining);
-        add_spy(&bundle.image());
+        compile("spy", &bundle.image());
         let id = run_detached(&bundle);
         let said = || std::fs::read_to_string(bundle.image().join("said")).unwrap_or_default();
         let mut count = 0;
@@ -169,7 +158,7 @@ fn a_tracer_in_a_pod_gets_of_a_process_that_enters_only_what_its_command_has() {
     let mut config = sandbox();
     config.pid = PidNamespace::Sandbox;
     let mut shim = Shim::start(&config);
-    add_spy(&shim.image());
+    compile("spy", &shim.image());
     let arguments = ["/bin/spy", "held"];
     let mut spy = shim.container("spy", &arguments);
     spy.spec = spec_with(&arguments, tracing);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use berth_oci::protocol::*;
-use fixture::{Shim, cgroup_root, sandbox, spec_with};
+use fixture::{Shim, cgroup_root, compile, sandbox, spec_with};
 use serde_json::json;
 
 #[test]
@@ -81,6 +81,25 @@ fn signals_reach_the_first_process_or_all() {
     assert_eq!(shim.ask(&signal("kill", 9, SignalTarget::Init)), Ok(Reply::Done));
     let missing = shim.ask(&signal("nobody", 9, SignalTarget::Init)).unwrap_err();
     assert_eq!(missing.kind, FailureKind::NotFound);
+    shim.shut_down();
+}
+
+/// `pthread_exit` in `main` does this.
+#[test]
+fn a_process_whose_first_thread_has_ended_is_killed_with_its_cgroup() {
+    let mut shim = Shim::start(&sandbox());
+    compile("headless", &shim.image());
+    let record = shim.create(shim.container("headless", &["/bin/headless"])).unwrap();
+    shim.ask(&Request::Start { id: record.id.clone() }).unwrap();
+    let stat = format!("/proc/{}/stat", record.pid);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+        assert!(Instant::now() < deadline, "its first thread ends");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let kill = Request::Signal { id: record.id, signal: 9, target: SignalTarget::All };
+    assert_eq!(shim.ask(&kill), Ok(Reply::Done));
+    assert_eq!(shim.wait("headless").exit_code, 137);
     shim.shut_down();
 }
 

@@ -9,9 +9,8 @@
 mod fixture;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
-use fixture::{Shim, sandbox, spec_with};
+use fixture::{Shim, compile, sandbox, spec_with};
 use serde_json::json;
 
 /// Well past the newest call.
@@ -62,13 +61,7 @@ fn refused(abi: &str) -> BTreeSet<&'static str> {
 #[test]
 fn a_container_reaches_the_system_calls_of_the_list_and_no_other() {
     let mut shim = Shim::start(&sandbox());
-    let compiled = Command::new("cc")
-        .args(["-O1", "-static", "-o"])
-        .arg(shim.image().join("bin/probe"))
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixture/probe.c"))
-        .status()
-        .unwrap();
-    assert!(compiled.success());
+    compile("probe", &shim.image());
     let confined = probe(&mut shim, "confined", None);
     let free = probe(&mut shim, "free", Some(json!(null)));
     let calls = 3 * (LAST as usize + 1);

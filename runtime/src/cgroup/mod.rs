@@ -297,9 +297,9 @@ impl Hierarchy {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(failed("read", &dir)(error)),
             }
-            match write(&dir.join("cgroup.kill"), "1") {
-                Err(Error::File { source, .. }) if is_gone(&source) => return Ok(()),
-                outcome => outcome?,
+            match berth_oci::kill_cgroup(&dir) {
+                Err(error) if is_gone(&error) => return Ok(()),
+                outcome => outcome.map_err(failed("kill", &dir))?,
             }
             if Instant::now() >= deadline {
                 return Err(Error::Populated(dir));

@@ -23,6 +23,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 
 use self::directory::Directory;
 use self::limits::{Setting, Tolerance};
@@ -31,8 +32,8 @@ use self::placeholder::Placeholder;
 pub(crate) use self::stats::Stats;
 use self::systemd::Manager;
 pub(crate) use self::watch::{Happening, Watch};
-use crate::clock;
 use crate::container::{Doing, Error, Result};
+use crate::{clock, sys};
 
 /// A leaf cgroup and the place it was made in.
 #[derive(Debug)]
@@ -345,10 +346,10 @@ impl Cgroup {
         Watch::new(&self.directory).doing(|| format!("watch cgroup {}", path.display()))
     }
 
-    /// Kills every process in it and below. Linux 5.14.
+    /// Kills every process in it and below; does not wait for their ends. Linux 5.14.
     pub(crate) fn kill(&self) -> Result<()> {
         let path = &self.place.path;
-        self.directory.write("cgroup.kill", "1").doing(|| format!("kill cgroup {}", path.display()))
+        kill_all(&self.directory).doing(|| format!("kill cgroup {}", path.display()))
     }
 
     /// Freezes it and waits until every process in it and below has stopped. Linux 5.2.
@@ -451,6 +452,43 @@ fn placed(root: &Path, pid: i32, unit: &Unit) -> Result<PathBuf> {
         return Err(Error::invalid(format!("unit {}", unit.name), reason));
     }
     Ok(path)
+}
+
+/// Kills every process of the cgroup at `path` and below, and does not wait for their ends. Blocking. Linux 5.14.
+///
+/// # Errors
+/// What the system refuses; `ENOENT` or `ENODEV` where the cgroup is gone.
+pub fn kill(path: &Path) -> std::io::Result<()> {
+    Ok(kill_all(&Directory::open(path)?)?)
+}
+
+/// How many processes are held open at a time.
+const HELD: usize = 64;
+
+/// The kernel (seen on 6.18) signals first threads alone: a process whose first thread has ended goes on.
+/// So each that is still there is signalled as a whole.
+fn kill_all(directory: &Directory) -> std::result::Result<(), Errno> {
+    directory.write("cgroup.kill", "1")?;
+    if directory.read_key("cgroup.events", "populated")? == Some(0) {
+        return Ok(());
+    }
+    let mut listed = Vec::new();
+    collect(directory, &mut listed);
+    for some in listed.chunks(HELD) {
+        let opened: Vec<_> = some.iter().filter_map(|pid| Some((pid, open(*pid)?))).collect();
+        // Looked at again now that it is held: before, the number may have become another's.
+        let mut still = Vec::new();
+        collect(directory, &mut still);
+        for (_, process) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+            // It may have ended meanwhile.
+            let _ = sys::signal_process(process.as_fd(), libc::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
+fn open(pid: i32) -> Option<OwnedFd> {
+    rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
 }
 
 fn collect(directory: &Directory, list: &mut Vec<i32>) {
