@@ -113,19 +113,37 @@ fn memory(directory: &Path, usage_bytes: u64) -> MemoryUsage {
     }
 }
 
-/// Memory of these processes without the controller: what each has resident. Pages that several share
-/// count for each.
+/// Memory of these processes without the controller: what is each one's own, and of files and of shared memory
+/// what one of them has most of. Pages that a fork left to both count twice; files of the others are left out.
 fn summed(pids: &[u32]) -> Option<MemoryUsage> {
-    let resident = |pid: &u32| -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    let all: Vec<Resident> = pids.iter().filter_map(|pid| resident(*pid)).collect();
+    let own = all.iter().map(|one| one.own).sum::<u64>();
+    let most = |of: fn(&Resident) -> u64| all.iter().map(of).max();
+    let bytes = (own + most(|one| one.files)? + most(|one| one.shared)?) << 10;
+    Some(MemoryUsage { usage_bytes: bytes, working_set_bytes: bytes, details: None })
+}
+
+/// What a process has resident, in KiB.
+struct Resident {
+    own: u64,
+    files: u64,
+    shared: u64,
+}
+
+/// A first thread that has ended has nothing more to tell: then the others are asked.
+fn resident(pid: u32) -> Option<Resident> {
+    let of = |path: &Path| {
+        let status = fs::read_to_string(path.join("status")).ok()?;
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        };
+        Some(Resident { own: kib("RssAnon:")?, files: kib("RssFile:")?, shared: kib("RssShmem:")? })
     };
-    let bytes = pids.iter().filter_map(resident).sum::<u64>() << 10;
-    (!pids.is_empty()).then_some(MemoryUsage {
-        usage_bytes: bytes,
-        working_set_bytes: bytes,
-        details: None,
+    let process = Path::new("/proc").join(pid.to_string());
+    of(&process).or_else(|| {
+        let mut threads = fs::read_dir(process.join("task")).ok()?.flatten();
+        threads.find_map(|thread| of(&thread.path()))
     })
 }
 
@@ -260,6 +278,17 @@ mod tests {
         let memory = usage.memory.unwrap();
         assert!(memory.working_set_bytes > 100 << 10 && memory.details.is_none(), "{memory:?}");
         assert_eq!((usage.processes, usage.io), (Some(1), None));
+    }
+
+    #[test]
+    fn what_processes_share_counts_once_and_who_cannot_be_asked_not_at_all() {
+        let own = std::process::id();
+        let once = summed(&[own]).unwrap().usage_bytes;
+        let twice = summed(&[own, own]).unwrap().usage_bytes;
+        assert!(twice < once * 2, "{once} {twice}");
+        assert_eq!(summed(&[u32::MAX]), None);
+        // The kernel's own processes have no memory of users.
+        assert_eq!(summed(&[2]), None);
     }
 
     #[test]
