@@ -60,6 +60,7 @@ pub(super) fn restrict(
     list: &[LinuxDeviceCgroup],
 ) -> Result<Option<String>> {
     let mut rules = list.iter().map(rule).collect::<Result<Vec<_>>>()?;
+    rules.retain(|rule| rule.access != 0);
     rules.extend(defaults());
     let program = match sys::load_device_program(&program(&rules)) {
         Ok(program) => program,
@@ -97,17 +98,15 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
             .map(Some)
             .map_err(|_| Error::invalid(field, format!("{value} is no device number"))),
     };
-    let mut access = 0;
-    for letter in device.access().as_deref().unwrap_or("rwm").chars() {
-        access |= match letter {
-            'r' => ACCESS_READ,
-            'w' => ACCESS_WRITE,
-            'm' => ACCESS_MKNOD,
-            _ => {
-                return Err(Error::invalid(field, format!("access {letter:?} is unknown")));
-            }
-        };
-    }
+    let letters = device.access().as_deref().unwrap_or_default();
+    let accesses = letters.chars().map(|letter| match letter {
+        'r' => ACCESS_READ,
+        'w' => ACCESS_WRITE,
+        'm' => ACCESS_MKNOD,
+        // An `a` for all is none of them and says nothing, as under runc and crun.
+        _ => 0,
+    });
+    let access = accesses.fold(0, |all, one| all | one);
     let kind = match device.typ() {
         Some(LinuxDeviceType::B) => Some(TYPE_BLOCK),
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(TYPE_CHARACTER),
@@ -119,7 +118,7 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
         kind,
         major: number(device.major())?,
         minor: number(device.minor())?,
-        access: if access == 0 { ACCESS_ALL } else { access },
+        access: if letters.is_empty() { ACCESS_ALL } else { access },
     })
 }
 
@@ -271,6 +270,16 @@ mod tests {
         assert!(!allows(&rules, TYPE_BLOCK, 8, 0, ACCESS_READ));
         assert!(!allows(&rules, TYPE_BLOCK, 1, 3, ACCESS_READ));
         assert!(!allows(&rules, TYPE_CHARACTER, 1, 1, ACCESS_READ | ACCESS_MKNOD));
+    }
+
+    #[test]
+    fn letters_that_name_no_access_say_nothing() {
+        let rules = rules(
+            r#"[{"allow":true,"type":"c","major":10,"minor":1,"access":"rwa"},
+                {"allow":true,"type":"c","major":10,"minor":2,"access":"a"}]"#,
+        );
+        assert!(allows(&rules, TYPE_CHARACTER, 10, 1, ACCESS_READ | ACCESS_WRITE));
+        assert!(!allows(&rules, TYPE_CHARACTER, 10, 2, ACCESS_READ));
     }
 
     #[test]

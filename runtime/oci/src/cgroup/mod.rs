@@ -139,6 +139,7 @@ impl Cgroup {
         let mut settings = request.resources.map(limits::plan).transpose()?.unwrap_or_default();
         let annotations = request.annotations.map(systemd::annotations::properties);
         let annotations = annotations.transpose()?.unwrap_or_default();
+        Self::inspect_scope(&request.place.path)?;
         let mut manager = Manager::connect()?;
         let mut properties = manager.plan(&mut settings)?;
         properties.extend(annotations);
@@ -150,6 +151,16 @@ impl Cgroup {
             let _ = manager.stop(&unit.name);
         }
         made
+    }
+
+    /// Says no to a scope whose cgroup is there and cannot take a container: in a frozen one not even
+    /// the first process would run.
+    fn inspect_scope(path: &Path) -> Result<()> {
+        match Directory::open(path) {
+            Ok(found) => tree::inspect(&found, path),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).doing(|| format!("open cgroup {}", path.display())),
+        }
     }
 
     /// Makes the cgroup of a running scope fit for a container's first process.

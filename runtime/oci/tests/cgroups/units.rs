@@ -1,5 +1,6 @@
 //! Scopes of systemd.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -98,6 +99,25 @@ fn what_systemd_refuses_is_said_and_leaves_nothing() {
         assert_eq!(show(&unit, "LoadState"), "not-found");
         assert!(!cgroup.exists());
     }
+}
+
+/// The first process of a frozen one would never run, and nobody would be told.
+#[test]
+fn a_scope_whose_cgroup_is_frozen_or_in_use_already_takes_no_container() {
+    let (container, unit, cgroup) = scope("taken", |_| {});
+    fs::create_dir_all(&cgroup).unwrap();
+    let freeze = |frozen: &str| fs::write(cgroup.join("cgroup.freeze"), frozen).unwrap();
+    freeze("1");
+    assert!(container.try_start().unwrap_err().contains("container's cgroup unexpectedly frozen"));
+    freeze("0");
+    let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::write(cgroup.join("cgroup.procs"), other.id().to_string()).unwrap();
+    assert!(container.try_start().unwrap_err().contains("container's cgroup is not empty: "));
+    assert!(other.try_wait().unwrap().is_none(), "it is left alone");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(show(&unit, "LoadState"), "not-found");
+    fs::remove_dir(&cgroup).unwrap();
 }
 
 #[test]
