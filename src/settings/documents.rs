@@ -262,12 +262,18 @@ fn read_one(documents: &mut Documents, line: usize, text: &str) -> Result<(), Do
 fn written(line: usize, text: &str) -> Result<Map<String, Value>, DocumentError> {
     let mut fields = Value::Object(typed(line, text)?);
     drop_nulls(&mut fields);
-    let wrong = |message: String| DocumentError::Syntax { line, message };
-    KubeletConfiguration::deserialize(&fields).map_err(|error| wrong(error.to_string()))?;
-    match fields {
-        Value::Object(fields) => Ok(fields),
-        _ => Err(wrong("not a map".to_owned())),
+    let Value::Object(fields) = fields else {
+        return Err(DocumentError::Syntax { line, message: "not a map".to_owned() });
+    };
+    for (name, value) in &fields {
+        let alone = Value::Object([(name.clone(), value.clone())].into_iter().collect());
+        KubeletConfiguration::deserialize(alone).map_err(|error| {
+            let offset = text.lines().position(|line| line.starts_with(&format!("{name}:")));
+            let message = format!("{name}: {error}");
+            DocumentError::Syntax { line: line + offset.unwrap_or(0), message }
+        })?;
     }
+    Ok(fields)
 }
 
 fn drop_nulls(value: &mut Value) {
@@ -290,7 +296,10 @@ fn typed<T: for<'de> Deserialize<'de>>(line: usize, text: &str) -> Result<T, Doc
         let offset = error.location().map_or(0, |at| at.line().saturating_sub(1));
         let line = line + usize::try_from(offset).unwrap_or(0);
         let text = error.to_string();
-        let message = text.lines().next().unwrap_or_default().to_owned();
+        let message = text.lines().next().unwrap_or_default();
+        // Its own place counts from the document's beginning.
+        let placed = message.strip_prefix("error: line ").and_then(|rest| rest.split_once(": "));
+        let message = placed.map_or(message, |(_, message)| message).to_owned();
         DocumentError::Syntax { line, message }
     })
 }
@@ -351,7 +360,8 @@ runtimeHandlers: [runc]
         documents.put_over(&format!("{head}{null}")).unwrap();
         assert_eq!(documents, parse(&format!("{head}{set}")).unwrap());
         let error = parse(&format!("{head}systemReserved: {{cpu: 1}}\n")).unwrap_err();
-        assert!(error[0].to_string().starts_with("line 1: "), "{error:?}");
+        let text = "line 3: systemReserved: invalid type: integer `1`, expected a string";
+        assert_eq!(error[0].to_string(), text);
     }
 
     #[test]
@@ -365,7 +375,7 @@ brigde: pods1
 ";
         let errors = parse(stream).unwrap_err();
         let text = errors[0].to_string();
-        assert!(text.starts_with("line 5:"), "{text}");
+        assert!(text.starts_with("line 5: unknown field"), "{text}");
         assert!(text.contains("brigde"), "{text}");
     }
 
