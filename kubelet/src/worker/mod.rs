@@ -110,6 +110,11 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// That a pod runs, unless it was refused.
+    fn of(pod: Arc<Pod>, refused: Option<memory::Failure>) -> Self {
+        Self { pod, gone: None, refused, evicted: None, is_spent: false, waiting: None }
+    }
+
     /// The grace that containers have, where an eviction leaves them so much.
     fn at_most(&self, grace: Duration) -> Duration {
         self.evicted.as_ref().map_or(grace, |eviction| grace.min(eviction.grace))

@@ -441,15 +441,7 @@ impl Roster {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let wake = Arc::new(Notify::new());
         let entry_refused = refused.is_some();
-        let wish = Wish {
-            pod: Arc::clone(&pod),
-            gone: None,
-            refused,
-            evicted: None,
-            is_spent: false,
-            waiting: None,
-        };
-        let (wish, wishes) = watch::channel(wish);
+        let (wish, wishes) = watch::channel(Wish::of(Arc::clone(&pod), refused));
         let worker = Worker::new(
             Arc::clone(&self.context),
             wishes,
