@@ -10,6 +10,7 @@ pub mod peers;
 pub mod port;
 pub mod roots;
 pub mod selinux;
+pub mod tracer;
 pub mod wait;
 
 pub use census::{Census, Difference, Scope};
@@ -18,4 +19,5 @@ pub use namespaces::{Private, require_root};
 pub use peers::{kubectl, peer};
 pub use port::free_port;
 pub use roots::Roots;
+pub use tracer::{Followed, Tracer};
 pub use wait::wait_until;
