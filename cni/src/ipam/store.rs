@@ -246,7 +246,7 @@ fn write_lease(path: &Path, record: &Record) -> io::Result<File> {
     }
 }
 
-/// Reads all lease files; what cannot be understood is put aside.
+/// Reads all lease files; what cannot be understood is put aside, and what holds nothing is removed.
 fn load(dir: &Path, ledger: &mut Ledger) -> Result<(), Error> {
     let leases = dir.join("leases");
     let entries = fs::read_dir(&leases).map_err(disk("read", &leases))?;
@@ -257,6 +257,10 @@ fn load(dir: &Path, ledger: &mut Ledger) -> Result<(), Error> {
     }
     names.sort();
     for path in names {
+        if is_unwritten(&path) {
+            remove_file(&path)?;
+            continue;
+        }
         match read_lease(&path) {
             // The attachment's other file told of this address already.
             Ok(record) if ledger.get(&record.attachment) == Some(&record) => {}
@@ -279,6 +283,11 @@ fn load(dir: &Path, ledger: &mut Ledger) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether whoever made the file died before it said anything: nobody was given that address.
+fn is_unwritten(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0)
 }
 
 fn read_lease(path: &Path) -> Result<Record, String> {

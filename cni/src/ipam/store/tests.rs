@@ -63,7 +63,7 @@ fn rubbish_in_the_directory_is_put_aside_and_stops_nothing() {
     let dir = TempDir::new().unwrap();
     let leases = dir.path().join("ipam/leases");
     fs::create_dir_all(leases.join("10.0.0.2")).unwrap();
-    fs::write(leases.join("10.0.0.3"), "").unwrap();
+    fs::write(leases.join("10.0.0.3"), "\n").unwrap();
     fs::write(leases.join("..10.0.0.4"), "x").unwrap();
     fs::write(leases.join("10.0.0.5"), [0xff, 0xfe]).unwrap();
     let wrong = r#"{"attachment":"a","addresses":["10.0.0.9"],"host_ports":[]}"#;
@@ -74,6 +74,21 @@ fn rubbish_in_the_directory_is_put_aside_and_stops_nothing() {
     assert!(store.records().is_empty());
     assert!(lease_files(&dir).is_empty());
     assert_eq!(fs::read_dir(dir.path().join("ipam/quarantine")).unwrap().count(), 6);
+}
+
+/// Whoever is killed between making the file and writing it has given nobody the address.
+#[test]
+fn a_lease_that_was_never_written_leaves_nothing_and_its_address_is_free() {
+    let dir = TempDir::new().unwrap();
+    let leases = dir.path().join("ipam/leases");
+    fs::create_dir_all(&leases).unwrap();
+    fs::write(leases.join("10.0.0.2"), "").unwrap();
+
+    let store = open(&dir, DUAL);
+    assert!(lease_files(&dir).is_empty());
+    assert_eq!(fs::read_dir(dir.path().join("ipam/quarantine")).map_or(0, Iterator::count), 0);
+    let given = store.acquire(&id(0), &[]).unwrap().record.addresses;
+    assert_eq!(given[0], "10.0.0.2".parse::<IpAddr>().unwrap());
 }
 
 #[test]
