@@ -1,7 +1,12 @@
 //! What the kernel holds: tables, chains, rules, sets and elements, read for adoption and diff.
 //!
-//! A dump that another change interrupts is repeated. Objects with names or values this crate
-//! cannot represent are left out of element dumps; nothing of ours is of that kind.
+//! A dump that another change interrupts is repeated, and so is one of a set that the kernel is
+//! resizing. Objects with names or values this crate cannot represent are left out of element
+//! dumps; nothing of ours is of that kind.
+
+use std::collections::HashSet;
+use std::thread;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -11,6 +16,9 @@ use crate::socket::Request;
 use crate::{
     Data, Element, Error, Family, Key, Name, ObjectKind, Set, Socket, Table, Value, Verdict,
 };
+
+/// A dump of a set that is being resized is repeated after 1 ms, 2 ms and so on until this.
+const RESIZE_PAUSE_MAX: Duration = Duration::from_millis(256);
 
 /// A table in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,10 +161,13 @@ impl Socket {
         or_nothing(found)
     }
 
-    /// The elements of a set, in no order. Intervals come back as ranges; timeouts are left out.
+    /// The elements of a set, each once, in no order. Intervals come back as ranges; timeouts are
+    /// left out, and one that expires meanwhile may take another with it. Blocks for half a second at
+    /// most while the kernel resizes the set.
     ///
     /// # Errors
-    /// [`Error::Rejected`] when there is no such set.
+    /// [`Error::Rejected`] when there is no such set, [`Error::Interrupted`] when it does not come
+    /// to rest.
     pub fn elements(&mut self, set: &Set) -> Result<Vec<Element>, Error> {
         let mut attributes = Vec::new();
         put(&mut attributes, 1, set.table.name.as_c_str().to_bytes_with_nul());
@@ -168,16 +179,41 @@ impl Socket {
             &attributes,
         );
         request.object.path = format!("{} {}", set.table.name(), set.name());
-        let pieces = self.dump(&request, |out, _, attrs| {
-            if let Some(list) = attrs.nested(3) {
-                out.extend(list.filter_map(|(_, element)| piece(set, Attrs(element))));
-            }
-        })?;
+        let pieces = self.pieces(set, &request)?;
         if set.interval && set.key.len() == 1 {
             return Ok(joined(pieces));
         }
         Ok(pieces.into_iter().map(|(_, element)| element).collect())
     }
+
+    /// What a set holds, as the kernel tells it.
+    fn pieces(&mut self, set: &Set, request: &Request<'_>) -> Result<Vec<(Edge, Element)>, Error> {
+        let mut pause = Duration::from_millis(1);
+        while pause <= RESIZE_PAUSE_MAX {
+            let found = self.dump(request, |out, _, attrs| {
+                if let Some(list) = attrs.nested(3) {
+                    out.extend(list.filter_map(|(_, element)| piece(set, Attrs(element))));
+                }
+            })?;
+            if !has_repeats(&found) {
+                return Ok(found);
+            }
+            thread::sleep(pause);
+            pause *= 2;
+        }
+        Err(Error::Interrupted { object: request.object.clone() })
+    }
+}
+
+/// Whether something was told twice, in which case something else may not have been told.
+///
+/// The kernel resizes a set's hash table some time after the transaction that made it grow or
+/// shrink. It goes on with a dump at the number of elements it has told of, and in the new table
+/// other elements have that number; no flag says so. Every number is told once, so that an element
+/// which had none when its turn came has left it to one that had two.
+fn has_repeats(pieces: &[(Edge, Element)]) -> bool {
+    let mut seen = HashSet::with_capacity(pieces.len());
+    !pieces.iter().all(|(edge, element)| seen.insert((edge, &element.key)))
 }
 
 /// A table that is not there holds nothing.
@@ -203,7 +239,7 @@ fn comment(udata: &[u8]) -> Option<String> {
 }
 
 /// Whether a piece is where an interval starts or just after it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Edge {
     Start,
     End,

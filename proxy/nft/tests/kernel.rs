@@ -263,6 +263,33 @@ fn elements_come_back_as_they_were_added() {
     });
 }
 
+/// The kernel resizes a set after the transaction that filled it, in the middle of such a dump.
+#[test]
+fn a_set_that_has_just_grown_is_read_whole() {
+    const ROUNDS: usize = 150;
+    in_new_namespace(|| {
+        let table = Table::new(Family::Ip, "t").unwrap();
+        let set = Set::of_keys(&table, "s", &[DataType::Ipv4]).unwrap();
+        let mut many: Vec<_> =
+            (0..5000u32).map(|n| Element::key(Field::Ipv4((0x0a60_0000 + n).into()))).collect();
+        many.sort();
+        let mut socket = Socket::open().unwrap();
+        for round in 0..ROUNDS {
+            let mut batch = Batch::new();
+            batch.add_table(&table);
+            batch.add_set(&set);
+            batch.add_elements(&set, &many);
+            socket.commit(batch).unwrap();
+            let mut found = socket.elements(&set).unwrap();
+            found.sort();
+            assert!(found == many, "round {round}: {} of {}", found.len(), many.len());
+            let mut batch = Batch::new();
+            batch.delete_table(&table);
+            socket.commit(batch).unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_refused_object_is_named_and_nothing_is_applied() {
     in_new_namespace(|| {
