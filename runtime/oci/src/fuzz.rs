@@ -14,7 +14,7 @@ use crate::container::{identity, plan, sysctl};
 use crate::frame::Decoder;
 use crate::log::{Splitter, Stream};
 use crate::protocol::{CreateContainer, MAX_FRAME_BYTES, Request, ShimConfig, UserSelector};
-use crate::runc::record::parse_status_line;
+use crate::runc::record::StatusLine;
 
 const ROUNDS: u32 = 4_000;
 
@@ -273,7 +273,8 @@ fn any_status_of_a_process_is_read_behind_its_name() {
     fuzz("process", |input| {
         let text = String::from_utf8_lossy(input);
         let behind = text.rsplit_once(')').map(|(_, behind)| behind);
-        if let Some((state, _)) = parse_status_line(&text) {
+        if let Some(line) = StatusLine::parse(&text) {
+            let state = line.state;
             assert!(behind.is_some_and(|rest| rest.trim_start().starts_with(state)), "{text:?}");
         }
     });

@@ -284,17 +284,19 @@ fn terminals_that_are_links_are_refused() {
 
 #[test]
 fn a_terminal_is_the_container_s_own() {
-    let mut shim = Shim::start(&sandbox());
-    let mut request = shim.container(
-        "c",
-        &["/bin/sh", "-c", "tty; test -t 0 && test -t 1 && echo yes; ls -l /dev/console"],
-    );
-    request.stdio.tty = true;
-    let (exit, text) = shim.run_request(request);
-    assert_eq!(exit.exit_code, 0, "{text}");
-    let text = text.replace('\r', "");
-    assert!(text.contains("/dev/pts/0\nyes\n") && text.contains("crw"), "{text}");
-    shim.shut_down();
+    let script = "tty; test -t 0 && test -t 1 && echo yes; ls -l /dev/console; \
+                  echo controls > /dev/tty; test -d /proc/self/fd || exit 1";
+    for pid in [PidNamespace::Container, PidNamespace::Sandbox] {
+        let mut shim = Shim::start(&ShimConfig { pid, ..sandbox() });
+        let mut request = shim.container("c", &["/bin/sh", "-c", script]);
+        request.stdio.tty = true;
+        let (exit, text) = shim.run_request(request);
+        assert_eq!(exit.exit_code, 0, "{text}");
+        let text = text.replace('\r', "");
+        assert!(text.contains("/dev/pts/0\nyes\n") && text.contains("crw"), "{text}");
+        assert!(text.contains("controls\n"), "{text}");
+        shim.shut_down();
+    }
 }
 
 #[test]

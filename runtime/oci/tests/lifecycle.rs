@@ -103,48 +103,61 @@ fn a_process_whose_first_thread_has_ended_is_killed_with_its_cgroup() {
     shim.shut_down();
 }
 
+/// Those that containers are first in, and those where others are already.
+const PID_NAMESPACES: [PidNamespace; 2] = [PidNamespace::Container, PidNamespace::Sandbox];
+
 #[test]
 fn a_command_that_cannot_be_executed_fails_the_start() {
-    let mut shim = Shim::start(&sandbox());
-    std::fs::write(shim.image().join("bin/text"), "plain").unwrap();
-    std::fs::write(shim.image().join("bin/script"), "#!/no/interpreter\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(shim.image().join("bin/script"), mode).unwrap();
-    let cases = [
-        ("foo", 127, "exec: \"foo\": executable file not found in $PATH"),
-        ("/foo", 127, "exec: \"/foo\": stat /foo: no such file or directory"),
-        ("/bin/text", 126, "exec: \"/bin/text\": permission denied"),
-        ("/etc", 126, "exec: \"/etc\": is a directory"),
-        ("/bin/script", 127, "exec /bin/script: no such file or directory"),
-    ];
-    for (index, (command, exit_code, message)) in cases.into_iter().enumerate() {
-        let id = format!("c{index}");
-        let result = shim.launch(shim.container(&id, &[command]));
-        let failure = result.expect_err(command);
-        assert_eq!(failure.kind, FailureKind::Start, "{failure:?}");
-        assert_eq!((failure.exit_code, failure.message.as_str()), (Some(exit_code), message));
-        let exit = shim.wait(&id);
-        assert_eq!((exit.exit_code, exit.message.as_str()), (exit_code, message));
-        assert_eq!(exit.started_at, 0, "it never ran");
+    for pid in PID_NAMESPACES {
+        let mut shim = Shim::start(&ShimConfig { pid, ..sandbox() });
+        std::fs::write(shim.image().join("bin/text"), "plain").unwrap();
+        std::fs::write(shim.image().join("bin/script"), "#!/no/interpreter\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(shim.image().join("bin/script"), mode).unwrap();
+        let cases = [
+            ("foo", 127, "exec: \"foo\": executable file not found in $PATH"),
+            ("/foo", 127, "exec: \"/foo\": stat /foo: no such file or directory"),
+            ("/bin/text", 126, "exec: \"/bin/text\": permission denied"),
+            ("/etc", 126, "exec: \"/etc\": is a directory"),
+            ("/bin/script", 127, "exec /bin/script: no such file or directory"),
+        ];
+        for (index, (command, exit_code, message)) in cases.into_iter().enumerate() {
+            let id = format!("c{index}");
+            let result = shim.launch(shim.container(&id, &[command]));
+            let failure = result.expect_err(command);
+            assert_eq!(failure.kind, FailureKind::Start, "{failure:?}");
+            assert_eq!((failure.exit_code, failure.message.as_str()), (Some(exit_code), message));
+            let exit = shim.wait(&id);
+            assert_eq!((exit.exit_code, exit.message.as_str()), (exit_code, message));
+            assert_eq!(exit.started_at, 0, "it never ran");
+        }
+        shim.shut_down();
     }
-    shim.shut_down();
 }
 
 #[test]
 fn a_failed_create_leaves_nothing() {
-    let mut shim = Shim::start(&sandbox());
-    let mut request = shim.container("bad", &["/bin/true"]);
-    request.rootfs = Rootfs::Directory("/nonexistent".into());
-    let failure = shim.create(request).unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Create);
-    assert!(failure.message.contains("/nonexistent"), "{failure:?}");
-    let mut request = shim.container("bad", &["/bin/true"]);
-    request.user.user = "nobody-here".to_owned();
-    assert_eq!(shim.create(request).unwrap_err().kind, FailureKind::Invalid);
-    assert!(!cgroup_root().join(&shim.cgroup).join("bad").exists());
-    let (exit, _) = shim.run("bad", "true");
-    assert_eq!(exit.exit_code, 0);
-    shim.shut_down();
+    for pid in PID_NAMESPACES {
+        let mut shim = Shim::start(&ShimConfig { pid, ..sandbox() });
+        let mut request = shim.container("bad", &["/bin/true"]);
+        request.rootfs = Rootfs::Directory("/nonexistent".into());
+        let failure = shim.create(request).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Create);
+        assert!(failure.message.contains("/nonexistent"), "{failure:?}");
+        let mut request = shim.container("bad", &["/bin/true"]);
+        request.user.user = "nobody-here".to_owned();
+        assert_eq!(shim.create(request).unwrap_err().kind, FailureKind::Invalid);
+        assert!(!cgroup_root().join(&shim.cgroup).join("bad").exists());
+        let (exit, _) = shim.run("bad", "true");
+        assert_eq!(exit.exit_code, 0);
+        let waiting = shim.container("waiting", &["/bin/true"]);
+        shim.create(waiting).unwrap();
+        let kill =
+            Request::Signal { id: "waiting".to_owned(), signal: 9, target: SignalTarget::Init };
+        assert_eq!(shim.ask(&kill), Ok(Reply::Done));
+        assert_eq!(shim.wait("waiting").exit_code, 137);
+        shim.shut_down();
+    }
 }
 
 #[test]

@@ -76,6 +76,25 @@ fn cgroups_of(id: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Under runc and crun it counts as stopped, and nothing ends it.
+#[test]
+fn a_process_whose_first_thread_has_ended_runs_until_it_is_killed() {
+    let mut bundle = Bundle::new("");
+    fixture::compile("headless", &bundle.image());
+    bundle.spec["process"]["args"] = json!(["/bin/headless"]);
+    let id = create(&bundle);
+    must(&bundle, &["start", &id]);
+    let stat = format!("/proc/{}/stat", state(&bundle, &id)["pid"]);
+    wait_until("its first thread ends", || {
+        std::fs::read_to_string(&stat).unwrap().contains(") Z ")
+    });
+    assert_eq!(state(&bundle, &id)["status"], "running");
+    assert!(refused(&bundle, &["delete", &id]).contains("that is not stopped: running"));
+    must(&bundle, &["kill", &id, "KILL"]);
+    wait_until("it stops", || state(&bundle, &id)["status"] == "stopped");
+    must(&bundle, &["delete", &id]);
+}
+
 #[test]
 fn a_container_is_created_started_killed_and_deleted() {
     let bundle = Bundle::new("sleep 100");

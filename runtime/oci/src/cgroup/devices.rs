@@ -59,10 +59,7 @@ pub(super) fn restrict(
     cgroup: BorrowedFd<'_>,
     list: &[LinuxDeviceCgroup],
 ) -> Result<Option<String>> {
-    let mut rules = list.iter().map(rule).collect::<Result<Vec<_>>>()?;
-    rules.retain(|rule| rule.access != 0);
-    rules.extend(defaults());
-    let program = match sys::load_device_program(&program(&rules)) {
+    let program = match sys::load_device_program(&program(&rules(list)?)) {
         Ok(program) => program,
         Err(error) => {
             let absent = [Errno::PERM, Errno::NOSYS, Errno::ACCESS];
@@ -90,7 +87,14 @@ fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     old.iter().try_for_each(|old| sys::detach_device_program(old.as_fd(), cgroup))
 }
 
-fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
+/// What a list says, and after it the customary devices.
+fn rules(list: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
+    let listed = list.iter().filter_map(|device| rule(device).transpose());
+    listed.chain(defaults().map(Ok)).collect()
+}
+
+/// What an entry says: nothing where its letters name no access, as an `a` for all, under runc and crun too.
+fn rule(device: &LinuxDeviceCgroup) -> Result<Option<Rule>> {
     let field = "linux.resources.devices";
     let number = |value: Option<i64>| match value {
         None | Some(-1) => Ok(None),
@@ -103,23 +107,21 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule> {
         'r' => ACCESS_READ,
         'w' => ACCESS_WRITE,
         'm' => ACCESS_MKNOD,
-        // An `a` for all is none of them and says nothing, as under runc and crun.
         _ => 0,
     });
-    let access = accesses.fold(0, |all, one| all | one);
+    let access = match letters {
+        "" => ACCESS_ALL,
+        _ => accesses.fold(0, |all, one| all | one),
+    };
     let kind = match device.typ() {
         Some(LinuxDeviceType::B) => Some(TYPE_BLOCK),
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(TYPE_CHARACTER),
         Some(LinuxDeviceType::A) | None => None,
         Some(LinuxDeviceType::P) => return Err(Error::invalid(field, "type p is no device")),
     };
-    Ok(Rule {
-        allow: device.allow(),
-        kind,
-        major: number(device.major())?,
-        minor: number(device.minor())?,
-        access: if letters.is_empty() { ACCESS_ALL } else { access },
-    })
+    let (major, minor) = (number(device.major())?, number(device.minor())?);
+    let rule = Rule { allow: device.allow(), kind, major, minor, access };
+    Ok((access != 0).then_some(rule))
 }
 
 // Registers: r1 context, then scratch; r2 type, r3 access not yet decided, r4 major, r5 minor, r0 result.
@@ -257,8 +259,7 @@ mod tests {
     }
 
     fn rules(json: &str) -> Vec<Rule> {
-        let list: Vec<LinuxDeviceCgroup> = serde_json::from_str(json).unwrap();
-        list.iter().map(|device| rule(device).unwrap()).chain(defaults()).collect()
+        super::rules(&serde_json::from_str::<Vec<_>>(json).unwrap()).unwrap()
     }
 
     #[test]

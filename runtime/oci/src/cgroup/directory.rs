@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, SeekFrom, Uid};
 use rustix::io::Errno;
 
 use crate::clock;
@@ -71,6 +71,19 @@ impl Directory {
     /// The number behind `key` in a file of `key number` lines.
     pub(super) fn read_key(&self, name: &str, key: &str) -> Result<Option<u64>, Errno> {
         Ok(find_key(&self.read(name)?, key))
+    }
+
+    /// Gives it to a user, with those of `files` that it has.
+    pub(super) fn give_to(&self, uid: u32, files: &str) -> Result<(), Errno> {
+        let owner = Some(Uid::from_raw(uid));
+        rustix::fs::fchown(&self.0, owner, None)?;
+        for name in files.split_whitespace() {
+            match rustix::fs::chownat(&self.0, name, owner, None, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn open_to_read(&self, name: &str) -> Result<OwnedFd, Errno> {

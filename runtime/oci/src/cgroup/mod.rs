@@ -230,6 +230,19 @@ impl Cgroup {
         Self::open(&Place { path, unit: place.unit.clone() })
     }
 
+    /// Gives it to a user, who may then make cgroups below; its limits stay the host's.
+    pub(crate) fn give_to(&self, uid: u32) -> Result<()> {
+        let files = std::fs::read_to_string("/sys/kernel/cgroup/delegate");
+        let files = files.as_deref().unwrap_or(
+            // What the first kernels with delegation had, before they told.
+            "cgroup.procs cgroup.subtree_control cgroup.threads",
+        );
+        let path = &self.place.path;
+        self.directory
+            .give_to(uid, files)
+            .doing(|| format!("give cgroup {} to user {uid}", path.display()))
+    }
+
     /// Where it is.
     pub(crate) fn place(&self) -> &Place {
         &self.place
@@ -363,6 +376,17 @@ impl Cgroup {
         kill_all(&self.directory).doing(|| format!("kill cgroup {}", path.display()))
     }
 
+    /// Sends every process in it and below a signal, by number; SIGKILL reaches those that are born meanwhile
+    /// too. Linux 5.3, for SIGKILL 5.14.
+    pub(crate) fn signal(&self, signal: i32) -> Result<()> {
+        if signal == libc::SIGKILL {
+            return self.kill();
+        }
+        let path = &self.place.path;
+        signal_each(&self.directory, signal)
+            .doing(|| format!("send signal {signal} to cgroup {}", path.display()))
+    }
+
     /// Freezes it and waits until every process in it and below has stopped. Linux 5.2.
     ///
     /// When that has not come about at `deadline_ms` of the monotonic clock it is thawed again.
@@ -480,9 +504,16 @@ const HELD: usize = 64;
 /// So each that is still there is signalled as a whole.
 fn kill_all(directory: &Directory) -> std::result::Result<(), Errno> {
     directory.write("cgroup.kill", "1")?;
-    if directory.read_key("cgroup.events", "populated")? == Some(0) {
-        return Ok(());
+    match directory.read_key("cgroup.events", "populated") {
+        // Removed meanwhile, it has none either.
+        Ok(Some(0)) | Err(Errno::NODEV | Errno::NOENT) => Ok(()),
+        Ok(_) => signal_each(directory, libc::SIGKILL),
+        Err(error) => Err(error),
     }
+}
+
+/// Signals every process that is there now, as a whole. One that ends meanwhile needs no signal.
+fn signal_each(directory: &Directory, signal: i32) -> std::result::Result<(), Errno> {
     let mut listed = Vec::new();
     collect(directory, &mut listed);
     for some in listed.chunks(HELD) {
@@ -491,11 +522,17 @@ fn kill_all(directory: &Directory) -> std::result::Result<(), Errno> {
         let mut still = Vec::new();
         collect(directory, &mut still);
         for (_, process) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
-            // It may have ended meanwhile.
-            let _ = sys::signal_process(process.as_fd(), libc::SIGKILL);
+            match sys::signal_process(process.as_fd(), signal).map_err(|error| errno(&error)) {
+                Err(Errno::SRCH) => {}
+                result => result?,
+            }
         }
     }
     Ok(())
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 fn open(pid: i32) -> Option<OwnedFd> {

@@ -15,11 +15,12 @@ use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::birth::{self, Birth, Birthplace, Late};
 use super::channel::{self, Message};
 use super::hooks::{self, Hooks, Subject};
 use super::host::Host;
 use super::mounts::Mapper;
-use super::namespaces::User;
+use super::namespaces::{Join, User};
 use super::plan::Plan;
 use super::process::{self, Execution, Gate, Keeper, RootChange, StartHooks};
 use super::rootfd::RootFd;
@@ -36,6 +37,8 @@ pub(crate) struct Environment<'a> {
     pub(crate) keeper: Keeper,
     /// The sandbox's pinned namespaces.
     pub(crate) namespaces: Vec<BorrowedFd<'a>>,
+    /// Absent where the keeper's children are born into its own PID namespace.
+    pub(crate) birthplace: Option<Birthplace<'a>>,
     /// A detached procfs.
     pub(crate) procfs: BorrowedFd<'a>,
     pub(crate) filter: Option<&'a Program>,
@@ -55,8 +58,13 @@ pub(super) struct Ends {
 }
 
 /// Becomes the container.
-pub(super) fn run(plan: &Plan, environment: &Environment<'_>, ends: Ends) -> ! {
-    let Err(error) = run_directly(plan, environment, &ends);
+pub(super) fn run(
+    plan: &Plan,
+    environment: &Environment<'_>,
+    ends: Ends,
+    late: Option<&Late>,
+) -> ! {
+    let Err(error) = run_directly(plan, environment, &ends, late);
     process::fail(ends.channel.as_fd(), error)
 }
 
@@ -64,12 +72,14 @@ fn run_directly(
     plan: &Plan,
     environment: &Environment<'_>,
     ends: &Ends,
+    late: Option<&Late>,
 ) -> Result<std::convert::Infallible> {
     process::harden(environment.keeper)?;
-    let joined = enter_namespaces(plan, environment)?;
-    let host = Host::open(plan, environment.procfs)?;
+    late.map_or(Ok(()), |late| late.begin(plan, environment))?;
+    let joined = enter_namespaces(plan, environment, late)?;
+    let host = Host::open(plan, environment.procfs, late)?;
     enter_mounts(&joined)?;
-    set_up(plan, environment, ends, host)
+    set_up(plan, environment, ends, host, late)
 }
 
 /// All that is done in the container's own namespaces.
@@ -78,6 +88,7 @@ pub(super) fn set_up(
     environment: &Environment<'_>,
     ends: &Ends,
     host: Host,
+    late: Option<&Late>,
 ) -> Result<std::convert::Infallible> {
     if plan.namespaces.own_cgroup {
         // Not at the clone: its root would be the keeper's cgroup.
@@ -103,7 +114,11 @@ pub(super) fn set_up(
         (Some(list), None) => devices::make(&root, list)?,
         (None, _) => {}
     }
-    ends.stdio.connect(&root, stdio::Place::Console, ends.channel.as_fd())?;
+    let place = match late {
+        Some(_) => stdio::Place::ConsoleOfSibling,
+        None => stdio::Place::Console,
+    };
+    ends.stdio.connect(&root, place, ends.channel.as_fd())?;
     for one in &plan.sysctls {
         sysctl::write(environment.procfs, one)?;
     }
@@ -116,6 +131,9 @@ pub(super) fn set_up(
     let pid = run_hooks(plan, environment, ends.channel.as_fd(), root.as_fd())?;
     mounts::finish(&read_only_at_last)?;
     finish_root(plan, root, environment)?;
+    if let Some(late) = late {
+        birth::enter_pid_namespace(late.namespace.as_fd()).doing(|| "enter the PID namespace")?;
+    }
     let execution = Execution {
         start_hooks: pid.map(|pid| StartHooks {
             hooks: &plan.hooks.start_container,
@@ -135,7 +153,7 @@ pub(super) fn set_up(
         labels,
         listener,
         warnings: Vec::new(),
-        birth: None,
+        birth: late.map(|late| Birth { cradle: &late.cradle, terminal: ends.stdio.terminal() }),
     };
     process::execute(execution)
 }
@@ -190,17 +208,19 @@ pub(super) fn open_namespace(path: &Path) -> Result<OwnedFd> {
         .doing(|| format!("linux.namespaces: open {}", path.display()))
 }
 
-/// Enters the sandbox's namespaces and those of paths. A mount namespace is only returned: before it
-/// is entered, what the host has must have been opened.
+/// Enters the sandbox's namespaces and those of paths, but a PID namespace that is entered late. A mount
+/// namespace is only returned: before it is entered, what the host has must have been opened.
 pub(super) fn enter_namespaces(
     plan: &Plan,
     environment: &Environment<'_>,
+    late: Option<&Late>,
 ) -> Result<Option<OwnedFd>> {
     for namespace in &environment.namespaces {
         move_into_link_name_space(*namespace, None).doing(|| "enter a namespace of the sandbox")?;
     }
     let mut mount = None;
-    for join in &plan.namespaces.join {
+    let is_late = |join: &&Join| late.is_some() && join.kind == LinuxNamespaceType::Pid;
+    for join in plan.namespaces.join.iter().filter(|join| !is_late(join)) {
         let namespace = open_namespace(&join.path)?;
         refuse_own(plan, environment, (join.kind, &namespace))?;
         if join.kind == LinuxNamespaceType::Mount {

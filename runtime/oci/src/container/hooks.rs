@@ -55,6 +55,14 @@ pub(crate) struct Hooks {
     pub(crate) poststop: Vec<Hook>,
 }
 
+impl Hooks {
+    /// Whether there are some that run before the command is executed.
+    pub(super) fn run_while_made(&self) -> bool {
+        let kinds = [&self.create_runtime, &self.create_container, &self.start_container];
+        kinds.iter().any(|kind| !kind.is_empty())
+    }
+}
+
 /// What hooks and listeners are told of a container besides what changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Subject {

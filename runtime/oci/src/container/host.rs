@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::birth::Late;
 use super::namespaces::User;
 use super::plan::Plan;
 use super::{Result, child, devices, idmap, labels, masks, mounts, rootfs};
@@ -23,13 +24,13 @@ pub(super) struct Host {
 
 impl Host {
     /// Opens everything, in a mount namespace of one's own that is cut off from the host's here.
-    pub(super) fn open(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Self> {
+    pub(super) fn open(plan: &Plan, procfs: BorrowedFd<'_>, late: Option<&Late>) -> Result<Self> {
         if plan.mount_label.is_some() {
             labels::require_selinux("linux.mountLabel")?;
         }
         rootfs::cut_off(plan.root_propagation)?;
         let null = masks::open_null()?;
-        let sources = mounts::open_sources(plan, procfs)?;
+        let sources = mounts::open_sources(plan, procfs, late)?;
         let devices = match &plan.devices {
             Some(list) if plan.binds_devices() => Some(devices::open(list)?),
             _ => None,

@@ -6,10 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+use rustix::thread::ThreadNameSpaceType;
 
-use super::birth::{self, Birth, Terminal};
+use super::birth::{self, Birth, Birthplace, Part};
 use super::channel::Message;
 use super::hooks::Subject;
 use super::plan::ProcessPlan;
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::protocol::{ResolvedUser, UserSelector};
 use crate::seccomp::Program;
-use crate::sys::{self, CloneFlags, Cloned, Cradle};
+use crate::sys::{CloneFlags, Cloned, Cradle};
 
 /// What a process joins.
 pub(crate) struct Target<'a> {
@@ -36,15 +35,6 @@ pub(crate) struct Target<'a> {
     pub(crate) filter: Option<&'a Program>,
     /// What a listener is told of the container.
     pub(crate) subject: &'a Subject,
-}
-
-/// PID namespaces of a keeper.
-#[derive(Clone, Copy)]
-pub(crate) struct Birthplace<'a> {
-    /// That which it is in itself.
-    pub(crate) outside: BorrowedFd<'a>,
-    /// That which its children are born into.
-    pub(crate) children: BorrowedFd<'a>,
 }
 
 /// Who a joined process is.
@@ -69,10 +59,8 @@ impl Joined {
     /// Waits until the stage has ended and takes its sibling for it. Blocking.
     pub(crate) fn await_birth(&mut self) -> Result<()> {
         let Some(cradle) = self.cradle.take() else { return Ok(()) };
-        idmap::reap(self.pidfd.as_fd());
-        if let Some(pid) = cradle.child() {
-            self.pidfd = pidfd_of(pid)?;
-            self.pid = pid;
+        if let Some(sibling) = birth::await_sibling(self.pidfd.as_fd(), &cradle)? {
+            (self.pid, self.pidfd) = sibling;
             return Ok(());
         }
         let operation = || "listen to the process that enters the container";
@@ -85,59 +73,38 @@ impl Joined {
     }
 }
 
-/// The descriptor of a child that has not been waited for.
-pub(crate) fn pidfd_of(child: i32) -> Result<OwnedFd> {
-    let operation = || "open the process in the container";
-    let pid = Pid::from_raw(child).ok_or(Errno::SRCH).doing(operation)?;
-    rustix::process::pidfd_open(pid, PidfdFlags::empty()).doing(operation)
-}
-
 /// Clones a process into a container, or the stage of one.
 pub(crate) fn join(plan: &ProcessPlan, target: &Target<'_>) -> Result<Joined> {
     let (channel, child_channel) = channel::pair()?;
     let (streams, child_streams) = stdio::make(target.stdio)?;
-    let terminal = match target.stdio {
-        Stdio::Terminal(_) => Terminal::Controls,
-        Stdio::Output | Stdio::Pipes | Stdio::Wanted(_) | Stdio::Inherited => Terminal::None,
-    };
-    let is_let = target.filter.is_none_or(|filter| birth::is_let(filter, terminal));
+    let terminal = child_streams.terminal();
+    let is_let = target.filter.is_none_or(|filter| birth::is_let(filter, terminal, Part::Executes));
     let cradle = match is_let && !plan.placement.ends_at_clone() {
         true => Some(Cradle::new().doing(|| "map memory to share with a child")?),
         false => None,
     };
     let elsewhere = placement::start_on(&plan.placement)?;
-    let operation = || "enter a PID namespace";
-    match (&cradle, target.birthplace) {
-        (Some(_), Some(place)) => enter_pid_namespace(place.outside),
-        (Some(_), None) => Ok(()),
-        (None, _) => enter_pid_namespace_of(target.init),
-    }
-    .doing(operation)?;
-    let cloned = sys::clone3(&CloneFlags { namespaces: 0, cgroup: Some(target.cgroup) });
-    if let Ok(Cloned::Child) = cloned {
-        drop((channel, streams));
-        std::mem::forget(elsewhere);
-        let birth = cradle.as_ref().map(|cradle| Birth { cradle, terminal });
-        let Err(error) = enter(plan, target, (&child_channel, &child_streams), birth);
-        process::fail(child_channel.as_fd(), error);
-    }
-    drop(elsewhere);
-    target
-        .birthplace
-        .map_or(Ok(()), |place| enter_pid_namespace(place.children))
-        .doing(operation)?;
-    match cloned.doing(|| "clone a process into the container's cgroup")? {
+    let flags = CloneFlags { namespaces: 0, cgroup: Some(target.cgroup) };
+    let cloned = match cradle {
+        Some(_) => birth::clone_outside(target.birthplace, &flags),
+        None => {
+            let enter = || enter_pid_namespace_of(target.init);
+            birth::clone_elsewhere(enter, target.birthplace, &flags)
+        }
+    };
+    match cloned? {
+        Cloned::Child => {
+            drop((channel, streams));
+            std::mem::forget(elsewhere);
+            let birth = cradle.as_ref().map(|cradle| Birth { cradle, terminal });
+            let Err(error) = enter(plan, target, (&child_channel, &child_streams), birth);
+            process::fail(child_channel.as_fd(), error)
+        }
         Cloned::Parent { pid, pidfd } => Ok(Joined { pid, pidfd, channel, streams, cradle }),
-        Cloned::Child => sys::exit_now(1),
     }
 }
 
-/// Lets children be born into a PID namespace.
-fn enter_pid_namespace(namespace: BorrowedFd<'_>) -> Result<(), Errno> {
-    rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID))
-}
-
-/// The same with that of a process.
+/// Lets children be born into the PID namespace of a process.
 fn enter_pid_namespace_of(process: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
 }
@@ -150,9 +117,7 @@ fn enter(
 ) -> Result<std::convert::Infallible> {
     process::harden(target.keeper)?;
     if let Some(birth) = birth {
-        birth.cradle.withhold().doing(|| "keep memory to this process")?;
-        // Nor the keeper's variables, which are not the container's.
-        sys::forget_environment();
+        birth::take_apart(birth.cradle)?;
         if let Some(score) = plan.oom_score_adj {
             // Inherited by the sibling. The keeper tells of refusals.
             let procfs = host_procfs()?;

@@ -3,15 +3,17 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
+use super::birth::{self, Late};
 pub(crate) use super::child::Environment;
 use super::child::{self, Ends};
 use super::plan::Plan;
 pub(crate) use super::process::{Keeper, Keyring, Manner, RootChange};
 pub(crate) use super::stdio::{Stdio, Streams};
 use super::{Doing, Result, channel, placement, stage, stdio};
-use crate::sys::{self, CloneFlags, Cloned};
+use crate::sys::{CloneFlags, Cloned, Cradle};
 
 /// A cloned child and the keeper's ends.
 pub(crate) struct Launched {
@@ -21,6 +23,18 @@ pub(crate) struct Launched {
     /// A byte written here lets the command run; absent where something else does.
     pub(crate) gate: Option<OwnedFd>,
     pub(crate) streams: Streams,
+    /// Where the process is a stage: the number of its sibling, which is the container's.
+    pub(crate) cradle: Option<Cradle>,
+}
+
+impl Launched {
+    /// Takes the stage's sibling for the process, once that has said that it is ready. Blocking.
+    pub(crate) fn await_birth(&mut self) -> Result<()> {
+        let Some(cradle) = self.cradle.take() else { return Ok(()) };
+        let sibling = birth::await_sibling(self.pidfd.as_fd(), &cradle)?;
+        (self.pid, self.pidfd) = sibling.ok_or(Errno::SRCH).doing(|| "find the first process")?;
+        Ok(())
+    }
 }
 
 /// Clones the child of a plan into its cgroup.
@@ -40,20 +54,25 @@ pub(crate) fn launch(
         }
     };
     let (streams, child_stdio) = stdio::make(stdio)?;
-    if plan.namespaces.needs_stage() {
+    let late = Late::of(plan, environment, child_stdio.terminal())?;
+    if late.is_none() && plan.namespaces.needs_stage() {
         let ends = Ends { channel: child_channel, gate: child_gate, stdio: child_stdio };
         let (channel, pid, pidfd) = stage::launch(plan, environment, cgroup, channel, ends)?;
-        return Ok(Launched { pid, pidfd, channel, gate, streams });
+        return Ok(Launched { pid, pidfd, channel, gate, streams, cradle: None });
     }
     let flags = CloneFlags { namespaces: plan.namespaces.create, cgroup: Some(cgroup) };
-    match sys::clone3(&flags).doing(|| "clone a process into its cgroup")? {
+    let place = environment.birthplace.filter(|_| late.is_some());
+    match birth::clone_outside(place, &flags)? {
         Cloned::Child => {
             drop((channel, gate, streams));
             placement::spread();
             let ends = Ends { channel: child_channel, gate: child_gate, stdio: child_stdio };
-            child::run(plan, environment, ends)
+            child::run(plan, environment, ends, late.as_ref())
         }
-        Cloned::Parent { pid, pidfd } => Ok(Launched { pid, pidfd, channel, gate, streams }),
+        Cloned::Parent { pid, pidfd } => {
+            let cradle = late.map(|late| late.cradle);
+            Ok(Launched { pid, pidfd, channel, gate, streams, cradle })
+        }
     }
 }
 

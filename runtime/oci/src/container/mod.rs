@@ -5,7 +5,7 @@
 //! process. Before `pivot_root` no path of the container reaches a system call but through
 //! [`rootfd::RootFd`]. OCI runtime spec, `config.md`, `config-linux.md`, `runtime.md`.
 
-mod birth;
+pub(crate) mod birth;
 pub(crate) mod channel;
 mod child;
 mod command;

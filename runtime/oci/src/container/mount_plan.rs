@@ -25,6 +25,16 @@ pub(crate) struct Mount {
     pub(crate) ids: Option<MappedIds>,
 }
 
+impl Mount {
+    /// Whether it is the cgroup hierarchy at its usual place, and not read-only.
+    pub(super) fn is_writable_hierarchy(&self) -> bool {
+        self.kind == "cgroup2"
+            && self.options.source == Source::New
+            && self.destination == Path::new("sys/fs/cgroup")
+            && self.options.attributes.set & libc::MOUNT_ATTR_RDONLY == 0
+    }
+}
+
 /// By what a mount's ids are mapped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MappedIds {

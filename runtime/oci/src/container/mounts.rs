@@ -10,6 +10,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
 };
 
+use super::birth::{self, Late};
 use super::channel::{self, Message};
 use super::mount_options::Source as Origin;
 use super::mount_plan::{IdSource, MappedIds, Mount};
@@ -44,17 +45,23 @@ pub(super) struct Source {
     tree: Option<OwnedFd>,
     /// Whose ids those of a new file system are mapped by.
     user_namespace: Option<OwnedFd>,
+    /// Whose processes a new procfs shows, where they are not those that the mounting process is among.
+    pid_namespace: Option<OwnedFd>,
 }
 
 /// Opens the sources of all mounts, in the host's tree.
-pub(super) fn open_sources(plan: &Plan, procfs: BorrowedFd<'_>) -> Result<Vec<Source>> {
+pub(super) fn open_sources(
+    plan: &Plan,
+    procfs: BorrowedFd<'_>,
+    late: Option<&Late>,
+) -> Result<Vec<Source>> {
     // In a user namespace a hierarchy can be mounted only with a cgroup namespace of its own.
     let foreign = plan.namespaces.user != User::Shared
         && !plan.namespaces.own_cgroup
         && !plan.namespaces.joins(LinuxNamespaceType::Cgroup);
     let open = |mount: &Mount| match foreign && mount.kind == "cgroup2" {
-        true => Ok(Source { tree: Some(own_cgroup(procfs)?), user_namespace: None }),
-        false => open_source(mount, procfs),
+        true => Ok(Source { tree: Some(own_cgroup(procfs)?), ..Source::default() }),
+        false => open_source(mount, procfs, late),
     };
     plan.mounts.iter().map(open).collect()
 }
@@ -72,12 +79,19 @@ fn user_namespace(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Option<OwnedF
     })
 }
 
-fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
+fn open_source(mount: &Mount, procfs: BorrowedFd<'_>, late: Option<&Late>) -> Result<Source> {
     let user_namespace = user_namespace(mount, procfs)?;
     let recursive = match mount.options.source {
-        Origin::New | Origin::Present => return Ok(Source { tree: None, user_namespace }),
+        Origin::New | Origin::Present => {
+            let late = late.filter(|_| mount.kind == "proc");
+            let pid_namespace = late.map(|late| late.namespace.try_clone()).transpose();
+            let pid_namespace = pid_namespace.doing(|| "keep a PID namespace")?;
+            return Ok(Source { user_namespace, pid_namespace, ..Source::default() });
+        }
         // Opened when its turn comes.
-        _ if mount.source_inside.is_some() => return Ok(Source { tree: None, user_namespace }),
+        _ if mount.source_inside.is_some() => {
+            return Ok(Source { user_namespace, ..Source::default() });
+        }
         Origin::Bind | Origin::BindTree => recursion(mount),
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive;
@@ -87,7 +101,7 @@ fn open_source(mount: &Mount, procfs: BorrowedFd<'_>) -> Result<Source> {
     })?;
     // Done here, where the privilege over the host's file system is.
     map_ids(mount, tree.as_fd(), user_namespace.as_ref())?;
-    Ok(Source { tree: Some(tree), user_namespace: None })
+    Ok(Source { tree: Some(tree), ..Source::default() })
 }
 
 fn recursion(mount: &Mount) -> OpenTreeFlags {
@@ -141,7 +155,7 @@ fn open_inside(root: &RootFd, mount: &Mount, source: Source, mapper: Mapper<'_>)
     let place = root.find(path).doing(operation)?;
     let tree = copy(place.as_fd(), recursion(mount)).doing(operation)?;
     mapper.map(mount, tree.as_fd(), source.user_namespace.as_ref())?;
-    Ok(Source { tree: Some(tree), user_namespace: None })
+    Ok(Source { tree: Some(tree), ..Source::default() })
 }
 
 /// The container's own cgroup in the host's hierarchy, to be bound.
@@ -192,7 +206,8 @@ pub(super) fn attach(
             tree
         }
         None => {
-            let made = make(mount, mode).doing(|| operation(&format!("make {}", mount.kind)))?;
+            let made = make(mount, mode, source.pid_namespace.as_ref())
+                .doing(|| operation(&format!("make {}", mount.kind)))?;
             map_ids(mount, made.as_fd(), source.user_namespace.as_ref())?;
             made
         }
@@ -300,7 +315,11 @@ fn place(root: &RootFd, mount: &Mount, source: Option<&OwnedFd>) -> Result<Owned
     }
 }
 
-fn make(mount: &Mount, mode: Option<String>) -> Result<OwnedFd, Errno> {
+fn make(
+    mount: &Mount,
+    mode: Option<String>,
+    pid_namespace: Option<&OwnedFd>,
+) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     let source = match mount.source.as_os_str().is_empty() {
         true => Path::new(&mount.kind),
@@ -308,6 +327,9 @@ fn make(mount: &Mount, mode: Option<String>) -> Result<OwnedFd, Errno> {
     };
     rustix::mount::fsconfig_set_string(&context, "source", source)?;
     configure(context.as_fd(), mount)?;
+    if let Some(namespace) = pid_namespace {
+        rustix::mount::fsconfig_set_fd(&context, birth::PROCFS_OPTION, namespace)?;
+    }
     if let Some(mode) = mode {
         rustix::mount::fsconfig_set_string(&context, "mode", mode)?;
     }

@@ -4,6 +4,8 @@
 //! OCI runtime spec, `config.md`, Linux Process; `config-linux.md`, Memory policy, Personality;
 //! sched_setattr(2), ioprio_set(2), sched_setaffinity(2), set_mempolicy(2), personality(2).
 
+use std::io;
+
 use oci_spec::runtime::{
     ExecCPUAffinity, IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler,
@@ -16,6 +18,7 @@ use crate::sys::{self, SchedulingAttributes};
 /// Numbers of a list of processors or nodes reach up to here.
 const MAX_NUMBER: usize = CpuSet::MAX_CPU - 1;
 const RESET_ON_FORK: u64 = 0x01;
+const SCHED_DEADLINE: u32 = 6;
 const PER_LINUX: u64 = 0;
 const PER_LINUX32: u64 = 8;
 
@@ -23,6 +26,8 @@ const PER_LINUX32: u64 = 8;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Placement {
     scheduling: Option<SchedulingAttributes>,
+    /// Whether the cgroup is given processors of its own.
+    has_processors: bool,
     /// As ioprio_set(2) takes it.
     io_priority: Option<u32>,
     /// Of a further process: where it starts, and where it stays.
@@ -47,6 +52,17 @@ impl Placement {
         };
         Some((0..=first.iter().max()? / 4).rev().map(digit).collect())
     }
+
+    /// What failed with `error`. Deadlines are for processes that may run on every processor.
+    fn failed_scheduling(&self, error: &io::Error) -> &'static str {
+        let has_deadline = self.scheduling.is_some_and(|it| it.policy == SCHED_DEADLINE);
+        if has_deadline && self.has_processors && error.kind() == io::ErrorKind::PermissionDenied {
+            // As runc says it, and the field.
+            return "set process.scheduler: process scheduler can't be used together with \
+                    AllowedCPUs (linux.resources.cpu.cpus)";
+        }
+        "set process.scheduler"
+    }
 }
 
 /// A policy by which memory is taken from nodes.
@@ -69,12 +85,18 @@ pub(super) fn plan(process: &Process, linux: Option<&Linux>) -> Result<Placement
     let last = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_ref());
     Ok(Placement {
         scheduling: process.scheduler().as_ref().map(scheduling).transpose()?,
+        has_processors: linux.is_some_and(has_processors),
         io_priority: io_priority(process)?,
         first_processors: processors(first, "initial")?,
         last_processors: processors(last, "final")?,
         memory: linux.map(memory).transpose()?.flatten(),
         persona: linux.map(persona).transpose()?.flatten(),
     })
+}
+
+fn has_processors(linux: &Linux) -> bool {
+    let cpu = linux.resources().as_ref().and_then(|resources| resources.cpu().as_ref());
+    cpu.and_then(|cpu| cpu.cpus().as_ref()).is_some_and(|cpus| !cpus.is_empty())
 }
 
 fn scheduling(scheduler: &Scheduler) -> Result<SchedulingAttributes> {
@@ -108,7 +130,7 @@ fn scheduling(scheduler: &Scheduler) -> Result<SchedulingAttributes> {
             P::SchedBatch => 3,
             P::SchedIso => 4,
             P::SchedIdle => 5,
-            P::SchedDeadline => 6,
+            P::SchedDeadline => SCHED_DEADLINE,
         },
         flags: scheduler
             .flags()
@@ -226,8 +248,11 @@ fn numbers(field: &str, text: &str) -> Result<Vec<usize>> {
 /// Applies what needs privileges that the container's user may not have. A further process' last
 /// processors are its alone.
 pub(super) fn apply(placement: &Placement) -> Result<()> {
-    if let Some(attributes) = &placement.scheduling {
-        sys::set_scheduling(attributes).doing(|| "set process.scheduler")?;
+    if let Some(attributes) = &placement.scheduling
+        && let Err(error) = sys::set_scheduling(attributes)
+    {
+        let operation = placement.failed_scheduling(&error);
+        return Err(error).doing(|| operation);
     }
     if let Some(priority) = placement.io_priority {
         sys::set_io_priority(priority).doing(|| "set process.ioPriority")?;
@@ -328,6 +353,25 @@ mod tests {
         assert_eq!(placement.memory, Some(MemoryPolicy { mode: 2 | 1 << 15, nodes: vec![0] }));
         assert_eq!(placement.persona, Some(PER_LINUX32));
         assert_eq!(planned(json!({}), json!({})).unwrap(), Placement::default());
+    }
+
+    #[test]
+    fn a_refused_deadline_names_the_processors_that_the_cgroup_has() {
+        let deadline =
+            json!({"policy": "SCHED_DEADLINE", "runtime": 3, "deadline": 4, "period": 5});
+        let few = json!({"resources": {"cpu": {"cpus": "0"}}});
+        let refused = io::Error::from(io::ErrorKind::PermissionDenied);
+        for (scheduler, linux, error, named) in [
+            (&deadline, &few, &refused, true),
+            (&deadline, &few, &io::Error::from(io::ErrorKind::InvalidInput), false),
+            (&deadline, &json!({"resources": {"cpu": {"cpus": ""}}}), &refused, false),
+            (&json!({"policy": "SCHED_BATCH"}), &few, &refused, false),
+        ] {
+            let placement = planned(json!({"scheduler": scheduler}), linux.clone()).unwrap();
+            let failed = placement.failed_scheduling(error);
+            assert!(failed.starts_with("set process.scheduler"), "{failed}");
+            assert_eq!(failed.contains("linux.resources.cpu.cpus"), named, "{failed}");
+        }
     }
 
     #[test]

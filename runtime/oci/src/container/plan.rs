@@ -50,6 +50,20 @@ impl Plan {
     pub(super) fn binds_devices(&self) -> bool {
         self.namespaces.user != User::Shared
     }
+
+    /// The host's id of who is to own the container's cgroup: of its user, where that is one of a user
+    /// namespace with a cgroup namespace and a hierarchy to write to. OCI runtime spec,
+    /// `config-linux.md`, Cgroup ownership.
+    pub(crate) fn cgroup_owner(&self) -> Option<u32> {
+        let mappings = match &self.namespaces.user {
+            User::New(mappings) | User::Joined { expected: Some(mappings), .. } => mappings,
+            User::Shared | User::Joined { expected: None, .. } => return None,
+        };
+        let may_write = self.namespaces.own_cgroup
+            && self.mounts.iter().any(mount_plan::Mount::is_writable_hierarchy);
+        let inside = self.user.user.parse().ok().filter(|_| may_write)?;
+        namespaces::outside(&mappings.uids, inside)
+    }
 }
 
 /// A process of a container: the first, or a further one.

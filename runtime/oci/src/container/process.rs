@@ -46,7 +46,7 @@ pub(super) struct Execution<'a> {
     pub(super) listener: Option<Listener>,
     pub(super) start_hooks: Option<StartHooks<'a>>,
     pub(super) warnings: Vec<String>,
-    /// Absent where this process itself executes the command.
+    /// Absent where this process itself executes the command. Comes before a wait.
     pub(super) birth: Option<Birth<'a>>,
 }
 
@@ -318,8 +318,9 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
         .chain(execution.listener.as_ref().map(Listener::as_fd))
         .collect();
     sys::close_all_from(execution.keeper.first_closed(), &kept).doing(|| "close descriptors")?;
+    let birth = execution.birth.take_if(|_| execution.gate.is_some());
     let early = |listener: &Listener| listener.moment == Moment::Creation;
-    let early = execution.listener.as_ref().is_some_and(early);
+    let early = execution.listener.as_ref().is_some_and(early) || birth.is_some();
     let find = || command::find(&plan.arguments[0], &environment);
     let command = match execution.keeper {
         Keeper::CommandLine(_) => Some(Ok(find()?)),
@@ -333,10 +334,12 @@ fn prepare<'a>(execution: &mut Execution<'a>) -> Result<Prepared<'a>> {
     };
     let mut privileges = Some(Privileges { remaining, early_filter });
     if early {
-        // Whoever listens hears of the container as soon as it is there, and not once it runs.
+        // Whoever listens hears of the container as soon as it is there, and not once it runs. Whoever
+        // traces finds nothing on one that waits.
         privileges.take().map_or(Ok(()), |privileges| confine(execution, privileges))?;
         execution.listener = None;
     }
+    birth.map_or(Ok(()), |birth| birth.go_on(execution.keeper))?;
     let ready = Message::Ready {
         user: execution.user.clone(),
         home: execution.home.map(str::to_owned),

@@ -7,9 +7,8 @@
 //!   ├─ writes maps ◄──┘        │
 //!   └─ releases ──────────────►│ child: root of its user namespace ─ [`super::child`]
 //! ```
-//! Whoever may trace in a foreign PID namespace sees the child before it has left the host's root. It
-//! cannot be cloned last, as what enters (see [`super::birth`]): the procfs that it mounts is of the PID
-//! namespace that it is in. Only kernels that know procfs' option `pidns` leave a choice.
+//! Whoever may trace in a foreign PID namespace sees the child before it has left the host's root, where it
+//! cannot be cloned last ([`super::birth`]).
 //!
 //! An ordinary user's stage has the new user namespace itself, since it can do none of this without.
 
@@ -172,8 +171,8 @@ fn run(
         give_streams(plan, ends)?;
     }
     sys::unshare(libc::CLONE_NEWNS).doing(|| "make a mount namespace")?;
-    let joined = child::enter_namespaces(plan, environment)?;
-    let host = Host::open(plan, environment.procfs)?;
+    let joined = child::enter_namespaces(plan, environment, None)?;
+    let host = Host::open(plan, environment.procfs, None)?;
     if let Some(offsets) = &plan.namespaces.time {
         sys::unshare(libc::CLONE_NEWTIME).doing(|| "make a time namespace")?;
         let operation = || "linux.timeOffsets: set the clocks of the time namespace";
@@ -219,7 +218,7 @@ fn clone_child(
                 become_root()?;
                 make_queues(queues as i32)?;
             }
-            child::set_up(plan, environment, ends, host)
+            child::set_up(plan, environment, ends, host, None)
         }
         Cloned::Parent { pidfd, .. } => {
             if let Err(error) = channel::send(channel, &Message::Child, Some(pidfd.as_fd())) {

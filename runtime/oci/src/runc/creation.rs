@@ -267,6 +267,9 @@ fn try_make(
     context.journal.trace(|| format!("made the cgroup {}", record.cgroup.path.display()));
     record.cgroup_made = true;
     held.save(record)?;
+    if let Some(uid) = prepared.plan.cgroup_owner() {
+        cgroup.give_to(uid)?;
+    }
     let listener = match wish.command {
         Command::Create => Some(held.listen()?),
         Command::RunDetached | Command::RunForeground => None,
@@ -280,13 +283,14 @@ fn try_make(
             root: wish.root,
         }),
         namespaces: Vec::new(),
+        birthplace: None,
         procfs: procfs.as_fd(),
         filter: prepared.filter.as_ref(),
         subject: &subject,
         listener: listener.as_ref().map(AsFd::as_fd),
     };
     conceal()?;
-    let process = launch::launch(&prepared.plan, &environment, cgroup.as_fd(), prepared.stdio)?;
+    let mut process = launch::launch(&prepared.plan, &environment, cgroup.as_fd(), prepared.stdio)?;
     context.journal.trace(|| format!("cloned the first process, {}", process.pid));
     if let Some(score) = prepared.plan.process.oom_score_adj {
         let refused = launch::adjust_oom_score(procfs.as_fd(), process.pid, score)?;
@@ -304,6 +308,7 @@ fn try_make(
             mounts::map_for_child(&prepared.plan, mount, tree.as_fd(), procfs.as_fd())
         }
     })?;
+    process.await_birth()?;
     context.journal.trace(|| "the first process is set up and waits for its start".to_owned());
     cgroup.settle()?;
     record.init = Init::of(process.pid);

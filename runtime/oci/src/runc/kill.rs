@@ -39,7 +39,7 @@ pub(super) fn kill(context: &Context, parser: &mut Parser) -> Result<u8> {
     if everybody {
         let cgroup = Cgroup::open(&record.cgroup);
         return match cgroup {
-            Ok(cgroup) => signal_all(&cgroup, signal).map(|()| 0),
+            Ok(cgroup) => Ok(cgroup.signal(signal).map(|()| 0)?),
             // With its cgroup all of its processes are gone.
             Err(_) if all => Ok(0),
             Err(_) => Err(not_running()),
@@ -54,18 +54,4 @@ pub(super) fn kill(context: &Context, parser: &mut Parser) -> Result<u8> {
 
 fn not_running() -> Error {
     Error::State("container not running".to_owned())
-}
-
-fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<()> {
-    if signal == libc::SIGKILL {
-        return Ok(cgroup.kill()?);
-    }
-    for pid in cgroup.processes() {
-        let Some(process) = Init::of(pid).and_then(Init::open) else { continue };
-        match sys::signal_process(process.as_fd(), signal) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            result => result.during(|| format!("signal process {pid}"))?,
-        }
-    }
-    Ok(())
 }

@@ -81,8 +81,9 @@ impl Status {
 impl Init {
     /// The process with a number, now.
     pub(super) fn of(pid: i32) -> Option<Self> {
-        let (state, start_time) = status_line(pid)?;
-        (!matches!(state, 'Z' | 'X')).then_some(Self { pid, start_time })
+        let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let line = StatusLine::parse(&String::from_utf8_lossy(&text))?;
+        (!line.has_ended()).then_some(Self { pid, start_time: line.start_time })
     }
 
     /// Opens it, if it lives.
@@ -99,17 +100,30 @@ impl Init {
     }
 }
 
-/// State and start time of a process: proc_pid_stat(5).
-fn status_line(pid: i32) -> Option<(char, u64)> {
-    let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    parse_status_line(&String::from_utf8_lossy(&text))
+/// What the kernel says of a process: proc_pid_stat(5).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct StatusLine {
+    /// Of its first thread.
+    pub(crate) state: char,
+    threads: u32,
+    start_time: u64,
 }
 
-pub(crate) fn parse_status_line(text: &str) -> Option<(char, u64)> {
-    // The name in parentheses may hold anything.
-    let mut fields = text[text.rfind(')')? + 1..].split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+impl StatusLine {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        // The name in parentheses may hold anything.
+        let mut fields = text[text.rfind(')')? + 1..].split_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let threads = fields.nth(16)?.parse().ok()?;
+        Some(Self { state, threads, start_time: fields.nth(1)?.parse().ok()? })
+    }
+
+    /// Whether nothing of it runs. A process goes on without its first thread while it has another.
+    ///
+    /// Differs: runc and crun take such a process for ended, and can neither kill it nor clear up after it.
+    fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
 }
 
 impl Record {
@@ -207,10 +221,11 @@ pub(super) mod tests {
         let rest = "S 1 1 1 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2 3";
         for name in ["sh", "a) Z 9 (b", ")", "((", ""] {
             let line = format!("7 ({name}) {rest}\n");
-            assert_eq!(parse_status_line(&line), Some(('S', 4711)), "{line}");
+            let read = StatusLine { state: 'S', threads: 1, start_time: 4711 };
+            assert_eq!(StatusLine::parse(&line), Some(read), "{line}");
         }
         for line in ["", "7 (sh", "7 (sh) S 1", ")"] {
-            assert_eq!(parse_status_line(line), None, "{line}");
+            assert_eq!(StatusLine::parse(line), None, "{line}");
         }
     }
 

@@ -14,10 +14,12 @@ use rustix::io::Errno;
 use super::attachment::{Attachment, Tap};
 use crate::cgroup::Cgroup;
 use crate::clock;
+use crate::container::birth::pidfd_of;
 use crate::container::plan::ProcessPlan;
 use crate::log::{self, Splitter, Stream};
 use crate::protocol::{ContainerPhase, ContainerRecord, Descriptor, ExitRecord, Failure, Streams};
 use crate::seccomp::Program;
+use crate::sys::Cradle;
 use crate::terminal;
 
 /// How long a container's end is held back by processes that do not die.
@@ -68,6 +70,8 @@ pub(super) struct Container {
     pub(super) record: ContainerRecord,
     pub(super) stage: Stage,
     pub(super) pidfd: OwnedFd,
+    /// Where the process is a stage still: the number of its sibling, which is the container's.
+    pub(super) cradle: Option<Cradle>,
     pub(super) channel: Option<OwnedFd>,
     pub(super) gate: Option<OwnedFd>,
     pub(super) is_terminal: bool,
@@ -109,6 +113,15 @@ pub(super) enum Flow {
 }
 
 impl Container {
+    /// Takes the stage's sibling for the process, once it is there. Both are children of the shim.
+    pub(super) fn adopt(&mut self) {
+        let Some(pid) = self.cradle.as_ref().and_then(Cradle::child) else { return };
+        if let Ok(pidfd) = pidfd_of(pid) {
+            self.pidfd = pidfd;
+        }
+        (self.record.pid, self.cradle) = (pid, None);
+    }
+
     /// Takes the pipes of standard output and error.
     pub(super) fn add_outputs(&mut self, stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) {
         self.outputs.extend(stdout.map(|fd| Output::new(fd, Stream::Stdout)));

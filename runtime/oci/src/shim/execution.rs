@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::io::Errno;
 
-use crate::container::join;
+use crate::container::birth::pidfd_of;
 use crate::protocol::{Answer, Descriptor, Failure, FailureKind, MAX_FRAME_BYTES, Reply};
 use crate::sys::{self, Cradle};
 
@@ -100,7 +100,7 @@ impl Process {
 
     fn kill_sibling(&self) {
         if let Some(pid) = self.cradle.as_ref().and_then(Cradle::child)
-            && let Ok(pidfd) = join::pidfd_of(pid)
+            && let Ok(pidfd) = pidfd_of(pid)
         {
             let _ = sys::signal_process(pidfd.as_fd(), libc::SIGKILL);
         }
@@ -115,7 +115,7 @@ impl Process {
                 if self.killed {
                     self.kill_sibling();
                 }
-                if let Ok(pidfd) = join::pidfd_of(sibling) {
+                if let Ok(pidfd) = pidfd_of(sibling) {
                     self.pidfd = pidfd;
                 }
                 (self.pid, self.cradle) = (sibling, None);

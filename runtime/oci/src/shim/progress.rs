@@ -59,6 +59,7 @@ impl Server {
                 }
             }
             Message::Ready { user, home, warnings } => {
+                container.adopt();
                 container.record.user = user;
                 container.home = home;
                 container.record.warnings.extend(warnings);
@@ -150,6 +151,8 @@ impl Server {
             self.answer(waiting, answer);
             return;
         }
+        // Siblings of a stage end as they like, before it is heard of them too.
+        self.containers.values_mut().for_each(Container::adopt);
         let of_pid = |container: &Container| container.is_alive() && container.record.pid == pid;
         let Some(key) = self.containers.iter().find(|(_, c)| of_pid(c)).map(|(key, _)| *key) else {
             return; // An orphan that came to the subreaper.

@@ -5,15 +5,15 @@ use std::rc::Rc;
 
 use oci_spec::runtime::LinuxSeccomp;
 use rustix::termios::Winsize;
-use rustix::thread::ThreadNameSpaceType;
 
 use super::attachment::Attachment;
 use super::container::{Container, Stage, Stdin};
 use super::execution::{Capture, Execution, Once, Process, Purpose};
 use super::server::Server;
-use super::store;
+use super::{sandbox, store};
 use crate::cgroup::Cgroup;
 use crate::clock;
+use crate::container::birth;
 use crate::container::hooks::{Hooks, Subject};
 use crate::container::join::{self, Joined, Target, Who};
 use crate::container::launch::{self, Environment, Keeper, Launched, Stdio};
@@ -136,6 +136,7 @@ impl Server {
             record,
             stage: Stage::Creating { waiting: connection, failure: None },
             pidfd: launched.pidfd,
+            cradle: launched.cradle,
             channel: Some(launched.channel),
             gate: launched.gate,
             is_terminal: stdio.tty,
@@ -169,23 +170,26 @@ impl Server {
     ) -> Result<Launched> {
         let procfs = self.sandbox().procfs();
         let subject = Subject { id: request.id.clone(), ..Subject::default() };
-        let environment = Environment {
-            subject: &subject,
-            keeper: Keeper::Shim,
-            namespaces: self.sandbox().namespaces(),
-            procfs,
-            filter,
-            listener: None,
-        };
         let stdio = match (request.stdio.tty, request.stdio.stdin) {
             (true, _) => Stdio::Terminal(None),
             (false, true) => Stdio::Pipes,
             (false, false) => Stdio::Output,
         };
         let target = request.pid_target.as_deref().filter(|_| self.has_pid_targets());
-        if let Some(target) = target {
-            self.enter_pid_namespace(target)?;
+        let of_target = target.map(|target| self.pid_namespace_of(target)).transpose()?;
+        if let Some(namespace) = &of_target {
+            birth::enter_pid_namespace(namespace.as_fd())
+                .doing(|| "enter the PID namespace of another container")?;
         }
+        let environment = Environment {
+            subject: &subject,
+            keeper: Keeper::Shim,
+            namespaces: self.sandbox().namespaces(),
+            birthplace: self.sandbox().foreign_birthplace(of_target.as_ref()),
+            procfs,
+            filter,
+            listener: None,
+        };
         let launched = launch::launch(plan, &environment, cgroup.as_fd(), stdio);
         if target.is_some() {
             self.sandbox().return_to_pid_namespace()?;
@@ -209,15 +213,14 @@ impl Server {
         self.config.pid == PidNamespace::Container
     }
 
-    /// Lets the next child be born into the PID namespace of a running container.
-    fn enter_pid_namespace(&self, target: &str) -> Result<()> {
+    /// The PID namespace of a running container.
+    fn pid_namespace_of(&self, target: &str) -> Result<OwnedFd> {
         let running = |c: &&Container| c.record.id == target && matches!(c.stage, Stage::Running);
         let container = self.containers.values().find(running).ok_or_else(|| {
             Error::invalid("pid_target", format!("container {target} is not running"))
         })?;
-        let kind = ThreadNameSpaceType::PROCESS_ID;
-        rustix::thread::move_into_thread_name_spaces(container.pidfd.as_fd(), kind)
-            .doing(|| format!("enter the PID namespace of container {target}"))
+        // Its number is its own until it is reaped.
+        sandbox::open_namespace(self.sandbox().procfs(), container.record.pid, "pid")
     }
 
     fn filter(&mut self, profile: &LinuxSeccomp) -> Result<Rc<Program>> {
@@ -260,13 +263,7 @@ impl Server {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
                 result => result.doing(|| format!("send signal {signal} to container {id}")),
             },
-            SignalTarget::All if signal == libc::SIGKILL => container.cgroup.kill(),
-            SignalTarget::All => {
-                for pid in container.cgroup.processes() {
-                    signal_member(pid, signal);
-                }
-                Ok(())
-            }
+            SignalTarget::All => container.cgroup.signal(signal),
         };
         result.map(|()| Reply::Done).map_err(|error| error.into_failure(FailureKind::Host))
     }
@@ -467,12 +464,4 @@ impl Server {
 
 fn window(size: TerminalSize) -> Winsize {
     Winsize { ws_col: size.columns, ws_row: size.rows, ws_xpixel: 0, ws_ypixel: 0 }
-}
-
-/// Signals a process of a cgroup by pidfd; one that is gone meanwhile needs none.
-fn signal_member(pid: i32, signal: i32) {
-    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
-    if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-        let _ = sys::signal_process(pidfd.as_fd(), signal);
-    }
 }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
+use rustix::thread::{ThreadNameSpaceType, move_into_link_name_space};
 
+use crate::container::birth;
 use crate::container::holder::{self, Afterwards, Held, Wanted};
-use crate::container::join;
 use crate::container::sysctl;
 use crate::container::{Doing, Error, Result, empty_root};
 use crate::log::Birthplace;
@@ -79,8 +79,8 @@ impl Sandbox {
             rustix::thread::move_into_thread_name_spaces(reaper.as_fd(), kind)
                 .doing(|| "enter the sandbox's PID namespace")?;
         }
-        let pid_namespace = open_namespace(&procfs, "pid_for_children")?;
-        let host_pid_namespace = open_namespace(&procfs, "pid")?;
+        let pid_namespace = open_own(&procfs, "pid_for_children")?;
+        let host_pid_namespace = open_own(&procfs, "pid")?;
         let directory = directory.to_owned();
         Ok(Self { directory, namespaces, procfs, host_pid_namespace, pid_namespace, reaper })
     }
@@ -96,15 +96,27 @@ impl Sandbox {
     }
 
     /// The shim's PID namespace and that which its children are born into.
-    pub(super) fn pid_namespaces(&self) -> join::Birthplace<'_> {
+    pub(super) fn pid_namespaces(&self) -> birth::Birthplace<'_> {
         let (outside, children) = (self.host_pid_namespace.as_fd(), self.pid_namespace.as_fd());
-        join::Birthplace { outside, children }
+        birth::Birthplace { outside, children }
+    }
+
+    /// The same where children are born into another: that of a container, or else the sandbox's.
+    pub(super) fn foreign_birthplace<'a>(
+        &'a self,
+        of_container: Option<&'a OwnedFd>,
+    ) -> Option<birth::Birthplace<'a>> {
+        let place = self.pid_namespaces();
+        match (of_container, &self.reaper) {
+            (Some(children), _) => Some(birth::Birthplace { children: children.as_fd(), ..place }),
+            (None, Some(_)) => Some(place),
+            (None, None) => None,
+        }
     }
 
     /// Lets further children be born into the sandbox's PID namespace again.
     pub(super) fn return_to_pid_namespace(&self) -> Result<()> {
-        let kind = Some(LinkNameSpaceType::ProcessID);
-        move_into_link_name_space(self.pid_namespace.as_fd(), kind)
+        birth::enter_pid_namespace(self.pid_namespace.as_fd())
             .doing(|| "return to the sandbox's PID namespace")
     }
 
@@ -131,8 +143,13 @@ impl Sandbox {
     }
 }
 
-fn open_namespace(procfs: &OwnedFd, name: &str) -> Result<OwnedFd> {
-    let path = format!("{}/ns/{name}", rustix::process::getpid());
+fn open_own(procfs: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    open_namespace(procfs.as_fd(), rustix::process::getpid().as_raw_pid(), name)
+}
+
+/// Opens a namespace of a process.
+pub(super) fn open_namespace(procfs: BorrowedFd<'_>, pid: i32, name: &str) -> Result<OwnedFd> {
+    let path = format!("{pid}/ns/{name}");
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::openat(procfs, path.as_str(), flags, Mode::empty())
         .doing(|| format!("open the {name} namespace"))
@@ -144,8 +161,7 @@ fn make_namespaces(
     kinds: &[(&str, i32)],
     config: &ShimConfig,
 ) -> Result<Vec<OwnedFd>> {
-    let open =
-        || kinds.iter().map(|(name, _)| open_namespace(procfs, name)).collect::<Result<Vec<_>>>();
+    let open = || kinds.iter().map(|(name, _)| open_own(procfs, name)).collect::<Result<Vec<_>>>();
     let host = open()?;
     let flags = kinds.iter().fold(0, |flags, (_, flag)| flags | flag);
     if flags != 0 {

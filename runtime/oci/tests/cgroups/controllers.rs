@@ -53,6 +53,20 @@ fn an_update_changes_what_it_speaks_of_and_a_refused_one_nothing() {
 }
 
 #[test]
+fn a_deadline_on_few_processors_is_refused_and_both_fields_are_named() {
+    let container = Container::new("deadline", "sleep 1000", |spec| {
+        spec["linux"]["resources"] = json!({"cpu": {"cpus": "0"}});
+        spec["process"]["scheduler"] = json!({
+            "policy": "SCHED_DEADLINE", "runtime": 42000, "deadline": 1_000_000, "period": 1_000_000,
+        });
+    });
+    let refusal = container.try_start().unwrap_err();
+    for field in ["process.scheduler", "linux.resources.cpu.cpus"] {
+        assert!(refusal.contains(field), "{refusal}");
+    }
+}
+
+#[test]
 fn no_processes_are_a_limit_in_specifications_that_say_so() {
     for (version, limit) in [("1.2.1", "max"), ("1.3.0", "1")] {
         let container = Container::new("zero", "sleep 1000", |spec| {

@@ -105,6 +105,53 @@ fn a_further_process_follows_the_first_one_that_has_moved() {
 }
 
 #[test]
+fn a_user_namespace_s_user_owns_a_cgroup_that_it_may_write_to_and_no_other() {
+    const FIRST: u32 = 200_000;
+    let start = |name: &str, mount: &[&str], own_view: bool| {
+        let script = "mkdir /sys/fs/cgroup/below 2> /said; \
+                      echo 0 > /sys/fs/cgroup/below/cgroup.procs 2>> /said; echo done >> /said; \
+                      exec sleep 1000";
+        let container = Container::new(name, script, |spec| {
+            let map = json!([{"containerID": 0, "hostID": FIRST, "size": 65_536}]);
+            spec["linux"]["uidMappings"] = map.clone();
+            spec["linux"]["gidMappings"] = map;
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|namespace| own_view || namespace["type"] != "cgroup");
+            namespaces.push(json!({"type": "user"}));
+            let mounts = spec["mounts"].as_array_mut().unwrap();
+            let cgroup = mounts.iter_mut().find(|mount| mount["type"] == "cgroup").unwrap();
+            cgroup["options"] = json!(mount);
+        });
+        for path in [container.path(""), container.path("rootfs")] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+            fs::set_permissions(path, mode).unwrap();
+        }
+        let container = container.start();
+        wait_for("an attempt", || container.text("said").contains("done"));
+        container
+    };
+    let owner = |container: &Container, file: &str| {
+        std::os::unix::fs::MetadataExt::uid(&fs::metadata(container.cgroup().join(file)).unwrap())
+    };
+    let given = start("given", &["nosuid", "noexec", "nodev"], true);
+    for (file, uid) in
+        [("", FIRST), ("cgroup.procs", FIRST), ("cgroup.kill", 0), ("cgroup.freeze", 0)]
+    {
+        assert_eq!(owner(&given, file), uid, "{file:?}");
+    }
+    assert_eq!(given.text("said"), "done\n");
+    assert!(!given.file("below/cgroup.procs").is_empty(), "it has moved to a cgroup of its own");
+    given.tell(&["delete", "--force", &given.id]);
+    assert!(!given.cgroup().exists());
+    for (name, mount, own_view) in
+        [("kept", &["nosuid", "ro"][..], true), ("seen", &["nosuid", "nodev"][..], false)]
+    {
+        let kept = start(name, mount, own_view);
+        assert_eq!((owner(&kept, ""), owner(&kept, "cgroup.procs")), (0, 0), "{name}");
+    }
+}
+
+#[test]
 fn only_listed_devices_open_and_an_update_replaces_the_list() {
     let (major, minor) = first_disk();
     let script = format!(

@@ -29,14 +29,10 @@ pub(super) fn plan(settings: &mut Settings, cpu: &LinuxCpu) -> Result<()> {
     if cpu.realtime_period().is_some_and(|value| value != 0) {
         return refuse("cpu.realtimePeriod", "is not supported on cgroup v2");
     }
-    let shares = cpu.shares().filter(|shares| *shares != 0);
     if let Some(idle) = cpu.idle() {
-        if idle != 0 && shares.is_some() {
-            return refuse("cpu.idle", "an idle cgroup has no cpu.shares");
-        }
         settings.add("cpu.idle", "cpu.idle", idle);
     }
-    if let Some(shares) = shares {
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
         settings.add("cpu.shares", "cpu.weight", weight(shares));
     }
     plan_bandwidth(settings, cpu);
@@ -104,14 +100,29 @@ mod tests {
     }
 
     #[test]
-    fn real_time_and_an_idle_group_with_shares_are_refused() {
+    fn real_time_and_an_idle_group_with_a_weight_are_refused() {
         for json in [
             r#"{"cpu":{"realtimeRuntime":1}}"#,
             r#"{"cpu":{"realtimePeriod":1}}"#,
             r#"{"cpu":{"idle":1,"shares":5}}"#,
+            r#"{"unified":{"cpu.idle":"1","cpu.weight":"8"}}"#,
+            r#"{"cpu":{"idle":1},"unified":{"cpu.weight":"8"}}"#,
         ] {
             assert!(try_plan(json).is_err(), "{json}");
         }
-        assert_eq!(writes(r#"{"cpu":{"realtimeRuntime":0,"idle":1}}"#), ["cpu.idle=1"]);
+        for (json, expected) in [
+            (r#"{"cpu":{"realtimeRuntime":0,"idle":1}}"#, vec!["cpu.idle=1"]),
+            (
+                r#"{"unified":{"cpu.idle":"0","cpu.weight":"8"}}"#,
+                vec!["cpu.idle=0", "cpu.weight=8"],
+            ),
+            // What was weighed may become idle.
+            (
+                r#"{"cpu":{"shares":1024},"unified":{"cpu.idle":"1"}}"#,
+                vec!["cpu.weight=100", "cpu.idle=1"],
+            ),
+        ] {
+            assert_eq!(writes(json), expected, "{json}");
+        }
     }
 }

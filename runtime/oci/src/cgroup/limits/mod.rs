@@ -115,7 +115,23 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Setting>> {
         plan_network(network)?;
     }
     plan_unified(&mut settings, resources)?;
+    refuse_weight_of_idle(&settings.0)?;
     Ok(settings.0)
+}
+
+/// The kernel refuses it too, but only once systemd has been told it, and when the rest is half done.
+fn refuse_weight_of_idle(settings: &[Setting]) -> Result<()> {
+    let mut idle = false;
+    for setting in settings {
+        match setting.file.as_str() {
+            "cpu.idle" => idle = setting.value.trim() != "0",
+            "cpu.weight" | "cpu.weight.nice" if idle => {
+                return Err(Error::invalid(&setting.field, "an idle cgroup has no weight"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn plan_huge_pages(settings: &mut Settings, page: &LinuxHugepageLimit) -> Result<()> {
