@@ -94,6 +94,9 @@ pub(crate) struct HostFlags {
     /// Fields of KubeletConfiguration that flags of another name said.
     #[arg(skip)]
     pub(crate) overlay: serde_json::Map<String, serde_json::Value>,
+    /// A cloud's controller looks after the node.
+    #[arg(skip)]
+    pub(crate) external_cloud: bool,
 }
 
 /// What `agent` and `up` share.

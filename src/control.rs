@@ -16,7 +16,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use berth_kubelet::events::recent::Recorded;
 use berth_kubelet::qos::Driver;
 use berth_runtime::interface::{
-    Credentials, Image, Images, PodUsage, ProgressSink, Runtime, SandboxId, SandboxStatus, Session,
+    Checkpoint, ContainerId, Credentials, Image, Images, PodUsage, ProgressSink, Runtime,
+    SandboxId, SandboxStatus, Session,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{
@@ -57,10 +58,14 @@ pub(crate) enum Request {
     Stop { sandbox: SandboxId },
     /// Remove a sandbox.
     Discard { sandbox: SandboxId },
+    /// Write a running container into an archive.
+    Checkpoint { container: ContainerId, location: PathBuf, timeout: Duration },
     /// What the agent recorded lately.
     Events,
     /// Who makes the cgroups of new pods.
     Driver,
+    /// Whether pods can have user namespaces.
+    UserNamespaces,
     /// Run a command, or attach where there is none; frames follow ([`session`]).
     Session { place: Place, command: Vec<String>, streams: Wanted },
     /// A connection to a port of a pod, whose bytes follow.
@@ -88,6 +93,7 @@ pub(crate) enum Answer {
     Events(Vec<Recorded>),
     /// Nothing where no agent makes pods.
     Driver(Option<Driver>),
+    UserNamespaces(bool),
     Started,
     Failed(String),
 }
@@ -267,6 +273,9 @@ async fn answer(
         Request::Pods => return Ok(Answer::Pods(host.engine.list().await?)),
         Request::Events => return Ok(Answer::Events(host.events.list())),
         Request::Driver => return Ok(Answer::Driver(host.driver.get().copied())),
+        Request::UserNamespaces => {
+            return Ok(Answer::UserNamespaces(host.engine.user_namespaces().is_ok()));
+        }
         Request::Usage => return Ok(Answer::Usage(host.engine.usage().await?)),
         Request::Session { .. } | Request::Forward { .. } => bail!("this request begins a stream"),
         Request::Stop { sandbox } => {
@@ -275,6 +284,10 @@ async fn answer(
         }
         Request::Discard { sandbox } => {
             host.engine.remove_sandbox(&sandbox).await?;
+            Vec::new()
+        }
+        Request::Checkpoint { container, location, timeout } => {
+            host.engine.checkpoint(&container, Checkpoint { location, timeout }).await?;
             Vec::new()
         }
         Request::Status { image } => store.status(&image).await?.into_iter().collect(),

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use berth_kubelet::qos::Driver;
 use berth_runtime::cri::{self, About, Backend, CgroupDriver};
-use berth_runtime::interface::{Credentials, Image, SandboxId, SandboxStatus};
+use berth_runtime::interface::{
+    Checkpoint, ContainerId, Credentials, Image, SandboxId, SandboxStatus,
+};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +68,7 @@ async fn serve(
         version: env!("CARGO_PKG_VERSION"),
         images: places.state_dir.join("images"),
         layers: places.state_dir.join("containers"),
+        handlers: settings.runtime_handlers.clone(),
     };
     info!(socket = %path.display(), "the CRI is served");
     let backend = Arc::new(Requests { settings, alone: Mutex::default() });
@@ -127,6 +130,11 @@ impl Backend for Requests {
         self.ask_images(Request::Discard { sandbox }).await.map(drop)
     }
 
+    async fn checkpoint(&self, container: ContainerId, to: Checkpoint) -> Result<(), String> {
+        let Checkpoint { location, timeout } = to;
+        self.ask_images(Request::Checkpoint { container, location, timeout }).await.map(drop)
+    }
+
     async fn images(&self) -> Result<Vec<Image>, String> {
         self.ask_images(Request::List).await
     }
@@ -156,6 +164,14 @@ impl Backend for Requests {
         match driver {
             Driver::Cgroupfs => CgroupDriver::Cgroupfs,
             Driver::Systemd => CgroupDriver::Systemd,
+        }
+    }
+
+    async fn user_namespaces(&self) -> Result<bool, String> {
+        match self.ask(Request::UserNamespaces).await {
+            Ok(Answer::UserNamespaces(can)) => Ok(can),
+            Ok(other) => Err(control::unexpected(&other).to_string()),
+            Err(error) => Err(format!("{error:#}")),
         }
     }
 

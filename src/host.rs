@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
@@ -47,11 +47,21 @@ impl Host {
             executable,
             hierarchy: Hierarchy::detect()?,
             resolv_conf: resolv_conf.to_owned(),
+            criu: programs("criu"),
         };
         let engine = Engine::open(config, images.clone(), network.clone()).await?;
         let (events, driver) = (Recent::default(), OnceLock::new());
         Ok(Self { images, engine, network, events, driver, _lock: lock })
     }
+}
+
+/// Where a program of the host may be: as the `PATH` says, then where Debian has it.
+fn programs(name: &str) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
+    own.chain(["/usr/sbin".into(), "/usr/bin".into()])
+        .map(|directory| directory.join(name))
+        .collect()
 }
 
 /// Makes a directory that only root can enter, with its parents.

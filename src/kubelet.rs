@@ -69,7 +69,7 @@ pub(crate) struct Flags {
     /// Accepted: pods have no pause container
     #[arg(long, value_name = "IMAGE")]
     pod_infra_container_image: Option<String>,
-    /// `external`: pods wait until a cloud's controller knows the node
+    /// `external`: pods wait until a cloud's controller knows the node, which then says its addresses
     #[arg(long, value_name = "NAME", value_parser = ["", "external"])]
     cloud_provider: Option<String>,
     /// The node's identity at its cloud
@@ -134,6 +134,7 @@ impl Flags {
             run_dir: None,
             log_dir: None,
             overlay,
+            external_cloud: self.cloud_provider.as_deref() == Some("external"),
         };
         let node = NodeFlags {
             host,
@@ -176,10 +177,6 @@ impl Flags {
                 Some(taint) => taints.push(taint),
                 None => faults.push(format!("--register-with-taints: {text:?} is no taint")),
             }
-        }
-        if self.cloud_provider.as_deref() == Some("external") {
-            let key = "node.cloudprovider.kubernetes.io/uninitialized";
-            taints.push(json!({"key": key, "value": "true", "effect": "NoSchedule"}));
         }
         set("registerWithTaints", (!taints.is_empty()).then(|| taints.into()));
         let mut gates = Map::new();

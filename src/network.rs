@@ -82,7 +82,11 @@ impl PodNetwork for LateNetwork {
         if self.goes.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.get()?.detach(&attachment(sandbox)?).await.map_err(chain)
+        match self.network.get() {
+            Some(network) => network.detach(&attachment(sandbox)?).await.map_err(chain),
+            // What it has is freed once the network is open.
+            None => Ok(()),
+        }
     }
 
     async fn collect(&self, live: &[SandboxId]) -> Result<(), String> {

@@ -340,6 +340,8 @@ fn kubelet_config(
     let places = &settings.places;
     let mut config = berth_kubelet::Config::new(settings.node_name.clone(), node_ips.to_vec());
     config.root_dir = places.state_dir.clone();
+    let checkpoints = places.state_dir.join("checkpoints");
+    config.checkpoints = settings.kubelet.has_checkpoints.then_some(checkpoints);
     config.log_root = places.log_dir.clone();
     config.container_log_links = places.log_links_dir.clone();
     config.hostname = fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
@@ -358,6 +360,7 @@ fn kubelet_config(
         certificate: serving,
         client_ca,
         streaming_idle_timeout: settings.streaming_idle_timeout,
+        is_profiled: settings.kubelet.is_profiled,
         tls: settings.kubelet.tls.clone(),
         system_logs: settings.kubelet.system_logs,
         flags: BTreeMap::new(),
@@ -383,6 +386,8 @@ fn kubelet_config(
     config.max_images = settings.kubelet.max_images;
     config.runtime_handlers.clone_from(&settings.runtime_handlers);
     config.provider_id.clone_from(&settings.kubelet.provider_id);
+    config.external_cloud = settings.external_cloud;
+    config.is_address_given = !settings.node_ips.is_empty();
     Ok(config)
 }
 

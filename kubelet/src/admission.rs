@@ -22,19 +22,22 @@ pub use app_armor::{AppArmorRefused, AppArmorSupport, app_armor};
 pub use pressure::under_pressure;
 pub use sysctl::{SysctlForbidden, SysctlPolicy};
 
+/// How the message in the status of a pod begins that was turned away.
+pub const REJECTED: &str = "Pod was rejected: ";
+
 /// Why a pod is turned away; goes into `status.reason` and `status.message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// The reason in CamelCase.
     pub reason: String,
-    /// The sentence after `Pod was rejected: `.
+    /// The sentence after [`REJECTED`].
     pub message: String,
 }
 
 impl Rejection {
     /// The message as it stands in the pod's status.
     pub fn status_message(&self) -> String {
-        format!("Pod was rejected: {}", self.message)
+        format!("{REJECTED}{}", self.message)
     }
 }
 

@@ -194,6 +194,7 @@ fn make_directories(config: &Config) -> Result<(), Error> {
             .map_err(|source| Error::Directory { path: path.to_owned(), source })
     };
     make(&config.root_dir, 0o700)?;
+    config.checkpoints.as_deref().map_or(Ok(()), |path| make(path, 0o700))?;
     make(&config.log_root, 0o755)?;
     make(&config.container_log_links, 0o755)
 }

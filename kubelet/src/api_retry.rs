@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use kube::core::Status;
+use kube::core::response::StatusDetails;
 use tokio::time::Instant;
 
 use crate::backoff::{self, Backoff, Limits};
@@ -94,19 +96,17 @@ pub fn is_forbidden(error: &kube::Error) -> bool {
 }
 
 /// Whether the server said 403, or 404 of something else than what was asked for: of the pod that a
-/// token is to be bound to.
+/// token is to be bound to. An API server's store calls it one of `pods`, its admission a `pod`.
 pub fn is_unknown_pod(error: &kube::Error) -> bool {
-    let of_pod = |status: &kube::core::Status| {
-        status.code == 404 && status.details.as_ref().is_some_and(|of| of.kind == "pods")
-    };
+    let is_pod = |of: &StatusDetails| of.kind == "pods" || of.kind == "pod";
+    let of_pod =
+        |status: &Status| status.code == 404 && status.details.as_ref().is_some_and(is_pod);
     is_forbidden(error) || matches!(error, kube::Error::Api(status) if of_pod(status))
 }
 
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-
-    use kube::core::Status;
 
     use super::*;
 
@@ -154,6 +154,7 @@ mod tests {
             kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
         };
         assert!(is_unknown_pod(&missing("pods")));
+        assert!(is_unknown_pod(&missing("pod")), "as NodeRestriction's lister has it");
         assert!(!is_unknown_pod(&missing("serviceaccounts")));
         assert!(is_unknown_pod(&refusal(403)));
     }

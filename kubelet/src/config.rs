@@ -27,6 +27,8 @@ pub struct Config {
     pub node_name: String,
     /// State that survives a reboot (`/var/lib/berth`, 0700).
     pub root_dir: PathBuf,
+    /// Where checkpoints of containers go, where they are offered (`<root>/checkpoints`, 0700).
+    pub checkpoints: Option<PathBuf>,
     /// The logs of pods (`/var/log/pods`).
     pub log_root: PathBuf,
     /// Links to the logs, by container (`/var/log/containers`).
@@ -90,6 +92,10 @@ pub struct Config {
     pub volume_period: Option<Duration>,
     /// The node's identity at its cloud.
     pub provider_id: Option<String>,
+    /// Whether a cloud's controller has the last word on the node's addresses.
+    pub external_cloud: bool,
+    /// Whether the operator gave the node's addresses.
+    pub is_address_given: bool,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
 }
@@ -109,6 +115,8 @@ pub struct Server {
     pub client_ca: Option<PathBuf>,
     /// How long exec, attach and port-forward may carry nothing; zero is without end.
     pub streaming_idle_timeout: Duration,
+    /// Whether `/debug/pprof/` is served.
+    pub is_profiled: bool,
     /// How strict TLS is.
     pub tls: Tls,
     /// What is served of the host's logs.
@@ -191,6 +199,7 @@ impl Config {
             hostname: node_name.clone(),
             node_name,
             root_dir: "/var/lib/berth".into(),
+            checkpoints: None,
             log_root: "/var/log/pods".into(),
             container_log_links: "/var/log/containers".into(),
             node_ips,
@@ -206,6 +215,7 @@ impl Config {
                 certificate_is_requested: false,
                 client_ca: None,
                 streaming_idle_timeout: Duration::from_secs(4 * 3600),
+                is_profiled: true,
                 tls: Tls::default(),
                 system_logs: SystemLogs::default(),
                 flags: BTreeMap::new(),
@@ -232,6 +242,8 @@ impl Config {
             image_gc: image_gc::Policy::default(),
             volume_period: Some(crate::disk::USUAL_PERIOD),
             provider_id: None,
+            external_cloud: false,
+            is_address_given: false,
             clock: Arc::new(SystemClock),
         }
     }

@@ -39,6 +39,9 @@ pub enum EnvironmentError {
         /// The key.
         key: String,
     },
+    /// The API server has not told of them yet.
+    #[error("services have not yet been read at least once, cannot construct envvars")]
+    ServicesUnknown,
     /// A field or resource cannot be read.
     #[error(transparent)]
     Downward(#[from] DownwardError),
@@ -86,6 +89,12 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// One that was resolved before.
+    fn known(variables: Vec<(String, String)>) -> Self {
+        let index = variables.iter().enumerate().map(|(at, (name, _))| (name.clone(), at));
+        Self { index: index.collect(), variables }
+    }
+
     /// A variable's value.
     pub fn get(&self, name: &str) -> Option<&str> {
         let position = self.index.get(name)?;
@@ -147,6 +156,22 @@ pub fn resolve(
         }
     }
     Ok(environment)
+}
+
+/// The same where Services may be unknown: a container keeps what it had in its run before, so that an
+/// API server that is away keeps none from running again, and a new one has to wait.
+pub fn resolve_or_keep(
+    container: &Container,
+    facts: &Facts<'_>,
+    fetched: &Fetched,
+    services: Option<&[Service]>,
+    before: Option<Vec<(String, String)>>,
+) -> Result<Environment, EnvironmentError> {
+    match (services, before) {
+        (Some(services), _) => resolve(container, facts, fetched, services),
+        (None, Some(before)) => Ok(Environment::known(before)),
+        (None, None) => Err(EnvironmentError::ServicesUnknown),
+    }
 }
 
 fn link_variables(facts: &Facts<'_>, services: &[Service]) -> BTreeMap<String, String> {

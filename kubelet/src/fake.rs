@@ -7,6 +7,7 @@ mod api;
 mod images;
 mod session;
 mod sizes;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,9 +17,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, Exec, ExecOutput,
-    LogLimits, NamespaceMode, PidMode, PodIdentity, Resize, Runtime, RuntimeError, RuntimeEvent,
-    SandboxConfig, SandboxId, SandboxState, SandboxStatus, Security, Session, StopSignal, Streams,
+    Checkpoint, ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, Exec,
+    ExecOutput, LogLimits, NamespaceMode, PidMode, PodIdentity, Resize, Runtime, RuntimeError,
+    RuntimeEvent, SandboxConfig, SandboxId, SandboxState, SandboxStatus, Security, Session,
+    StopSignal, Streams,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -27,6 +29,7 @@ use tokio::time::Instant;
 
 pub(crate) use api::FakeApi;
 pub(crate) use images::{FakeImages, image};
+use state::RuntimeState;
 
 use crate::clock::Clock;
 use crate::qos::{CgroupPolicy, PodDemand};
@@ -53,53 +56,6 @@ impl Clock for FakeClock {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What the fake runtime has and does.
-#[derive(Default)]
-pub(crate) struct RuntimeState {
-    pub(crate) sandboxes: Vec<SandboxStatus>,
-    /// Fail so many times from now: by operation name.
-    pub(crate) failures: BTreeMap<&'static str, u32>,
-    /// Containers of these names end by themselves right after their start, with this code.
-    pub(crate) exits_at_once: BTreeMap<String, i32>,
-    /// Containers of these names do not end on a signal, only when killed.
-    pub(crate) stubborn: BTreeSet<String>,
-    /// Containers of these names take so long to end on a signal.
-    pub(crate) lingers: BTreeMap<String, Duration>,
-    /// Removing a container takes so long.
-    pub(crate) removal: Duration,
-    /// Containers of these names end on a signal with this code; 143 otherwise.
-    pub(crate) stop_codes: BTreeMap<String, i32>,
-    /// Commands that fail, or take their time: exit code and duration.
-    pub(crate) commands: BTreeMap<String, (i32, Duration)>,
-    /// What happened to containers: `start c`, `exec c command`, `signal c`, `exit c code`.
-    pub(crate) history: Vec<String>,
-    /// Every call, in order.
-    pub(crate) calls: Vec<String>,
-    /// What containers of these names use of memory, in bytes.
-    pub(crate) memory_in_use: BTreeMap<String, u64>,
-    /// The most live sandboxes there ever were of one namespace and name.
-    pub(crate) most_live: usize,
-    serial: u64,
-    /// The moment it was last looked at, and how often at that moment.
-    looks: Option<(Instant, u32)>,
-    /// Whether somebody looked without end while no time passed.
-    pub(crate) was_spun: bool,
-}
-
-/// Nobody has cause to look so often without any time passing.
-const MOST_LOOKS: u32 = 1000;
-
-impl RuntimeState {
-    /// Counts a look; whether there ever was one too many for a single moment.
-    fn looks_again(&mut self) -> bool {
-        let now = Instant::now();
-        let before = self.looks.filter(|(at, _)| *at == now).map_or(0, |(_, looks)| looks);
-        self.looks = Some((now, before + 1));
-        self.was_spun |= before >= MOST_LOOKS;
-        self.was_spun
-    }
 }
 
 /// A runtime in memory.
@@ -229,6 +185,14 @@ impl FakeRuntime {
         })?
     }
 
+    /// One step of making a container.
+    async fn make(&self) {
+        let takes = self.state().making;
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+    }
+
     fn serial(&self) -> u64 {
         let mut state = self.state();
         state.serial += 1;
@@ -309,6 +273,7 @@ impl Runtime for FakeRuntime {
         config: ContainerConfig,
     ) -> Result<ContainerId, RuntimeError> {
         self.enter("create_container", &config.name)?;
+        self.make().await;
         let id = ContainerId::try_from(format!("{:064x}", self.serial())).unwrap();
         let status = ContainerStatus {
             id: id.clone(),
@@ -330,6 +295,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn start_container(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        self.make().await;
         let now = self.now();
         let failing = self.enter("start_container", container.as_str());
         let name = self.with(container, |c| {
@@ -446,6 +412,10 @@ impl Runtime for FakeRuntime {
         self.enter("attach", container.as_str())?;
         let tty = self.running_one(container)?.tty;
         Ok(session::echo(streams, tty))
+    }
+
+    async fn checkpoint(&self, id: &ContainerId, _: Checkpoint) -> Result<(), RuntimeError> {
+        self.enter("checkpoint", id.as_str())
     }
 
     async fn resize(&self, sandbox: &SandboxId, sizes: Vec<Resize>) -> Result<(), RuntimeError> {

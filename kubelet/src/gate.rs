@@ -91,7 +91,7 @@ impl Gate {
         }
         let findings = unsupported::audit(pod);
         if let Some(refusal) = unsupported::refusal(&findings) {
-            let message = format!("Pod was rejected: {refusal}");
+            let message = format!("{}{refusal}", admission::REJECTED);
             return Judgement::Refuse(Failure::new("UnsupportedPod", message));
         }
         let demand = match PodDemand::parse(pod) {
@@ -151,27 +151,52 @@ mod tests {
     use std::sync::RwLock;
 
     use serde_json::json;
-    use tokio::sync::watch;
+    use tokio::sync::{mpsc, watch};
 
     use super::*;
+    use crate::events::Occurrence;
     use crate::eviction::Conditions;
     use crate::meters::tests::counted;
     use crate::shutdown::Standing;
 
-    #[test]
-    fn nobody_is_let_in_while_the_node_goes_down() {
+    fn gate(signs: Signs) -> (Gate, mpsc::Receiver<Occurrence>) {
         let amounts = json!({"cpu": "1", "memory": "1Gi", "pods": "110"});
         let node = json!({"metadata": {"name": "n"}, "status": {"allocatable": amounts}});
-        let standing = Standing::default();
-        let conditions = watch::channel(Conditions::new()).1;
+        let (events, occurrences) = Recorder::new();
         let gate = Gate {
             node: Arc::new(RwLock::new(serde_json::from_value(node).unwrap())),
             sysctls: SysctlPolicy::new(&[]),
             app_armor: AppArmorSupport::of_host(),
-            signs: Signs { conditions, standing: standing.clone() },
-            events: Recorder::new().0,
+            signs,
+            events,
             meters: Meters::default(),
         };
+        (gate, occurrences)
+    }
+
+    #[test]
+    fn what_is_not_honoured_and_does_no_harm_is_told_by_an_event() {
+        let (conditions, standing) = (watch::channel(Conditions::new()).1, Standing::default());
+        let (gate, mut occurrences) = gate(Signs { conditions, standing });
+        let windows = json!({"windowsOptions": {"runAsUserName": "u"}});
+        let spec = json!({"securityContext": windows, "containers": [{"name": "c", "image": "i"}]});
+        let pod = json!({"metadata": {"name": "p"}, "spec": spec});
+        assert_eq!(gate.admit(&serde_json::from_value(pod).unwrap(), &[]), Judgement::Admit);
+        let event = occurrences.try_recv().unwrap();
+        assert_eq!((event.severity, &*event.reason), (Severity::Warning, "FieldNotHonoured"));
+        assert!(
+            event.message.starts_with("spec.securityContext.windowsOptions"),
+            "{}",
+            event.message
+        );
+        assert!(occurrences.try_recv().is_err());
+    }
+
+    #[test]
+    fn nobody_is_let_in_while_the_node_goes_down() {
+        let standing = Standing::default();
+        let conditions = watch::channel(Conditions::new()).1;
+        let (gate, _occurrences) = gate(Signs { conditions, standing: standing.clone() });
         let pod = |priority: i32| -> Pod {
             let spec = json!({"priority": priority, "containers": [{"name": "c", "image": "i"}]});
             serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()

@@ -42,6 +42,7 @@ pub mod objects;
 pub mod pod_files;
 pub mod pod_resources;
 pub mod probe;
+mod profile;
 pub mod qos;
 pub mod quantity;
 pub mod resize;

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub use metered::Metered;
 pub use startup::Startup;
 pub(crate) use startup::{Change, note_status};
-pub(crate) use volume::note_volume;
+pub(crate) use volume::{note_volume, plugins};
 
 /// The most series that are kept: some 200 bytes each.
 const MOST: usize = 4096;

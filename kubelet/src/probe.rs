@@ -29,9 +29,9 @@ use tokio_util::sync::CancellationToken;
 use crate::http_call::{self, Call};
 use crate::worker::memory::ProbeResults;
 use crate::{expansion, grpc_call};
-use counts::{OfPod, Outcome};
+use counts::OfPod;
 
-/// How often a probe that could not be run at all is tried before that counts as a failure.
+/// How often a probe that could not be run at all is tried before that is told.
 const TRIES: usize = 3;
 
 /// Between tries before the first success.
@@ -311,7 +311,11 @@ impl Prober {
         loop {
             let next = Instant::now() + numbers.period;
             let mut result = self.attempt(kind, probe, &numbers).await;
-            let verdict = tally.count(result.is_healthy(), &numbers);
+            let verdict = match result {
+                // It says nothing about the container.
+                Answer::NotRun(_) => None,
+                _ => tally.count(result.is_healthy(), &numbers),
+            };
             let mut ended = self.tell(kind, probe, verdict, &result).await;
             let mut pause = FAST.0;
             // Fast tries while nothing has succeeded yet; they can only make things better.
@@ -381,12 +385,10 @@ impl Prober {
                 break;
             }
         }
-        let outcome = match last {
-            Answer::Healthy | Answer::Suspect(_) => Outcome::Successful,
-            Answer::Unhealthy(_) => Outcome::Failed,
-            Answer::NotRun(_) => Outcome::Unknown,
-        };
-        self.counts.note((&self.container.name, kind), outcome, begun.elapsed());
+        if !matches!(last, Answer::NotRun(_)) {
+            let probe = (self.container.name.as_str(), kind);
+            self.counts.note(probe, last.is_healthy(), begun.elapsed());
+        }
         last
     }
 

@@ -1,5 +1,7 @@
 //! The crate's unsafe code: nothing but what has no safe form elsewhere.
 
+pub(crate) mod sampler;
+
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::OwnedFd;

@@ -5,6 +5,7 @@
 //! nothing of Kubernetes types, of the pod network's making or of Services.
 
 pub mod cgroup;
+mod checkpoint;
 pub mod cri;
 pub mod descriptors;
 mod disk;

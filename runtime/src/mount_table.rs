@@ -83,7 +83,7 @@ fn parse(mountinfo: &[u8], dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The kernel writes space, tab, newline and backslash as three octal digits.
-fn unescape(mut field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(mut field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     while let [first, rest @ ..] = field {
         let escaped = |(text, _): &&(&[u8], u8)| field.starts_with(text);

@@ -12,6 +12,30 @@ use support::node::Node;
 
 const TERM: StopSignal = StopSignal::ImageDefault;
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_is_removed_before_it_ran_is_never_seen_as_ended() {
+    let node = Node::new().await;
+    let sandbox = node.run_sandbox("pod").await;
+    for _ in 0..10 {
+        let config = node.container("c", "true");
+        let id = node.engine.create_container(&sandbox, config).await.unwrap();
+        let removal = node.engine.remove_container(&id);
+        let watch = async {
+            loop {
+                let seen = node.engine.list().await.unwrap().remove(0).containers;
+                assert!(seen.iter().all(|c| c.state == ContainerState::Created), "{seen:?}");
+                if seen.is_empty() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let (removed, ()) = tokio::join!(removal, watch);
+        removed.unwrap();
+    }
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn a_container_runs_logs_and_tells_its_exit() {
     let node = Node::new().await;

@@ -60,6 +60,10 @@ pub(crate) struct Kubelet {
     pub(crate) verbosity: u32,
     /// Whether that can be changed over the node's API.
     pub(crate) sets_verbosity: bool,
+    /// Whether `/debug/pprof/` is served.
+    pub(crate) is_profiled: bool,
+    /// Whether containers can be checkpointed over the node's API.
+    pub(crate) has_checkpoints: bool,
     /// Fields whose job is done in another way, and how.
     pub(crate) told: Vec<String>,
 }
@@ -137,6 +141,8 @@ impl Kubelet {
             system_logs,
             verbosity: given.logging.verbosity,
             sets_verbosity: given.enable_debug_flags_handler.unwrap_or(true),
+            is_profiled: given.enable_profiling_handler.unwrap_or(true),
+            has_checkpoints: gates::has_checkpoints(&given.feature_gates),
             heartbeat: Heartbeat { lease_duration, status_check, status_report },
             allowed_unsafe_sysctls: given.allowed_unsafe_sysctls.clone(),
             seccomp_default: given.seccomp_default.unwrap_or(true),
@@ -370,6 +376,7 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
     let log = json!({
         "enforceNodeAllocatable": [all_pods],
         "enableDebugFlagsHandler": node.sets_verbosity,
+        "enableProfilingHandler": node.is_profiled,
         "logging": {"format": "text", "verbosity": node.verbosity},
     });
     let mut shown = written.clone();
@@ -495,6 +502,17 @@ mod tests {
         assert_eq!(logs(on), SystemLogs::Query);
         let faults = resolve("enableSystemLogHandler: false\nenableSystemLogQuery: true\n");
         assert!(faults.unwrap_err()[0].starts_with("enableSystemLogQuery"));
+    }
+
+    #[test]
+    fn what_serves_for_finding_faults_is_there_unless_it_is_not_wanted() {
+        let of = |fields: &str| {
+            let kubelet = resolve(fields).unwrap();
+            (kubelet.sets_verbosity, kubelet.is_profiled)
+        };
+        assert_eq!(of(""), (true, true));
+        assert_eq!(of("enableDebugFlagsHandler: false\n"), (false, true));
+        assert_eq!(of("enableProfilingHandler: false\n"), (true, false));
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub(crate) struct Settings {
     pub(crate) node_ips: Vec<IpAddr>,
     pub(crate) node_labels: Vec<(String, String)>,
     pub(crate) taints: Vec<Taint>,
+    pub(crate) external_cloud: bool,
     pub(crate) bind_address: Option<IpAddr>,
     pub(crate) port: u16,
     pub(crate) client_ca_file: Option<PathBuf>,
@@ -245,7 +246,8 @@ fn resolve(
         node_name,
         node_ips: flags.node_ip.clone(),
         node_labels,
-        taints: kubelet.register_with_taints.clone(),
+        external_cloud: flags.host.external_cloud,
+        taints: taints(&kubelet.register_with_taints, flags.host.external_cloud),
         bind_address: kubelet.address,
         port: kubelet.port.unwrap_or(10250),
         client_ca_file: kubelet.authentication.x509.client_ca_file.clone(),
@@ -419,6 +421,17 @@ fn longest_restart_delay(kubelet: &documents::KubeletConfiguration) -> Result<Du
     }
 }
 
+/// The taints that the node is registered with: those that are asked for, and the one that a cloud's
+/// controller takes away.
+fn taints(asked: &[Taint], external_cloud: bool) -> Vec<Taint> {
+    let own = external_cloud.then(|| Taint {
+        key: "node.cloudprovider.kubernetes.io/uninitialized".to_owned(),
+        value: Some("true".to_owned()),
+        effect: "NoSchedule".to_owned(),
+    });
+    asked.iter().cloned().chain(own).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,6 +472,7 @@ mod tests {
                 run_dir: None,
                 log_dir: None,
                 overlay: serde_json::Map::new(),
+                external_cloud: false,
             },
             node_name: None,
             node_ip: Vec::new(),
@@ -474,6 +488,22 @@ mod tests {
         assert_eq!((settings.log_max_bytes, settings.log_max_files), (10 << 20, 5));
         assert_eq!(settings.service_cidr.to_string(), "10.96.0.0/12");
         assert_eq!(settings.places.log_links_dir, Path::new("/var/log/containers"));
+    }
+
+    #[test]
+    fn a_clouds_taint_comes_to_those_that_are_asked_for() {
+        let mut flags = flags();
+        let asked: Taint = serde_json::from_str(r#"{"key": "a", "effect": "NoExecute"}"#).unwrap();
+        let mut documents = Documents::default();
+        documents.kubelet.register_with_taints = vec![asked];
+        assert_eq!(
+            resolve(&flags, &documents, "n").unwrap().taints,
+            documents.kubelet.register_with_taints
+        );
+        flags.host.external_cloud = true;
+        let taints = resolve(&flags, &documents, "n").unwrap().taints;
+        assert_eq!((taints.len(), taints[0].key.as_str()), (2, "a"));
+        assert_eq!(taints[1].key, "node.cloudprovider.kubernetes.io/uninitialized");
     }
 
     #[test]

@@ -112,6 +112,8 @@ impl Wiring<'_> {
             health: server::Health::new(takes(changes)),
             process: server::Process { started, flags: Arc::new(config.server.flags.clone()) },
             set_verbosity: parts.set_verbosity,
+            is_profiled: config.server.is_profiled,
+            checkpoints: config.checkpoints.clone(),
         }
     }
 

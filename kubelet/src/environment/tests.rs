@@ -34,6 +34,15 @@ fn fetched() -> Fetched {
 }
 
 fn resolve_in(spec: serde_json::Value, services: &[Service]) -> Result<Environment, String> {
+    resolve_after(None, spec, Some(services))
+}
+
+/// The same after a run with these variables, where Services may be unknown.
+fn resolve_after(
+    before: Option<Vec<(String, String)>>,
+    spec: serde_json::Value,
+    services: Option<&[Service]>,
+) -> Result<Environment, String> {
     let pod: Pod =
         serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec}))
             .unwrap();
@@ -46,7 +55,21 @@ fn resolve_in(spec: serde_json::Value, services: &[Service]) -> Result<Environme
         allocatable: &ResourceAmounts::new(),
     };
     let container = &pod.spec.as_ref().unwrap().containers[0];
-    resolve(container, &facts, &fetched(), services).map_err(|e| e.to_string())
+    resolve_or_keep(container, &facts, &fetched(), services, before).map_err(|e| e.to_string())
+}
+
+#[test]
+fn without_services_a_container_keeps_its_environment_and_a_new_one_waits() {
+    let spec = json!({"containers": [{"name": "c", "env": [{"name": "A", "value": "new"}]}]});
+    let before = pairs(&[("A", "old"), ("KUBERNETES_SERVICE_HOST", "10.96.0.1")]);
+    let kept = resolve_after(Some(before.clone()), spec.clone(), None).unwrap();
+    assert_eq!((kept.variables(), kept.get("A")), (&*before, Some("old")));
+    assert_eq!(
+        resolve_after(None, spec.clone(), None).unwrap_err(),
+        "services have not yet been read at least once, cannot construct envvars"
+    );
+    let fresh = resolve_after(Some(before), spec, Some(&[])).unwrap();
+    assert_eq!(fresh.variables(), pairs(&[("A", "new")]));
 }
 
 fn resolve_env(

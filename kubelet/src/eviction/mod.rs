@@ -187,18 +187,20 @@ impl Evictor {
             let age = seen_at.elapsed();
             self.parts.meters.time(&meters::EVICTION_AGE, &[signal.name()], age);
         }
-        let is_of_disk = starved.signal.condition() == Condition::Disk;
-        if is_of_disk && self.reclaim(layout.has_images(starved.signal)).await {
+        if self.reclaim(starved.signal, layout).await {
             return None;
         }
         self.end_one(&pods, &starved, (&observations, layout)).await
     }
 
-    /// Removes what pods that have ended left on disk, and then images that nothing uses, where those are on
-    /// the disk that is short. Whether that was enough.
-    async fn reclaim(&self, with_images: bool) -> bool {
+    /// Where a disk is short, removes what pods that have ended left, and then images that nothing uses, if
+    /// they are on it. Whether that was enough.
+    async fn reclaim(&self, short: Signal, layout: Layout) -> bool {
+        if short.condition() != Condition::Disk {
+            return false;
+        }
         self.clear_ended().await;
-        if with_images {
+        if layout.has_images(short) {
             match self.parts.images.free_unused().await {
                 Ok(bytes) => tracing::info!(bytes, "images removed for want of disk"),
                 Err(error) => tracing::warn!(%error, "images not removed for want of disk"),

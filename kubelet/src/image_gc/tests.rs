@@ -95,6 +95,7 @@ impl Scene {
             attempt: 0,
             volume_images: Default::default(),
             pod_ips: vec![],
+            before: None,
         };
         let config = materials.container(request).await.unwrap();
         self.runtime.create_container(&sandbox.id, config).await.unwrap();

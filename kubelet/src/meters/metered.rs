@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerId, Credentials, Exec, ExecOutput, Image, ImageError, Images,
-    OpenFiles, PodUsage, ProgressSink, Resize, Resources, Runtime, RuntimeError, RuntimeEvent,
-    SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal, Streams,
+    Checkpoint, ContainerConfig, ContainerId, Credentials, Exec, ExecOutput, Image, ImageError,
+    Images, OpenFiles, PodUsage, ProgressSink, Resize, Resources, Runtime, RuntimeError,
+    RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal, Streams,
 };
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::Receiver;
@@ -136,6 +136,14 @@ impl Runtime for Metered<dyn Runtime> {
 
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         self.call("reopen_container_log", self.inner.reopen_log(container)).await
+    }
+
+    async fn checkpoint(
+        &self,
+        container: &ContainerId,
+        checkpoint: Checkpoint,
+    ) -> Result<(), RuntimeError> {
+        self.call("checkpoint_container", self.inner.checkpoint(container, checkpoint)).await
     }
 
     async fn usage(&self) -> Result<Vec<PodUsage>, RuntimeError> {

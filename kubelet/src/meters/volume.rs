@@ -18,6 +18,11 @@ pub(crate) fn note_volume(
     meters.time(&VOLUME_TIME, &["false", "volume_mount", status, plugin], took);
 }
 
+/// The plugins of a pod's volumes, each as often as it has one.
+pub(crate) fn plugins(pod: &Pod) -> impl Iterator<Item = &'static str> {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).map(plugin)
+}
+
 /// The plugin that upstream makes a volume by; a claim's is told as what it is here.
 fn plugin(volume: &Volume) -> &'static str {
     let kinds = [

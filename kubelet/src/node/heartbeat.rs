@@ -159,6 +159,7 @@ pub async fn keep_status(
             known.as_ref().is_some_and(|known| object::contradicts(known, status))
         });
         let advertised = Advertised::of(known.as_ref());
+        let are_clouds = object::has_addresses_of_cloud(&config, known.as_ref());
         let previous = reported.as_ref().map(|(status, _)| status.clone()).or(known);
         let facts = facts::read(&places);
         let ending = *endings.borrow_and_update();
@@ -166,6 +167,7 @@ pub async fn keep_status(
         let mut wanted =
             object::status(&config, &facts, pressure, (config.clock.now(), previous.as_ref()));
         advertised.add_to(&mut wanted);
+        wanted.addresses = wanted.addresses.filter(|_| !are_clouds);
         wanted.images = match images.list().await {
             Ok(all) => Some(super::images::told(all, config.max_images)),
             Err(error) => {

@@ -12,7 +12,6 @@ mod news;
 pub mod object;
 pub mod peers;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -66,8 +65,10 @@ pub async fn register(
     let api: Api<Node> = Api::all(client.clone());
     let starting = object::Pressure { starting: true, ..object::Pressure::default() };
     let mut wanted = object::node(config, facts, starting, config.clock.now());
-    wanted.metadata.annotations = tls::own_digest(config)
-        .map(|digest| BTreeMap::from([(SERVING_CERTIFICATE.to_owned(), digest)]));
+    if let Some(digest) = tls::own_digest(config) {
+        let annotations = wanted.metadata.annotations.get_or_insert_default();
+        annotations.insert(SERVING_CERTIFICATE.to_owned(), digest);
+    }
     let mut retry = Retry::default();
     loop {
         let attempt = tokio::time::timeout(REQUEST, register_once(&api, config, &wanted)).await;

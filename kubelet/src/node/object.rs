@@ -20,8 +20,15 @@ use crate::eviction::{Conditions, Signal};
 
 /// What API servers and schedulers of 1.36 ask before they rely on it, and what is so here: API servers
 /// pass WebSockets on to nodes that declare it, else they translate; pods with such restart rules come
-/// to no node that does not.
-const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
+/// to no node that does not; on others no pod's own resources change. Sorted.
+const DECLARED: [&str; 3] = [
+    "ExtendWebSocketsToKubelet",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "RestartAllContainersOnContainerExits",
+];
+
+/// Where a cloud's controller reads the addresses that the operator gave.
+const PROVIDED: &str = "alpha.kubernetes.io/provided-node-ip";
 
 /// What of the node is short at the moment, or keeps it from being ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,6 +64,7 @@ pub fn node(config: &Config, facts: &Facts, pressure: Pressure, now: Timestamp) 
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
             labels: Some(labels(config, facts)),
+            annotations: provided(config).map(|ips| BTreeMap::from([(PROVIDED.to_owned(), ips)])),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
@@ -179,10 +187,25 @@ fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
     allocatable
 }
 
+/// A cloud's controller is not told an address that was found out here: it finds out better.
 fn addresses(config: &Config) -> Vec<NodeAddress> {
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
-    let ips = config.node_ips.iter().map(|ip: &IpAddr| address("InternalIP", ip.to_string()));
+    let told = !config.external_cloud || config.is_address_given;
+    let ips = config.node_ips.iter().filter(|_| told);
+    let ips = ips.map(|ip: &IpAddr| address("InternalIP", ip.to_string()));
     ips.chain([address("Hostname", config.node_name.clone())]).collect()
+}
+
+/// Whether a cloud's controller has the last word on the addresses that the node has in the API.
+pub fn has_addresses_of_cloud(config: &Config, known: Option<&NodeStatus>) -> bool {
+    let known = known.and_then(|known| known.addresses.as_ref());
+    config.external_cloud && known.is_some_and(|addresses| !addresses.is_empty())
+}
+
+/// The addresses that the operator gave, for a cloud's controller to choose by.
+fn provided(config: &Config) -> Option<String> {
+    let ips: Vec<String> = config.node_ips.iter().map(IpAddr::to_string).collect();
+    (config.external_cloud && config.is_address_given).then(|| ips.join(","))
 }
 
 fn system_info(facts: &Facts) -> NodeSystemInfo {
@@ -416,6 +439,21 @@ mod tests {
         assert_eq!(labels(&config, &facts())["kubernetes.io/hostname"], "node-2");
         let hostname = addresses(&config).pop().unwrap();
         assert_eq!((hostname.type_.as_str(), hostname.address.as_str()), ("Hostname", "node-2"));
+    }
+
+    #[test]
+    fn a_clouds_controller_is_told_the_addresses_that_the_operator_gave() {
+        let mut config = Config::new("n", vec!["192.0.2.1".parse().unwrap()]);
+        let annotations = |config: &Config| {
+            let now = Timestamp::from_second(10).unwrap();
+            node(config, &facts(), Pressure::default(), now).metadata.annotations
+        };
+        assert_eq!((addresses(&config).len(), annotations(&config)), (2, None));
+        config.external_cloud = true;
+        assert_eq!((addresses(&config).len(), annotations(&config)), (1, None));
+        config.is_address_given = true;
+        let given = BTreeMap::from([(PROVIDED.to_owned(), "192.0.2.1".to_owned())]);
+        assert_eq!((addresses(&config).len(), annotations(&config)), (2, Some(given)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, PodDNSConfig, PodDNSConfigOption};
+use k8s_openapi::api::core::v1::{Pod, PodDNSConfig};
 
 const MAX_SERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
@@ -51,11 +51,14 @@ impl ResolvConf {
             let mut words = line.split_whitespace();
             match words.next() {
                 Some("nameserver") => conf.servers.extend(words.next().map(str::to_owned)),
+                // The last line counts; a dot alone stands for no domain.
                 Some("search") => {
                     let undotted = |w: &str| w.strip_suffix('.').unwrap_or(w).to_owned();
-                    conf.searches = words.map(undotted).collect();
+                    conf.searches = words.filter(|w| *w != ".").map(undotted).collect();
                 }
-                Some("options") => conf.options = words.map(str::to_owned).collect(),
+                Some("options") => {
+                    words.for_each(|word| set_option(&mut conf.options, word.to_owned()));
+                }
                 _ => {}
             }
         }
@@ -99,7 +102,7 @@ pub fn resolv_conf(pod: &Pod, settings: &DnsSettings) -> (ResolvConf, Vec<DnsNot
         }
         _ => {
             if wants_cluster {
-                notices.push(missing_cluster_dns());
+                notices.push(missing_cluster_dns(pod));
             }
             node_settings(settings)
         }
@@ -111,13 +114,15 @@ pub fn resolv_conf(pod: &Pod, settings: &DnsSettings) -> (ResolvConf, Vec<DnsNot
     (conf, notices)
 }
 
-fn missing_cluster_dns() -> DnsNotice {
-    DnsNotice {
-        reason: "MissingClusterDNS",
-        message: "kubelet does not have ClusterDNS IP configured and cannot create Pod using \
-                  \"ClusterFirst\" policy. Falling back to \"Default\" policy."
-            .to_owned(),
-    }
+fn missing_cluster_dns(pod: &Pod) -> DnsNotice {
+    let of = |field: &Option<String>| field.clone().unwrap_or_default();
+    let metadata = &pod.metadata;
+    let (name, namespace, uid) = (of(&metadata.name), of(&metadata.namespace), of(&metadata.uid));
+    let message = format!(
+        "pod: \"{name}_{namespace}({uid})\". kubelet does not have ClusterDNS IP configured and \
+         cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy."
+    );
+    DnsNotice { reason: "MissingClusterDNS", message }
 }
 
 fn cluster_first(namespace: &str, settings: &DnsSettings) -> ResolvConf {
@@ -148,18 +153,16 @@ fn append(conf: &mut ResolvConf, config: &PodDNSConfig) {
     conf.servers = without_repeats(conf.servers.drain(..).chain(servers).collect());
     conf.searches = without_repeats(conf.searches.drain(..).chain(searches).collect());
     for option in config.options.iter().flatten() {
-        set_option(&mut conf.options, option);
+        let Some(name) = option.name.clone() else { continue };
+        let value = option.value.as_deref().filter(|value| !value.is_empty());
+        let text = value.map_or_else(|| name.clone(), |value| format!("{name}:{value}"));
+        set_option(&mut conf.options, text);
     }
 }
 
-fn set_option(options: &mut Vec<String>, option: &PodDNSConfigOption) {
-    let Some(name) = option.name.as_deref() else { return };
-    let text = match option.value.as_deref() {
-        None | Some("") => name.to_owned(),
-        Some(value) => format!("{name}:{value}"),
-    };
-    let same_name = |present: &&mut String| present.split(':').next() == Some(name);
-    match options.iter_mut().find(same_name) {
+fn set_option(options: &mut Vec<String>, text: String) {
+    let name = |option: &str| option.split(':').next().map(str::to_owned);
+    match options.iter_mut().find(|present| name(present) == name(&text)) {
         Some(present) => *present = text,
         None => options.push(text),
     }
@@ -224,6 +227,21 @@ mod tests {
         let pod = json!({"metadata": {"namespace": "ns"}, "spec": spec});
         let (conf, notices) = resolv_conf(&serde_json::from_value(pod).unwrap(), settings);
         (conf.render(), notices.iter().map(|n| n.reason).collect())
+    }
+
+    #[test]
+    fn of_a_nodes_file_the_last_domains_and_all_options_count() {
+        let conf = ResolvConf::parse(
+            "search old\noptions ndots:1 debug\nsearch . corp.example.\noptions edns0 ndots:3\nsearch\n",
+        );
+        assert_eq!((conf.searches.len(), conf.options), (0, words("ndots:3 debug edns0")));
+        let none = ResolvConf::parse("nameserver 127.0.0.53\nsearch .\n");
+        assert_eq!(none.render(), "nameserver 127.0.0.53\n");
+        assert_eq!(ResolvConf::parse("search . a b.\n").searches, words("a b"));
+    }
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
     }
 
     #[test]

@@ -10,17 +10,6 @@ use super::Kind;
 /// The upper bounds of the histogram's buckets, in seconds; Prometheus' own.
 pub const BOUNDS: [f64; 11] = crate::meters::USUAL;
 
-/// What came of one probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It said yes.
-    Successful,
-    /// It said no.
-    Failed,
-    /// It could not be run.
-    Unknown,
-}
-
 /// The counts of all pods. Cloning shares them.
 #[derive(Debug, Clone, Default)]
 pub struct Counts(Arc<Mutex<Vec<Weak<OfPod>>>>);
@@ -41,12 +30,9 @@ pub struct Tally {
     pub successful: u64,
     /// How often it failed.
     pub failed: u64,
-    /// How often it could not be run.
-    pub unknown: u64,
-    /// How many took at most as long as each of [`BOUNDS`], and no less long than the one before.
+    /// How many of those that succeeded took at most as long as each of [`BOUNDS`], and longer than the
+    /// one before. As upstream, failures are not timed.
     pub buckets: [u64; BOUNDS.len()],
-    /// How many of those there were that are timed: as upstream, all but the failed.
-    pub timed: u64,
     /// How long they took together.
     pub seconds: f64,
 }
@@ -109,20 +95,16 @@ impl Counts {
 }
 
 impl OfPod {
-    /// Counts one probe.
-    pub fn note(&self, (container, kind): (&str, Kind), outcome: Outcome, took: Duration) {
+    /// Counts one probe, which could be run.
+    pub fn note(&self, (container, kind): (&str, Kind), successful: bool, took: Duration) {
         let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
         let tally = probes.entry((container.to_owned(), kind)).or_default();
-        match outcome {
-            Outcome::Successful => tally.successful += 1,
-            Outcome::Failed => tally.failed += 1,
-            Outcome::Unknown => tally.unknown += 1,
-        }
-        if outcome == Outcome::Failed {
+        if !successful {
+            tally.failed += 1;
             return;
         }
+        tally.successful += 1;
         let seconds = took.as_secs_f64();
-        tally.timed += 1;
         tally.seconds += seconds;
         if let Some(at) = BOUNDS.iter().position(|bound| seconds <= *bound) {
             tally.buckets[at] += 1;
@@ -140,15 +122,15 @@ mod tests {
         let pod = counts.of_pod(("ns", "p", "u"));
         let other = counts.of_pod(("ns", "a", "v"));
         let probe = ("c", Kind::Liveness);
-        pod.note(probe, Outcome::Successful, Duration::from_millis(5));
-        pod.note(probe, Outcome::Successful, Duration::from_secs(60));
-        pod.note(probe, Outcome::Failed, Duration::from_secs(1));
-        other.note(("c", Kind::Startup), Outcome::Unknown, Duration::from_millis(6));
+        pod.note(probe, true, Duration::from_millis(5));
+        pod.note(probe, true, Duration::from_secs(60));
+        pod.note(probe, false, Duration::from_secs(1));
+        other.note(("c", Kind::Startup), true, Duration::from_millis(6));
         let rows = counts.rows();
         assert_eq!([rows[0].pod.as_str(), rows[1].pod.as_str()], ["a", "p"]);
-        assert_eq!((rows[0].tally.unknown, rows[0].tally.buckets[1]), (1, 1));
+        assert_eq!((rows[0].tally.successful, rows[0].tally.buckets[1]), (1, 1));
         let tally = &rows[1].tally;
-        assert_eq!((tally.successful, tally.failed, tally.timed), (2, 1, 2));
+        assert_eq!((tally.successful, tally.failed), (2, 1));
         assert_eq!(tally.buckets.iter().sum::<u64>(), 1, "a minute is beyond the last bound");
         drop(other);
         assert_eq!(counts.rows().len(), 1);

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use berth_runtime::interface::{ContainerId, ContainerState, Runtime, RuntimeEvent};
 use berth_runtime::logs::{self, LogOptions, LogStream};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus as ApiStatus, Pod};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -85,20 +85,24 @@ async fn find(
     let Some((sandbox, newest)) = records.last() else {
         return Err(without_log(&pod, container));
     };
-    let directory = &sandbox.config.log_directory;
+    let directory = sandbox.config.log_directory.join(container);
+    let of_run = |attempt: Option<u32>| {
+        let path = directory.join(format!("{}.log", attempt?));
+        path.exists().then_some(path)
+    };
+    let attempt = newest.config.attempt;
     if is_set(query.previous.as_deref()) {
-        let before = newest.config.attempt.checked_sub(1);
-        let path = before.map(|n| directory.join(container).join(format!("{n}.log")));
-        return match path.filter(|p| p.exists()) {
-            Some(path) => Ok((path, options, None)),
-            None => Err((
-                StatusCode::BAD_REQUEST,
-                format!("previous terminated container {container:?} in pod {name:?} not found\n"),
-            )),
-        };
+        // Between two runs the API tells of the newest as the last.
+        let is_last = matches!(newest.state, ContainerState::Exited { .. })
+            && status(&pod, container).is_some_and(waits);
+        let path = of_run(if is_last { Some(attempt) } else { attempt.checked_sub(1) });
+        let message =
+            format!("previous terminated container {container:?} in pod {name:?} not found\n");
+        return Ok((path.ok_or((StatusCode::BAD_REQUEST, message))?, options, None));
     }
     if newest.state == ContainerState::Created {
-        return Err(without_log(&pod, container));
+        let path = of_run(attempt.checked_sub(1));
+        return Ok((path.ok_or_else(|| without_log(&pod, container))?, options, None));
     }
     let mut guard = None;
     if is_set(query.follow.as_deref()) {
@@ -120,7 +124,22 @@ async fn find(
         }
         options.follow = Some(ended);
     }
-    Ok((directory.join(&newest.config.log_path), options, guard))
+    Ok((sandbox.config.log_directory.join(&newest.config.log_path), options, guard))
+}
+
+/// What the API shows of a container of any kind.
+fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ApiStatus> {
+    let status = pod.status.as_ref()?;
+    let all = [
+        &status.container_statuses,
+        &status.init_container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    all.into_iter().flatten().flatten().find(|status| status.name == container)
+}
+
+fn waits(status: &ApiStatus) -> bool {
+    status.state.as_ref().is_some_and(|state| state.waiting.is_some())
 }
 
 /// Cancels `ended` when the container does not run any more.
@@ -153,24 +172,24 @@ async fn watch_end(
 
 /// Why there is no log: nothing has run yet, or it was removed for want of disk.
 fn without_log(pod: &Pod, container: &str) -> Refusal {
-    let status = pod.status.as_ref();
-    let inits = status.and_then(|s| s.init_container_statuses.as_ref());
-    let apps = status.and_then(|s| s.container_statuses.as_ref());
-    let mut all = inits.into_iter().flatten().chain(apps.into_iter().flatten());
-    let known = all.find(|c| c.name == container);
+    let known = status(pod, container);
     let state = known.and_then(|c| c.state.as_ref());
     let has_ended = state.is_some_and(|state| state.terminated.is_some());
     if let Some(id) = known.and_then(|c| c.container_id.as_ref()).filter(|_| has_ended) {
         let message = format!("unable to retrieve container logs for {id}\n");
         return (StatusCode::BAD_REQUEST, message);
     }
-    let reason = state.and_then(|s| s.waiting.as_ref()?.reason.clone());
+    let reason = state.and_then(|s| s.waiting.as_ref()?.reason.as_deref());
+    let reason = match reason {
+        Some("ErrImagePull") => "image can't be pulled",
+        Some("ImagePullBackOff") => "trying and failing to pull image",
+        Some(reason) => reason,
+        None => "ContainerCreating",
+    };
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let reason = reason.unwrap_or_else(|| "ContainerCreating".to_owned());
-    (
-        StatusCode::BAD_REQUEST,
-        format!("container {container:?} in pod {name:?} is waiting to start: {reason}\n"),
-    )
+    let message =
+        format!("container {container:?} in pod {name:?} is waiting to start: {reason}\n");
+    (StatusCode::BAD_REQUEST, message)
 }
 
 fn is_set(value: Option<&str>) -> bool {

@@ -7,12 +7,14 @@
 mod activity;
 pub mod auth;
 mod budget;
+mod checkpoint;
 mod flags;
 mod health;
 mod logs;
 mod node_logs;
 mod numbers;
 mod pods;
+mod pprof;
 mod served;
 mod spdy;
 mod streams;
@@ -112,6 +114,10 @@ pub struct State {
     pub process: Process,
     /// Sets the level of the log, where that is offered.
     pub set_verbosity: Option<SetVerbosity>,
+    /// Whether `/debug/pprof/` is offered.
+    pub is_profiled: bool,
+    /// Where checkpoints of containers go, where they are offered.
+    pub checkpoints: Option<PathBuf>,
 }
 
 /// What bounds live streams: exec, attach, port-forward.
@@ -144,6 +150,8 @@ pub fn routes(state: State) -> Router {
         .merge(health::routes())
         .merge(zpages::routes())
         .merge(flags::routes())
+        .merge(pprof::routes())
+        .merge(checkpoint::routes(state.checkpoints.as_ref()))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .with_state(state)
 }

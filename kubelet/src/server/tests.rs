@@ -14,7 +14,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
@@ -132,6 +132,8 @@ pub(super) fn state(root: &Path) -> State {
         health: Health::new(|| true),
         process: Process { started, flags: Arc::new([("v".into(), "2".into())].into()) },
         set_verbosity: Some(|level| if level < 11 { Ok(()) } else { Err("too much".to_owned()) }),
+        is_profiled: true,
+        checkpoints: Some(root.to_owned()),
     }
 }
 
@@ -151,6 +153,7 @@ pub(super) async fn running_state(root: &Path) -> State {
         attempt: 0,
         volume_images: Default::default(),
         pod_ips: vec![],
+        before: None,
     };
     let config = materials.container(request).await.unwrap();
     let id = state.runtime.create_container(&sandbox.id, config).await.unwrap();
@@ -241,13 +244,22 @@ async fn what_is_asked_for_in_vain_is_told() {
     let authority = Authority::new();
     let acceptor = tls::acceptor(&config(root.path(), &authority)).unwrap();
     let state = state(root.path());
+    let shown = |name: &str, state: Value| {
+        json!({
+            "name": name, "containerID": "berth://1", "image": "i", "imageID": "i", "ready": false,
+            "restartCount": 0, "state": state,
+        })
+    };
     let cleared: Pod = serde_json::from_value(json!({
         "metadata": {"name": "cleared", "namespace": "ns", "uid": "u2"},
-        "spec": {"containers": [{"name": "c"}]},
-        "status": {"containerStatuses": [{
-            "name": "c", "containerID": "berth://1", "image": "i", "imageID": "i", "ready": false,
-            "restartCount": 0, "state": {"terminated": {"exitCode": 0}},
-        }]},
+        "spec": {"containers": [{"name": "c"}, {"name": "d"}], "ephemeralContainers": [{"name": "e"}]},
+        "status": {
+            "containerStatuses": [
+                shown("c", json!({"terminated": {"exitCode": 0}})),
+                shown("d", json!({"waiting": {"reason": "ImagePullBackOff"}})),
+            ],
+            "ephemeralContainerStatuses": [shown("e", json!({"waiting": {"reason": "ErrImagePull"}}))],
+        },
     }))
     .unwrap();
     let status = cleared.status.clone().unwrap();
@@ -262,6 +274,13 @@ async fn what_is_asked_for_in_vain_is_told() {
             400,
             "unable to retrieve container logs for berth://1",
         ),
+        (
+            "GET",
+            "/containerLogs/ns/cleared/d",
+            400,
+            "is waiting to start: trying and failing to pull image",
+        ),
+        ("GET", "/containerLogs/ns/cleared/e", 400, "is waiting to start: image can't be pulled"),
         ("GET", "/nothing", 404, "404 page not found"),
         ("POST", "/pods", 405, ""),
         ("GET", "/containerLogs/ns/missing/c", 404, "does not exist"),

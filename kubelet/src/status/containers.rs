@@ -60,6 +60,11 @@ fn newest<'a>(input: &Input<'a>, container: &Container) -> (Run<'a>, Option<Ende
 /// The status of one container.
 pub fn status(input: &Input<'_>, (role, container): (Role, &Container)) -> ContainerStatus {
     let (run, before) = newest(input, container);
+    if !matches!(run, Run::Running(_))
+        && let Some(told) = exchanged(input, container)
+    {
+        return told.clone();
+    }
     let mut status = ContainerStatus {
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
@@ -68,9 +73,16 @@ pub fn status(input: &Input<'_>, (role, container): (Role, &Container)) -> Conta
         ..ContainerStatus::default()
     };
     match run {
-        Run::None | Run::Created(_) => {
+        Run::None => {
             status.state = Some(waiting(not_started(input, container, role)));
             status.restart_count = remembered_restarts(input, container);
+        }
+        // It is about to run, for the first time or again; its number counts once it does.
+        Run::Created(_) => {
+            let counted = before.as_ref().map_or(0, |before| count(before.restart_count));
+            status.state = Some(waiting(not_started(input, container, role)));
+            status.restart_count = counted.max(remembered_restarts(input, container));
+            status.last_state = Some(before.as_ref().map(terminated).unwrap_or_default());
         }
         Run::Running(record) => {
             running(input, (role, container), (record, before), &mut status);
@@ -240,6 +252,26 @@ fn not_started(input: &Input<'_>, container: &Container, role: Role) -> Failure 
 
 fn is_next_init(input: &Input<'_>, container: &Container) -> bool {
     incomplete_inits(input).first() == Some(&container.name)
+}
+
+/// What was told of a container while it ran, where it has made way for one of another image that is
+/// about to run: upstream does both in one go, and tells of what comes of it.
+fn exchanged<'a>(input: &Input<'a>, container: &Container) -> Option<&'a ContainerStatus> {
+    if input.stage == Stage::Ending || input.memory.verdict.is_some() {
+        return None;
+    }
+    let memory = input.memory.containers.get(&container.name)?;
+    let (id, until) = memory.exchange(&input.memory.pacing)?;
+    let sandbox = runs::live_sandbox(input.sandboxes)?;
+    if input.now >= until || !sandbox.containers.iter().any(|record| record.id == *id) {
+        return None;
+    }
+    let (inits, apps) =
+        (&input.previous.init_container_statuses, &input.previous.container_statuses);
+    let told = inits.iter().chain(apps).flatten().find(|told| told.name == container.name)?;
+    let is_told_running = told.state.as_ref().is_some_and(|state| state.running.is_some())
+        && told.container_id == Some(with_scheme(id.as_str()));
+    is_told_running.then_some(told)
 }
 
 /// Why a container that ended is not running again yet; `None` while nothing holds it up.

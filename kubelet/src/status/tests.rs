@@ -183,6 +183,21 @@ fn readiness_is_that_of_all_containers() {
     assert_eq!(condition(&scene.status(), "Ready")["status"], "True");
 }
 
+/// A look between the making of a record and its start told of a container that had never run.
+#[test]
+fn a_container_that_is_about_to_run_again_has_its_count_and_its_last_end() {
+    let done = record("i", 0, exited(0, false));
+    let (before, next) =
+        (record("c", 2, exited(7, false)), record("c", 3, ContainerState::Created));
+    let scene = Scene::new(vec![done, before, next, record("d", 0, ContainerState::Created)]);
+    let status = scene.status();
+    let (again, first) = (&status["containerStatuses"][0], &status["containerStatuses"][1]);
+    assert!(again["state"]["waiting"].is_object(), "{again}");
+    assert_eq!(again["restartCount"], 2);
+    assert_eq!(again["lastState"]["terminated"]["exitCode"], 7);
+    assert_eq!((&first["restartCount"], &first["lastState"]), (&json!(0), &json!({})));
+}
+
 #[test]
 fn readiness_gates_are_asked_for_in_the_pod() {
     let done = record("i", 0, exited(0, false));

@@ -118,14 +118,6 @@ fn what_is_not_done_is_found_where_it_stands() {
             Refuse,
         ),
         (
-            json!({"containers": [], "volumes": [
-                {"name": "m", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}},
-                {"name": "v", "emptyDir": {"sizeLimit": "1Mi"}},
-            ]}),
-            "spec.volumes[1].emptyDir.sizeLimit",
-            Report,
-        ),
-        (
             json!({"containers": [], "volumes": [{"name": "v", "projected": {"sources": [{"podCertificate": {"signerName": "s", "keyType": "ED25519"}}]}}]}),
             "spec.volumes[0].projected.sources[0].podCertificate",
             Refuse,

@@ -162,7 +162,7 @@ impl Worker {
             && let Some((id, at)) = &memory.ended_at
             && *id == newest.id
         {
-            match memory.replaced.take().as_ref() == Some(id) {
+            match memory.replaced.as_ref() == Some(id) {
                 // It did not fail, it was told to make way.
                 true => memory.restart_backoff.reset(),
                 false => memory.restart_backoff.charge(*at, now),
@@ -176,7 +176,10 @@ impl Worker {
             .map(|s| s.ips.clone())
             .filter(|ips| !ips.is_empty())
             .unwrap_or_else(|| context.node_ips.clone());
-        let start = Start { container: container.clone(), attempt, image, sandbox, ips, target };
+        let before = runs::records(sandboxes, &container);
+        let before = before.last().map(|(_, record)| record.config.env.clone());
+        let name = container.clone();
+        let start = Start { container: name, attempt, image, sandbox, ips, target, before };
         self.spawn(Operation::Start(container), None, async move {
             start_container(context, pod, start).await
         });
@@ -325,6 +328,7 @@ impl Worker {
             Operation::Start(name) => {
                 let memory = self.memory.container(&name);
                 memory.image = ImageState::Unknown;
+                memory.replaced = None;
                 memory.start_failure = None;
                 memory.start_backoff.reset();
             }
@@ -360,6 +364,7 @@ impl Worker {
             }
             Operation::Start(name) => {
                 let memory = self.memory.container(name);
+                memory.replaced = None;
                 let retry_at = match failure.reason.as_str() {
                     // Its record has ended: the restart delay rules.
                     "RunContainerError" | "PostStartHookError" => {
@@ -384,6 +389,16 @@ impl Worker {
             }
             Operation::Resize => {
                 self.note_resize_failure(failure);
+                self.memory.note_failure(&operation, now);
+            }
+            Operation::Stop(_)
+            | Operation::StopSandbox(_)
+            | Operation::RemoveSandbox(_)
+            | Operation::TearDown
+            | Operation::Directories => {
+                let pod = Arc::clone(&self.wishes.borrow().pod);
+                let message = format!("error killing pod: {}", failure.message);
+                self.context.events.pod(&pod, Severity::Warning, "FailedKillPod", message);
                 self.memory.note_failure(&operation, now);
             }
             _ => self.memory.note_failure(&operation, now),
@@ -467,6 +482,8 @@ struct Start {
     ips: Vec<std::net::IpAddr>,
     /// The container whose processes it sees, if it names one.
     target: Result<Option<ContainerId>, Failure>,
+    /// The environment of its run before.
+    before: Option<Vec<(String, String)>>,
 }
 
 /// The running container that an ephemeral one looks into.
@@ -527,6 +544,7 @@ async fn try_start(context: &Context, pod: &Pod, start: &Start) -> Result<(), Fa
         image: &start.image,
         volume_images,
         pod_ips: start.ips.clone(),
+        before: start.before.clone(),
     };
     let target = start.target.clone()?;
     let mut config = context.materials.container(request).await?;

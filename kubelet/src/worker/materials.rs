@@ -33,6 +33,8 @@ pub struct ContainerRequest<'a> {
     pub volume_images: BTreeMap<String, ImageId>,
     /// The pod's addresses, primary first; the host's with `hostNetwork`.
     pub pod_ips: Vec<IpAddr>,
+    /// The environment of its run before.
+    pub before: Option<Vec<(String, String)>>,
 }
 
 /// What the cgroups of a pod are held to.

@@ -154,7 +154,8 @@ pub struct Container {
     pub restart_backoff: Backoff,
     /// When the newest run's end was seen.
     pub ended_at: Option<(ContainerId, Instant)>,
-    /// The run that was ended so that the container runs as it is specified now.
+    /// The run that was ended so that the container runs as it is specified now, until that start has
+    /// come to something.
     pub replaced: Option<ContainerId>,
 }
 
@@ -215,6 +216,9 @@ pub struct Pacing {
     /// How long a fresh failure is shown under its own name (`ErrImagePull`) before the status tells
     /// of the wait (`ImagePullBackOff`).
     pub fresh: Duration,
+    /// How long a container that makes way for one of another image is told of as it was, before the
+    /// status says that nothing runs: as long as the kubelet takes to see an end.
+    pub exchange: Duration,
     /// How often volumes are filled anew though nothing is known to have changed.
     pub refresh: Duration,
 }
@@ -228,6 +232,7 @@ impl Default for Pacing {
             create: Limits::new(seconds(1), seconds(10)),
             operation: Limits::new(Duration::from_millis(500), seconds(30)),
             fresh: seconds(1),
+            exchange: seconds(1),
             refresh: seconds(300),
         }
     }
@@ -339,5 +344,15 @@ impl Container {
             ended_at: None,
             replaced: None,
         }
+    }
+
+    /// The run that has made way for its successor, and until when it is told of as if it had not.
+    /// `None` where there is none, or where the successor is held up by a failure.
+    pub fn exchange(&self, pacing: &Pacing) -> Option<(&ContainerId, Instant)> {
+        let (id, ended) = self.ended_at.as_ref()?;
+        let is_held_up =
+            self.start_failure.is_some() || matches!(self.image, ImageState::Failed(_));
+        let is_exchanged = self.replaced.as_ref() == Some(id) && !is_held_up;
+        is_exchanged.then(|| (id, *ended + pacing.exchange))
     }
 }

@@ -19,7 +19,7 @@ use berth_runtime::interface::{
     ContainerConfig, ContainerState, ContainerStatus, Credentials, Image, ImageId, Mount,
     SandboxConfig,
 };
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::watch;
 
 use super::materials::{ContainerRequest, Materials, Sizes};
@@ -44,12 +44,11 @@ use crate::unsupported;
 use crate::volumes::{self, PodDirectory, Sources, Tokens};
 use objects::Objects;
 
-/// How long a container waits for the first list of Services before it starts without their
-/// variables.
+/// How long a container waits for the first list of Services before that is told.
 const SERVICES: Duration = Duration::from_secs(5);
 
-/// Links to logs are named after at most so many bytes.
-const MAX_LINK: usize = 255;
+/// How long the name of a link to a log may be, before its suffix.
+const MAX_LINK: usize = 255 - ".log".len();
 
 /// What provision is made with.
 pub struct Place {
@@ -293,24 +292,15 @@ impl Provision {
         })
     }
 
-    async fn services(&self, pod: &Pod) -> Vec<Service> {
+    /// The Services, once they are known.
+    async fn services(&self, pod: &Pod) -> Option<Vec<Service>> {
         let mut services = self.services.clone();
         if static_pods::is_static(pod) {
             // It does not wait for an API server.
-            return services.borrow().clone().unwrap_or_default();
+            return Some(services.borrow().clone().unwrap_or_default());
         }
         let known = tokio::time::timeout(SERVICES, services.wait_for(Option::is_some)).await;
-        match known {
-            Ok(Ok(services)) => services.clone().unwrap_or_default(),
-            _ => {
-                let pod = pod.metadata.name.as_deref().unwrap_or_default();
-                tracing::warn!(
-                    pod,
-                    "Services are not known, container starts without their variables"
-                );
-                Vec::new()
-            }
-        }
+        known.ok()?.ok()?.clone()
     }
 
     /// The files that the container's variables come from.
@@ -340,11 +330,9 @@ impl Provision {
 
     fn link(&self, pod: &Pod, record: &ContainerStatus) -> Option<PathBuf> {
         let identity = container_config::pod_identity(pod).ok()?;
-        let name = format!(
-            "{}_{}_{}-{}.log",
-            identity.name, identity.namespace, record.config.name, record.id
-        );
-        (name.len() <= MAX_LINK).then(|| self.place.links.join(name))
+        let id = record.id.to_string();
+        let names = [&identity.name, &identity.namespace, &record.config.name, &id];
+        Some(self.place.links.join(link_name(names.map(String::as_str))))
     }
 }
 
@@ -390,11 +378,12 @@ impl Materials for Provision {
         let mut ingredients = self.ingredients(request.pod, request.pod_ips.clone()).await?;
         ingredients.fetched.insert_files(self.env_files(&request).await?);
         let services = self.services(request.pod).await;
-        let environment = environment::resolve(
+        let environment = environment::resolve_or_keep(
             request.container,
             &ingredients.facts(),
             &ingredients.fetched,
-            &services,
+            services.as_deref(),
+            request.before,
         );
         let environment = environment
             .map_err(|error| Failure::new("CreateContainerConfigError", error.to_string()))?;
@@ -413,12 +402,16 @@ impl Materials for Provision {
     }
 
     async fn credentials(&self, pod: &Pod, image: &str) -> Result<Vec<Credentials>, Failure> {
-        let secrets: Vec<Arc<Secret>> = self.objects.pull_secrets(pod).await;
+        let (secrets, mut without) = self.objects.pull_secrets(pod).await;
         let (keyring, unreadable) = Keyring::from_secrets(secrets.iter().map(|s| &**s));
-        for secret in unreadable {
-            let message = format!("pull secret {secret:?} cannot be read and is not used");
-            let reason = "FailedToRetrieveImagePullSecret";
-            self.events.pod(pod, Severity::Warning, reason, message);
+        without.extend(unreadable);
+        if !without.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may \
+                 not succeed.",
+                without.join(", ")
+            );
+            self.events.pod(pod, Severity::Warning, "FailedToRetrieveImagePullSecret", message);
         }
         Ok(keyring.lookup(image))
     }
@@ -523,6 +516,13 @@ impl Materials for Provision {
     }
 }
 
+/// What the link to a log is called: longer than a file's name may be it loses its end, as upstream's.
+fn link_name([pod, namespace, container, id]: [&str; 4]) -> String {
+    let mut name = format!("{pod}_{namespace}_{container}-{id}");
+    name.truncate(name.floor_char_boundary(MAX_LINK));
+    name + ".log"
+}
+
 /// Removes the logs of runs before `attempt` but for the one just before it.
 fn drop_logs(directory: &Path, attempt: u32) {
     let oldest = attempt.saturating_sub(1);
@@ -550,6 +550,14 @@ fn drop_dangling(links: &Path, logs: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_has_a_link_whatever_its_names() {
+        assert_eq!(link_name(["p", "ns", "c", "1"]), "p_ns_c-1.log");
+        let long = "x".repeat(253);
+        let long = link_name([&long, "ns", "c", "1"]);
+        assert_eq!((long.len(), long.ends_with("x.log")), (255, true));
+    }
 
     #[test]
     fn logs_of_the_newest_two_runs_stay() {

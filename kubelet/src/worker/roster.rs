@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::memory::Failure;
 use super::{Context, End, MIN_GRACE, Wish, Worker, termination_grace};
+use crate::admission::REJECTED;
 use crate::events::Severity;
 use crate::eviction::Order;
 use crate::shutdown::Standing;
@@ -378,9 +379,10 @@ impl Roster {
         match judgement {
             Judgement::Admit => self.start(pod, None),
             Judgement::Refuse(refusal) => {
-                let message = refusal.message.clone();
-                let events = &self.context.events;
-                events.pod(&pod, Severity::Warning, &refusal.reason, message);
+                // What the status says in front is not the event's.
+                let message = &refusal.message;
+                let message = message.strip_prefix(REJECTED).unwrap_or(message);
+                self.context.events.pod(&pod, Severity::Warning, &refusal.reason, message);
                 self.start(pod, Some(refusal));
             }
             Judgement::Preempt(victims) => {

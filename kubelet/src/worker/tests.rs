@@ -3,6 +3,7 @@
 mod door;
 mod ending;
 mod eviction;
+mod exchange;
 mod hooks;
 mod lifecycle;
 mod outage;
@@ -469,7 +470,7 @@ async fn a_pod_past_its_deadline_fails() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_pod_fails_without_ever_running() {
-    let node = Node::new();
+    let mut node = Node::new();
     let mut pod = pod("p", "u1", "Always");
     pod["metadata"]["labels"] = json!({"refuse": "yes"});
     node.apply(pod).await;
@@ -477,6 +478,7 @@ async fn a_refused_pod_fails_without_ever_running() {
     let status = node.status("p");
     assert_eq!(status.phase.as_deref(), Some("Failed"));
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
+    assert_eq!(node.messages(), ["no cpu"]);
     assert!(node.runtime.state().calls.is_empty());
 }
 

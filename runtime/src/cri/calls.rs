@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,10 +14,13 @@ use tonic::Status;
 use super::messages::*;
 use super::{About, Backend, view};
 use crate::disk;
-use crate::interface::{Credentials, SandboxId, SandboxStatus};
+use crate::interface::{Checkpoint, Credentials, SandboxId, SandboxStatus};
 
 /// The version of the CRI's first generation of messages, which clients expect here.
 const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// What a checkpoint may take where its client does not say.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The calls, over whoever does the work.
 pub(super) struct Calls {
@@ -45,6 +49,14 @@ impl Calls {
         };
         let runtime = self.backend.sandboxes().await.map(drop);
         let network = self.backend.network().await;
+        // All are the same runtime.
+        let features = RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            // Whoever cannot be asked is not ready, and the condition says why.
+            user_namespaces: self.backend.user_namespaces().await.unwrap_or(false),
+        };
+        let handler =
+            |name: &str| RuntimeHandler { name: name.to_owned(), features: Some(features) };
         let info = serde_json::json!({
             "cgroupDriver": match self.backend.cgroup_driver().await {
                 CgroupDriver::Systemd => "systemd",
@@ -64,6 +76,12 @@ impl Calls {
                 true => BTreeMap::from([("config".to_owned(), info.to_string())]),
                 false => BTreeMap::new(),
             },
+            // Pods without a runtime class have the one without a name.
+            runtime_handlers: std::iter::once("")
+                .chain(self.about.handlers.iter().map(String::as_str))
+                .map(handler)
+                .collect(),
+            features: Some(RuntimeFeatures { supplemental_groups_policy: true }),
         })
     }
 
@@ -149,6 +167,29 @@ impl Calls {
             status: Some(view::container_status(sandbox, status)),
             info: info(request.verbose, status)?,
         })
+    }
+
+    pub(super) async fn checkpoint_container(
+        &self,
+        request: CheckpointContainerRequest,
+    ) -> Answer<CheckpointContainerResponse> {
+        let location = PathBuf::from(request.location);
+        if !location.is_absolute() {
+            return Err(Status::invalid_argument("the location is no absolute path"));
+        }
+        let timeout = match u64::try_from(request.timeout) {
+            Ok(0) => CHECKPOINT_PATIENCE,
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => return Err(Status::invalid_argument("the timeout is negative")),
+        };
+        let (id, all) = (&request.container_id, self.sandboxes().await?);
+        let each = all.iter().flat_map(|sandbox| &sandbox.containers);
+        let found = the_one(id, each.map(|container| (container.id.as_str(), container)))?;
+        let found = found.ok_or_else(|| Status::not_found(format!("container {id} not found")))?;
+        let to = Checkpoint { location, timeout };
+        let made = self.backend.checkpoint(found.id.clone(), to).await;
+        made.map_err(Status::unknown)?;
+        Ok(CheckpointContainerResponse {})
     }
 
     pub(super) async fn list_images(

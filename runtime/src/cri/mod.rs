@@ -6,7 +6,7 @@
 //!
 //! berth's kubelet needs no CRI: it calls the runtime. So what makes sandboxes and containers is not
 //! served, and says so by name ([`Code::Unimplemented`]); what looks at them, ends them and keeps images
-//! is. A call that has begun goes on when its client leaves, since half a removal is of no use to anyone.
+//! is, and checkpoints are made. A call that has begun goes on when its client leaves, since half a removal is of no use to anyone.
 
 mod calls;
 pub mod messages;
@@ -22,7 +22,7 @@ pub use tonic::Code;
 
 pub use self::messages::CgroupDriver;
 pub use self::server::serve;
-use crate::interface::{Credentials, Image, SandboxId, SandboxStatus};
+use crate::interface::{Checkpoint, ContainerId, Credentials, Image, SandboxId, SandboxStatus};
 
 /// Whoever owns the sandboxes and images, wherever it runs. What fails is told in words.
 #[async_trait]
@@ -33,6 +33,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn stop_sandbox(&self, sandbox: SandboxId) -> Result<(), String>;
     /// Removes a sandbox with its containers; one that is gone is removed.
     async fn remove_sandbox(&self, sandbox: SandboxId) -> Result<(), String>;
+    /// Writes a running container into an archive.
+    async fn checkpoint(&self, container: ContainerId, to: Checkpoint) -> Result<(), String>;
     /// All images.
     async fn images(&self) -> Result<Vec<Image>, String>;
     /// The image that a reference or an id names.
@@ -45,6 +47,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn network(&self) -> Result<(), String>;
     /// Who makes the cgroups of new pods.
     async fn cgroup_driver(&self) -> CgroupDriver;
+    /// Whether pods can have user namespaces.
+    async fn user_namespaces(&self) -> Result<bool, String>;
 }
 
 /// What the node says of itself.
@@ -56,4 +60,6 @@ pub struct About {
     pub images: PathBuf,
     /// Where the writable layers of containers are.
     pub layers: PathBuf,
+    /// What runtime classes may name besides nothing.
+    pub handlers: Vec<String>,
 }

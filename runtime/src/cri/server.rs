@@ -27,6 +27,9 @@ const CALL: Bounds =
 /// The same for a pull.
 const PULL: Bounds = Bounds { deadline: Duration::from_secs(3600), ..CALL };
 
+/// The same for a checkpoint, whose client says how long it may take.
+const CHECKPOINT: Bounds = PULL;
+
 /// Serves the socket until `shutdown`; connections end with it. Only root is listened to.
 ///
 /// # Errors
@@ -78,6 +81,7 @@ impl Route for Calls {
             "RuntimeService" / "RemovePodSandbox" => remove_sandbox, CALL;
             "RuntimeService" / "ListContainers" => list_containers, CALL;
             "RuntimeService" / "ContainerStatus" => container_status, CALL;
+            "RuntimeService" / "CheckpointContainer" => checkpoint_container, CHECKPOINT;
             "ImageService" / "ListImages" => list_images, CALL;
             "ImageService" / "ImageStatus" => image_status, CALL;
             "ImageService" / "PullImage" => pull_image, PULL;

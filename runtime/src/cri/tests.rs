@@ -12,8 +12,8 @@ use super::server::services;
 use super::*;
 use crate::grpc::Service;
 use crate::interface::{
-    ContainerState as State, Image, NamespaceMode as Mode, PidMode, PodIdentity, Resources,
-    SandboxConfig, SandboxState,
+    Checkpoint, ContainerId, ContainerState as State, Image, NamespaceMode as Mode, PidMode,
+    PodIdentity, Resources, SandboxConfig, SandboxState,
 };
 
 struct Told {
@@ -36,6 +36,9 @@ impl Backend for Told {
     }
     async fn remove_sandbox(&self, _: SandboxId) -> Result<(), String> {
         Err("the disk is read-only".to_owned())
+    }
+    async fn checkpoint(&self, container: ContainerId, to: Checkpoint) -> Result<(), String> {
+        Err(format!("{container} to {:?} in {:?}", to.location, to.timeout))
     }
     async fn images(&self) -> Result<Vec<Image>, String> {
         Ok(Vec::new())
@@ -62,6 +65,9 @@ impl Backend for Told {
     }
     async fn cgroup_driver(&self) -> CgroupDriver {
         CgroupDriver::Systemd
+    }
+    async fn user_namespaces(&self) -> Result<bool, String> {
+        Ok(true)
     }
 }
 
@@ -109,7 +115,12 @@ impl Scene {
             may_end: Semaphore::new(1),
             logins: Mutex::default(),
         });
-        let about = About { version: "1", images: "/nowhere".into(), layers: "/nowhere".into() };
+        let about = About {
+            version: "1",
+            images: "/nowhere".into(),
+            layers: "/nowhere".into(),
+            handlers: vec!["fast".to_owned()],
+        };
         let services = services(told.clone(), about);
         Self { told, services }
     }
@@ -222,7 +233,7 @@ async fn a_message_that_is_too_long_or_none_is_refused() {
 }
 
 #[tokio::test]
-async fn the_network_is_told_to_be_missing_the_runtime_to_be_there_and_the_cgroup_driver() {
+async fn the_status_tells_what_is_ready_the_cgroup_driver_and_what_handlers_can() {
     let scene = Scene::new();
     let request = StatusRequest { verbose: true };
     let answer: StatusResponse =
@@ -232,6 +243,12 @@ async fn the_network_is_told_to_be_missing_the_runtime_to_be_there_and_the_cgrou
     assert_eq!(seen, [("RuntimeReady", true), ("NetworkReady", false)]);
     assert_eq!(conditions[1].message, "the node has no pod CIDR yet");
     assert!(answer.info["config"].contains("\"cgroupDriver\":\"systemd\""), "{:?}", answer.info);
+    let features =
+        RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true };
+    let handlers =
+        ["", "fast"].map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) });
+    assert_eq!(answer.runtime_handlers, handlers);
+    assert!(answer.features.unwrap().supplemental_groups_policy);
     let path = "/runtime.v1.RuntimeService/RuntimeConfig";
     let answer: RuntimeConfigResponse = scene.call(path, RuntimeConfigRequest {}).await.unwrap();
     assert_eq!(answer.linux.unwrap().cgroup_driver(), CgroupDriver::Systemd);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub(super) struct Container {
     state: watch::Sender<ContainerState>,
     /// One start, stop signal or removal at a time.
     turn: AsyncMutex<()>,
+    /// It was removed before it ran. Its end is nobody's: its owner sees it as created until it is gone.
+    withdrawn: AtomicBool,
     hold: Mutex<Option<Hold>>,
 }
 
@@ -57,6 +60,7 @@ impl Container {
             record: Mutex::new(record),
             state: watch::Sender::new(state),
             turn: AsyncMutex::default(),
+            withdrawn: AtomicBool::new(false),
             hold: Mutex::new(Some(hold)),
         })
     }
@@ -80,7 +84,10 @@ impl Container {
             id: self.id.clone(),
             sandbox: sandbox.clone(),
             config: record.config.clone(),
-            state: self.state(),
+            state: match self.withdrawn.load(Ordering::Relaxed) {
+                true => ContainerState::Created,
+                false => self.state(),
+            },
             created_at: record.created_at,
             user: record.user.clone(),
         }
@@ -175,10 +182,8 @@ impl Container {
         let layer = shared.layout.writable_layer(&self.id);
         let dir = self.dir.clone();
         disk::blocking(move || {
-            volumes::unmount_below(dir.volumes())?;
-            disk::remove_tree(dir.volumes())?;
             disk::remove_tree(&layer)?;
-            disk::remove_tree(dir.path())
+            clear(&dir)
         })
         .await?;
         drop(lock(&self.hold).take());
@@ -224,6 +229,13 @@ impl Container {
         let written = self.enter(Phase::Ready).await;
         written.map_err(|e| failed(format!("record container {}", self.id), e))
     }
+}
+
+/// Removes a container's mounts and its directories below the sandbox's. Blocking.
+pub(super) fn clear(dir: &ContainerDir) -> io::Result<()> {
+    volumes::unmount_below(dir.volumes())?;
+    disk::remove_tree(dir.volumes())?;
+    disk::remove_tree(dir.path())
 }
 
 /// Asks the shim to forget a container, which may take a moment to end.
@@ -349,6 +361,14 @@ async fn kill(
         if let Ok(Err(error)) = killed.await {
             return Err(failed(format!("kill container {}", container.id), error));
         }
+        // Of what the shim does not know it tells no end either.
+        if error.is_unknown() && container.killed("the shim does not know it").await {
+            shared.announce(sandbox.exit_of(container));
+        }
+    }
+    // Of what it was still making the shim tells no end, and forgets it with that.
+    if !container.is_made() {
+        return Ok(());
     }
     let ended = tokio::time::timeout(KILL_PATIENCE, container.wait_for_exit()).await;
     ended.map_err(|elapsed| {
@@ -365,7 +385,11 @@ pub(super) async fn remove(
     let _shared_gate = sandbox.gate.read().await;
     let _turn = container.turn.lock().await;
     let operation = format!("remove container {}", container.id);
-    if !matches!(container.state(), ContainerState::Exited { .. }) {
+    let state = container.state();
+    if matches!(state, ContainerState::Created) {
+        container.withdrawn.store(true, Ordering::Relaxed);
+    }
+    if !matches!(state, ContainerState::Exited { .. }) {
         kill(&shared, &sandbox, &container).await?;
     }
     let mut failures = Failures::default();

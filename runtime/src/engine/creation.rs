@@ -127,6 +127,9 @@ impl Making<'_> {
                 .user_ids
                 .map(|ids| spec::UserNamespace { path: self.sandbox.dir.user_namespace(), ids }),
         })?;
+        let (path, spec) = (self.container.dir.spec(), planned.spec.clone());
+        let kept = disk::blocking(move || disk::write_run_json(&path, &spec)).await;
+        kept.map_err(|e| failed("keep the container's specification", e))?;
         let id = self.container.id.to_string();
         let request = CreateContainer {
             spec: planned.spec,

@@ -9,6 +9,8 @@
 //! happens at start. CRI v1 `RuntimeService` says what the operations mean.
 
 pub(crate) mod apparmor;
+mod checkpoint;
+mod checkpoint_documents;
 mod container;
 mod creation;
 mod dial;
@@ -35,7 +37,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::net::TcpStream;
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::container::Container;
@@ -48,15 +50,18 @@ use crate::disk;
 use crate::executable::Executable;
 use crate::images::Store;
 use crate::interface::{
-    ContainerConfig, ContainerId, Exec, ExecOutput, OpenFiles, PodNetwork, PodUsage, Resize,
-    Resources, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus,
-    Session, StopSignal, Streams,
+    Checkpoint, ContainerConfig, ContainerId, Exec, ExecOutput, OpenFiles, PodNetwork, PodUsage,
+    Resize, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxConfig, SandboxId,
+    SandboxStatus, Session, StopSignal, Streams,
 };
 
 pub use self::host::Enforcement;
 
 /// How many events a slow reader may be behind.
 const EVENT_BACKLOG: usize = 1024;
+
+/// How many checkpoints are made at once: each takes the room of a container's memory twice.
+const CHECKPOINTS: usize = 2;
 
 /// Where and with what the engine works.
 #[derive(Debug, Clone)]
@@ -71,6 +76,8 @@ pub struct Config {
     pub hierarchy: Hierarchy,
     /// What containers get as `/etc/resolv.conf` where the pod mounts none.
     pub resolv_conf: PathBuf,
+    /// Where criu may be; the first that is there makes checkpoints.
+    pub criu: Vec<PathBuf>,
 }
 
 /// The runtime of one node.
@@ -85,6 +92,9 @@ struct Shared {
     executable: Arc<Executable>,
     hierarchy: Hierarchy,
     resolv_conf: PathBuf,
+    criu: Vec<PathBuf>,
+    /// The turns of those who make checkpoints.
+    checkpoints: Arc<Semaphore>,
     images: Arc<Store>,
     network: Arc<dyn PodNetwork>,
     facts: HostFacts,
@@ -138,6 +148,8 @@ impl Engine {
             executable: config.executable,
             hierarchy: config.hierarchy,
             resolv_conf: config.resolv_conf,
+            criu: config.criu,
+            checkpoints: Arc::new(Semaphore::new(CHECKPOINTS)),
             images,
             network,
             boot_id,
@@ -348,6 +360,15 @@ impl Runtime for Engine {
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         let (sandbox, container) = self.shared.container(container)?;
         session::reopen_log(&sandbox, &container).await
+    }
+
+    async fn checkpoint(
+        &self,
+        container: &ContainerId,
+        checkpoint: Checkpoint,
+    ) -> Result<(), RuntimeError> {
+        let found = self.shared.container(container)?;
+        to_the_end(checkpoint::checkpoint(self.shared.clone(), found, checkpoint)).await
     }
 
     fn writable_layer(&self, container: &ContainerId) -> Option<PathBuf> {

@@ -5,9 +5,11 @@
 //!                      sandbox.json, shim.sock, ns/      the shim's
 //!                      shm/, hostname, resolv.conf       mounted into containers
 //!                      containers/<id>/config.json       Container
+//!                                      spec.json         its OCI specification
 //!                                      state.json        the shim's
 //!                      volumes/<id>/<n>                  resolved sub paths and images, bound
 //! <state>/containers/<id>/{upper,work}                   writable layers
+//! <state>/checkpointing/<id>/                            checkpoints that are being made
 //! ```
 //! Sub paths are bound outside `containers/<id>`: the shim removes that directory whole when it
 //! forgets a container, and must not meet a volume in it.
@@ -100,6 +102,10 @@ impl Layout {
         self.writable_layers().join(id.as_str())
     }
 
+    pub(super) fn checkpointing(&self) -> PathBuf {
+        self.state_dir.join("checkpointing")
+    }
+
     /// What a container has written to its root.
     pub(super) fn written_files(&self, id: &ContainerId) -> PathBuf {
         self.writable_layer(id).join("upper")
@@ -155,10 +161,14 @@ impl SandboxDir {
         self.0.join("containers")
     }
 
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
+
     pub(super) fn container(&self, id: &ContainerId) -> ContainerDir {
         ContainerDir {
             own: self.containers().join(id.as_str()),
-            volumes: self.0.join("volumes").join(id.as_str()),
+            volumes: self.volumes().join(id.as_str()),
         }
     }
 }
@@ -177,6 +187,10 @@ impl ContainerDir {
 
     pub(super) fn record(&self) -> PathBuf {
         self.own.join("config.json")
+    }
+
+    pub(super) fn spec(&self) -> PathBuf {
+        self.own.join("spec.json")
     }
 
     pub(super) fn shim_state(&self) -> PathBuf {

@@ -6,7 +6,8 @@
 //! record Ready ─► shim answers ─► followed; containers half made are removed
 //!              └► shim gone    ─► lost: containers killed and exited with 137
 //! ```
-//! At the end, what belongs to no sandbox is removed: writable layers, addresses, unused layers.
+//! At the end, what belongs to no sandbox or container is removed: directories, writable layers, addresses,
+//! unused layers.
 
 use std::collections::HashSet;
 use std::io;
@@ -17,11 +18,11 @@ use std::time::Duration;
 use berth_oci::protocol::{ContainerRecord, Request, SignalTarget};
 use futures::StreamExt;
 
-use super::container::Container;
+use super::container::{self, Container};
 use super::record::{self, Phase, SandboxDir};
 use super::sandbox::{self, Sandbox};
 use super::shim::{self, Shim};
-use super::{Shared, chain, failed, lock, volumes};
+use super::{Shared, chain, checkpoint, failed, lock, volumes};
 use crate::cgroup::{GroupPath, Hierarchy};
 use crate::disk::{self, Stored};
 use crate::interface::{ContainerId, RuntimeError, SandboxId};
@@ -49,6 +50,7 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Result<(), RuntimeError> {
     // All are known before one is acted on: sandboxes of one pod share its cgroup.
     futures::stream::iter(known).for_each_concurrent(PARALLEL, |loaded| one(shared, loaded)).await;
     sweep(shared).await;
+    checkpoint::sweep(&shared.layout).await;
     Ok(())
 }
 
@@ -89,9 +91,6 @@ async fn one(shared: &Arc<Shared>, loaded: Loaded) {
         false => None,
     };
     if !same_boot || matches!(phase, Phase::Making | Phase::Removing) {
-        for container in half_made {
-            sandbox.add(container);
-        }
         discard(shared, sandbox, greeting).await;
         return;
     }
@@ -115,7 +114,7 @@ async fn one(shared: &Arc<Shared>, loaded: Loaded) {
     }
 }
 
-/// Reads the containers' records; returns those that were being made or removed.
+/// Takes in the containers that have records; returns those that were being made or removed.
 async fn load_containers(shared: &Arc<Shared>, sandbox: &Sandbox) -> Vec<Arc<Container>> {
     let (dir, quarantine) = (sandbox.dir.clone(), shared.layout.quarantine());
     let read = disk::blocking(move || {
@@ -138,9 +137,9 @@ async fn load_containers(shared: &Arc<Shared>, sandbox: &Sandbox) -> Vec<Arc<Con
         let hold = shared.images.hold(&record.layers);
         let whole = record.phase == Phase::Ready;
         let container = Container::of(record, dir, hold);
-        match whole {
-            true => sandbox.add(container),
-            false => half_made.push(container),
+        sandbox.add(container.clone());
+        if !whole {
+            half_made.push(container);
         }
     }
     half_made
@@ -170,9 +169,9 @@ async fn adopt(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, greeting: shim::Gre
 
 /// Ends a container that the shim knows and the engine does not.
 async fn forget(shim: &Shim, told: &ContainerRecord) {
-    let (id, signal, target) = (told.id.clone(), 9, SignalTarget::All);
-    let killed = shim.order(&Request::Signal { id: id.clone(), signal, target }, PATIENCE).await;
-    let deleted = shim.order(&Request::Delete { id }, PATIENCE).await;
+    let kill = Request::Signal { id: told.id.clone(), signal: 9, target: SignalTarget::All };
+    let killed = shim.order(&kill, PATIENCE).await;
+    let deleted = container::delete(shim, &told.id).await;
     if let Err(error) = killed.and(deleted) {
         tracing::warn!(container = told.id, error = chain(&error), "an unknown container stays");
     }
@@ -183,8 +182,7 @@ async fn remove_half_made(
     sandbox: &Arc<Sandbox>,
     container: &Arc<Container>,
 ) {
-    sandbox.add(container.clone());
-    let removal = super::container::remove(shared.clone(), sandbox.clone(), container.clone());
+    let removal = container::remove(shared.clone(), sandbox.clone(), container.clone());
     if let Err(error) = removal.await {
         tracing::warn!(container = %container.id, error = chain(&error), "a half-made container stays");
     }
@@ -255,16 +253,17 @@ async fn sweep(shared: &Arc<Shared>) {
         .map(|container| container.id.to_string())
         .collect();
     let layers = shared.layout.writable_layers();
+    let homes: Vec<SandboxDir> = sandboxes.iter().map(|sandbox| sandbox.dir.clone()).collect();
     let swept = disk::blocking(move || {
         for (name, path) in disk::entries(&layers)? {
             if !known.contains(&name) {
                 disk::remove_tree(&path)?;
             }
         }
-        Ok(())
+        homes.iter().try_for_each(|home| sweep_containers(home, &known))
     });
     if let Err(error) = swept.await {
-        tracing::warn!(%error, "stale writable layers stay");
+        tracing::warn!(%error, "what containers left stays");
     }
     let live = sandboxes.iter().filter(|s| s.phase() == Phase::Ready);
     let live: Vec<SandboxId> = live.map(|sandbox| sandbox.id.clone()).collect();
@@ -274,4 +273,18 @@ async fn sweep(shared: &Arc<Shared>) {
     if let Err(error) = shared.images.collect().await {
         tracing::warn!(error = chain(&error), "unused layers stay");
     }
+}
+
+/// Removes what containers left that never came to have a record. Blocking.
+fn sweep_containers(home: &SandboxDir, known: &HashSet<String>) -> io::Result<()> {
+    for directory in [home.containers(), home.volumes()] {
+        for (name, _) in disk::entries(&directory)? {
+            if !known.contains(&name)
+                && let Ok(id) = ContainerId::try_from(name)
+            {
+                container::clear(&home.container(&id))?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -125,6 +125,10 @@ impl Sandbox {
         units::home(&self.config.cgroup_path, &self.id).join(container.as_str())
     }
 
+    pub(super) fn exit_of(&self, container: &Container) -> RuntimeEvent {
+        RuntimeEvent::Exited { pod: self.config.pod.clone(), container: container.id.clone() }
+    }
+
     /// The cgroup that those of the containers are in.
     fn home(&self) -> Result<GroupPath, crate::cgroup::Error> {
         GroupPath::try_from(units::home(&self.config.cgroup_path, &self.id).as_path())
@@ -417,10 +421,7 @@ async fn follow(shared: Arc<Shared>, sandbox: Arc<Sandbox>, mut events: Events) 
                     continue;
                 };
                 if container.exited(exit) {
-                    shared.announce(RuntimeEvent::Exited {
-                        pod: sandbox.config.pod.clone(),
-                        container: container.id.clone(),
-                    });
+                    shared.announce(sandbox.exit_of(&container));
                 }
             }
             Ok(Event::LogLost { id, records }) => {
@@ -500,10 +501,7 @@ pub(super) async fn settle(shared: &Shared, sandbox: &Sandbox, message: &str) {
             _ => container.killed(message).await,
         };
         if settled {
-            shared.announce(RuntimeEvent::Exited {
-                pod: sandbox.config.pod.clone(),
-                container: container.id.clone(),
-            });
+            shared.announce(sandbox.exit_of(&container));
         }
     }
 }

@@ -14,7 +14,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_oci::protocol::{
-    Answer, ContainerRecord, Descriptor, Event, Failure, MAX_FRAME_BYTES, Reply, Request,
+    Answer, ContainerRecord, Descriptor, Event, Failure, FailureKind, MAX_FRAME_BYTES, Reply,
+    Request,
 };
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -52,6 +53,13 @@ pub(super) enum Error {
     Protocol,
     #[error("cannot start the shim: {0}")]
     Start(String),
+}
+
+impl Error {
+    /// Whether the shim does not know the container that was named.
+    pub(super) fn is_unknown(&self) -> bool {
+        matches!(self, Self::Refused(failure) if failure.kind == FailureKind::NotFound)
+    }
 }
 
 /// A connection to a sandbox's shim.

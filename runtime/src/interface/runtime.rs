@@ -179,6 +179,15 @@ pub enum Resized {
     Container(ContainerId),
 }
 
+/// Where a checkpoint goes, and how long it may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The archive, an absolute path at which there is nothing.
+    pub location: PathBuf,
+    /// After so long it fails, and the container goes on.
+    pub timeout: Duration,
+}
+
 /// Runs sandboxes and containers. All methods are idempotent where the CRI asks for it: stopping or
 /// removing what is gone succeeds.
 #[async_trait]
@@ -253,6 +262,17 @@ pub trait Runtime: Send + Sync + 'static {
     /// `ReopenContainerLog`). Rotation needs none of this.
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         Err(RuntimeError::Invalid(format!("container {container} has no log here")))
+    }
+
+    /// Writes a running container, memory and files, into an archive as containerd does (CRI
+    /// `CheckpointContainer`). It runs on, whether that succeeds or not, after having stood still; the
+    /// archive is there whole or not at all.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`]; [`RuntimeError::Invalid`] where it does not run or is being
+    /// checkpointed already; [`RuntimeError::Host`] with what criu says, where it cannot be.
+    async fn checkpoint(&self, container: &ContainerId, _: Checkpoint) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Invalid(format!("container {container} cannot be checkpointed here")))
     }
 
     /// Where the files are that a container has written to its root. A runtime without such a place says

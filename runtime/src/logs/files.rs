@@ -82,8 +82,8 @@ pub(super) fn successor(path: &Path, current: &Part) -> io::Result<Option<Part>>
                 Part::Plain(_) => false,
             },
         };
-        // A plain file is certain; the inode that a compressed one had may have come to use again.
-        if same && (position.is_none() || matches!(part, Part::Plain(_))) {
+        // Older ones may have had its inode: what is open keeps it, so that none is younger.
+        if same {
             position = Some(index);
         }
     }

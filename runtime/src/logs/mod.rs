@@ -250,6 +250,7 @@ mod tests {
     use futures::StreamExt;
     use std::fs;
     use std::io::Write;
+    use std::pin::Pin;
 
     fn record(content: &str) -> String {
         format!("2026-11-21T08:00:00Z stdout F {content}\n")
@@ -287,9 +288,28 @@ mod tests {
     }
 
     /// As the shim compresses: the new file whole, then the old one gone.
+    /// Follows a log from its last line on, until the token is cancelled.
+    fn follow(
+        path: &Path,
+    ) -> (CancellationToken, Pin<Box<impl Stream<Item = io::Result<Bytes>> + use<>>>) {
+        let ended = CancellationToken::new();
+        let options = LogOptions {
+            tail_lines: Some(1),
+            follow: Some(ended.clone()),
+            ..LogOptions::default()
+        };
+        (ended, Box::pin(read(path.to_owned(), options)))
+    }
+
     fn compress(path: &Path) {
-        use std::os::unix::fs::MetadataExt;
-        let inode = path.metadata().unwrap().ino();
+        compress_as(inode(path), path);
+    }
+
+    fn inode(path: &Path) -> u64 {
+        std::os::unix::fs::MetadataExt::ino(&path.metadata().unwrap())
+    }
+
+    fn compress_as(inode: u64, path: &Path) {
         let target = fs::File::create(format!("{}.gz", path.display())).unwrap();
         let level = flate2::Compression::default();
         let builder = flate2::GzBuilder::new().comment(format!("inode={inode}"));
@@ -333,13 +353,7 @@ mod tests {
     #[tokio::test]
     async fn a_follower_whose_file_is_compressed_goes_on_with_the_next() {
         let (dir, path) = log_of_times();
-        let ended = CancellationToken::new();
-        let options = LogOptions {
-            tail_lines: Some(1),
-            follow: Some(ended.clone()),
-            ..LogOptions::default()
-        };
-        let mut stream = Box::pin(read(path.clone(), options));
+        let (ended, mut stream) = follow(&path);
         let mut seen = Vec::new();
         seen.extend(stream.next().await.unwrap().unwrap());
         for (suffix, line) in [("4", "8"), ("5", "9")] {
@@ -354,6 +368,21 @@ mod tests {
         ended.cancel();
         assert!(stream.next().await.is_none());
         assert_eq!(String::from_utf8(seen).unwrap(), "7\n8\n9\n");
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_inode_older_ones_had_is_followed_by_the_next() {
+        let (dir, path) = log_of_times();
+        let rotated = |suffix| dir.path().join(format!("0.log.20261121-08000{suffix}"));
+        compress_as(inode(&path), &rotated(3));
+        let (ended, mut stream) = follow(&path);
+        assert_eq!(stream.next().await.unwrap().unwrap(), "7\n");
+        fs::rename(&path, rotated(4)).unwrap();
+        fs::write(&path, record("8")).unwrap();
+        compress(&rotated(4));
+        assert_eq!(stream.next().await.unwrap().unwrap(), "8\n");
+        ended.cancel();
+        assert!(stream.next().await.is_none());
     }
 
     #[tokio::test]
@@ -374,13 +403,7 @@ mod tests {
     #[tokio::test]
     async fn following_reads_what_comes_later_and_over_a_rotation() {
         let (dir, path) = log_of_three();
-        let ended = CancellationToken::new();
-        let options = LogOptions {
-            tail_lines: Some(1),
-            follow: Some(ended.clone()),
-            ..LogOptions::default()
-        };
-        let mut stream = Box::pin(read(path.clone(), options));
+        let (ended, mut stream) = follow(&path);
         let mut seen = Vec::new();
         seen.extend(stream.next().await.unwrap().unwrap());
         let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();

@@ -160,6 +160,7 @@ impl Node {
             executable: super::oci(),
             hierarchy: hierarchy.clone(),
             resolv_conf: "/etc/resolv.conf".into(),
+            criu: Vec::new(),
         };
         Engine::open(config, images.clone(), network.clone()).await.unwrap()
     }

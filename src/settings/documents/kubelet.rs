@@ -78,6 +78,8 @@ configuration! {
         streaming_connection_idle_timeout: Option<String>,
         /// Whether `/logs/` is served; it is when absent.
         enable_system_log_handler: Option<bool>,
+        /// Whether `/debug/pprof/` is served; it is when absent.
+        enable_profiling_handler: Option<bool>,
         /// Whether queries are, too.
         enable_system_log_query: bool,
         #[serde(rename = "clusterDNS")]
@@ -180,14 +182,13 @@ configuration! {
         "enableContentionProfiling" as contention_profiling: Usual(&[]),
         "enableControllerAttachDetach" as controller_attach: Only(&["true"]),
         "enableDebuggingHandlers" as debugging_handlers: Only(&["true"]),
-        "enableProfilingHandler" as profiling_handler: Told("/debug/pprof is not served"),
         "enableServer" as enable_server: Only(&["true"]),
         "eventBurst" as event_burst: Told("events are held back as upstream's spam filter does"),
         "eventRecordQPS" as event_rate: Told("events are held back as upstream's spam filter does"),
         "fileCheckFrequency" as file_period: Told("files of static pods are followed as they change"),
         "hairpinMode" as hairpin: Usual(&["\"promiscuous-bridge\"", "\"hairpin-veth\""]),
         "httpCheckFrequency" as http_period: Told("there are no static pods from a URL"),
-        "imagePullCredentialsVerificationPolicy" as pull_policy: Usual(&[]),
+        "imagePullCredentialsVerificationPolicy" as pull_policy: Usual(&["\"NeverVerify\""]),
         "imageServiceEndpoint" as image_endpoint: Told("berth pulls images itself"),
         "iptablesDropBit" as drop_bit: Told("no iptables rules are made"),
         "iptablesMasqueradeBit" as masquerade_bit: Told("no iptables rules are made"),

@@ -20,6 +20,7 @@ async fn sandbox(pod: &Pod, attempts: &[u32]) -> SandboxStatus {
             attempt: *attempt,
             volume_images: Default::default(),
             pod_ips: vec![],
+            before: None,
         };
         containers.push(ContainerStatus {
             id: ContainerId::try_from(attempt.to_string().repeat(64)).unwrap(),

@@ -188,3 +188,25 @@ fn a_reported_status_replaces_the_addresses() {
     let addresses = wire(&status, &Advertised::default())["addresses"].clone();
     assert_eq!(addresses, json!([{"$patch": "replace"}, {"type": "InternalIP", "address": "a"}]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_clouds_controller_says_of_addresses_stays() {
+    let mut scene = Scene::new();
+    scene.config.external_cloud = true;
+    let addresses = json!([{"type": "ExternalIP", "address": "198.51.100.7"}]);
+    for (given, first) in [(false, 1), (true, 2)] {
+        scene.config.is_address_given = given;
+        *scene.node.write().unwrap() = Node::default();
+        scene.shutdown = CancellationToken::new();
+        let (_pressed, conditions) = watch::channel(Conditions::new());
+        scene.keep_status(Arc::default(), Signs { conditions, standing: Standing::default() });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let told = scene.reported()["addresses"].clone();
+        assert_eq!(told.as_array().map(Vec::len), Some(1 + first), "{told}");
+        let known = json!({"metadata": {"name": "n"}, "status": {"addresses": addresses}});
+        *scene.node.write().unwrap() = serde_json::from_value(known).unwrap();
+        tokio::time::sleep(scene.config.heartbeat.status_check).await;
+        assert_eq!(scene.reported()["addresses"], Value::Null);
+        scene.shutdown.cancel();
+    }
+}

@@ -18,6 +18,7 @@ mod review;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::Request;
@@ -46,6 +47,8 @@ pub struct Identity {
     pub uid: String,
     /// The groups.
     pub groups: Vec<String>,
+    /// What else an authenticator said, for authorizers.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl Identity {
@@ -59,7 +62,7 @@ impl Identity {
             .iter_organization()
             .filter_map(|o| o.as_str().ok().map(str::to_owned))
             .collect();
-        (!user.is_empty()).then_some(Self { user, groups, uid: String::new() })
+        (!user.is_empty()).then_some(Self { user, groups, ..Self::default() })
     }
 
     fn is_master(&self) -> bool {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
@@ -72,12 +72,7 @@ impl Reviewer for ApiServer {
         let api: Api<TokenReview> = Api::all(self.0.clone());
         let answer = ask(api.create(&PostParams::default(), &review)).await?;
         let status = answer.status.filter(|status| status.authenticated == Some(true));
-        let user = status.and_then(|status| status.user);
-        Ok(user.map(|user| Identity {
-            user: user.username.unwrap_or_default(),
-            uid: user.uid.unwrap_or_default(),
-            groups: user.groups.unwrap_or_default(),
-        }))
+        Ok(status.and_then(|status| status.user).map(identity))
     }
 
     async fn access(
@@ -86,28 +81,40 @@ impl Reviewer for ApiServer {
         identity: &Identity,
         wanted: &Attributes,
     ) -> Result<bool, Unanswered> {
-        let review = SubjectAccessReview {
-            spec: SubjectAccessReviewSpec {
-                user: Some(identity.user.clone()),
-                uid: Some(identity.uid.clone()).filter(|uid| !uid.is_empty()),
-                groups: Some(identity.groups.clone()),
-                resource_attributes: Some(ResourceAttributes {
-                    group: Some(String::new()),
-                    version: Some("v1".to_owned()),
-                    resource: Some("nodes".to_owned()),
-                    subresource: Some(wanted.subresource.to_owned()),
-                    verb: Some(wanted.verb.to_owned()),
-                    name: Some(node.to_owned()),
-                    ..ResourceAttributes::default()
-                }),
-                ..SubjectAccessReviewSpec::default()
-            },
-            ..SubjectAccessReview::default()
-        };
+        let spec = access_review(node, identity, wanted);
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
         let api: Api<SubjectAccessReview> = Api::all(self.0.clone());
         let answer = ask(api.create(&PostParams::default(), &review)).await?;
         let status = answer.status.unwrap_or_default();
         Ok(status.allowed && status.denied != Some(true))
+    }
+}
+
+fn identity(user: UserInfo) -> Identity {
+    Identity {
+        user: user.username.unwrap_or_default(),
+        uid: user.uid.unwrap_or_default(),
+        groups: user.groups.unwrap_or_default(),
+        extra: user.extra.unwrap_or_default(),
+    }
+}
+
+fn access_review(node: &str, identity: &Identity, wanted: &Attributes) -> SubjectAccessReviewSpec {
+    SubjectAccessReviewSpec {
+        user: Some(identity.user.clone()),
+        uid: Some(identity.uid.clone()).filter(|uid| !uid.is_empty()),
+        groups: Some(identity.groups.clone()),
+        extra: Some(identity.extra.clone()).filter(|extra| !extra.is_empty()),
+        resource_attributes: Some(ResourceAttributes {
+            group: Some(String::new()),
+            version: Some("v1".to_owned()),
+            resource: Some("nodes".to_owned()),
+            subresource: Some(wanted.subresource.to_owned()),
+            verb: Some(wanted.verb.to_owned()),
+            name: Some(node.to_owned()),
+            ..ResourceAttributes::default()
+        }),
+        ..SubjectAccessReviewSpec::default()
     }
 }
 
@@ -177,5 +184,30 @@ impl Reviews {
         let allowed = self.reviewer.access(&self.node, identity, wanted).await?;
         self.rights.put(key, allowed, if allowed { ALLOWED } else { DENIED });
         Ok(allowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn all_that_is_known_of_a_caller_is_passed_on() {
+        let user =
+            json!({"username": "u", "uid": "1", "groups": ["g"], "extra": {"id": ["a", "b"]}});
+        let identity = identity(serde_json::from_value(user).unwrap());
+        let wanted = Attributes { verb: "get", subresource: "stats" };
+        assert_eq!(
+            serde_json::to_value(access_review("n", &identity, &wanted)).unwrap(),
+            json!({
+                "user": "u", "uid": "1", "groups": ["g"], "extra": {"id": ["a", "b"]},
+                "resourceAttributes": {
+                    "group": "", "version": "v1", "resource": "nodes", "subresource": "stats",
+                    "verb": "get", "name": "n",
+                },
+            })
+        );
     }
 }

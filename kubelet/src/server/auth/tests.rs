@@ -253,7 +253,7 @@ async fn administrators_are_let_in_while_the_api_server_is_silent_and_others_are
     let service = service(&reviewer);
     for (group, expected) in [("system:masters", 200), ("system:nodes", 500)] {
         let identity =
-            Identity { user: "u".into(), groups: vec![group.into()], uid: String::new() };
+            Identity { user: "u".into(), groups: vec![group.into()], ..Identity::default() };
         let service = service.clone().layer(Extension(identity));
         assert_eq!(ask(&service, &Method::GET, "/pods", "").await, expected, "{group}");
     }

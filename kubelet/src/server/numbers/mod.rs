@@ -191,6 +191,7 @@ async fn own(Shared(state): Shared<State>) -> Response {
             let facts = own::Facts {
                 node: &state.node.name,
                 pods: &sandboxes,
+                shown: &state.shelf.shown(),
                 claims: &claims,
                 meters: &state.meters,
                 at,

@@ -10,7 +10,8 @@ use super::exposition::{Exposition, Kind, number, seconds};
 use super::host::{Host, Own};
 use crate::config::KUBELET_VERSION;
 use crate::disk::VolumeUse;
-use crate::meters::{Meters, Sort};
+use crate::meters::{Meters, Sort, plugins};
+use crate::shelf::Shown;
 
 /// Whether a container is in a state.
 type Is = fn(&ContainerState) -> bool;
@@ -25,6 +26,7 @@ pub(super) fn started_at(host: &Host, own: Own) -> f64 {
 pub(super) struct Facts<'a> {
     pub(super) node: &'a str,
     pub(super) pods: &'a [SandboxStatus],
+    pub(super) shown: &'a [Shown],
     pub(super) claims: &'a BTreeMap<Claim, VolumeUse>,
     pub(super) meters: &'a Meters,
     /// Now, in seconds since the epoch.
@@ -33,7 +35,7 @@ pub(super) struct Facts<'a> {
 
 /// Renders the page.
 pub(super) fn render(facts: &Facts<'_>, (host, own): (&Host, Own)) -> String {
-    let Facts { node, pods, claims, meters, at } = *facts;
+    let Facts { node, pods, claims, meters, at, .. } = *facts;
     let mut text = Exposition::default();
     let mut gauge = |name, help, value| text.family(name, Kind::Gauge, help).sample(&[], value);
     gauge(
@@ -86,11 +88,38 @@ pub(super) fn render(facts: &Facts<'_>, (host, own): (&Host, Own)) -> String {
         running.sample(&[("container_state", state)], count);
     }
     disks::volumes(&mut text, claims);
+    volumes(&mut text, facts);
     text.family("kubelet_metrics_provider", Kind::Gauge, "Where numbers of containers come from.")
         .sample(&[("provider", "cadvisor")], 1.0);
     text.family("kubelet_cgroup_version", Kind::Gauge, "Of the host's cgroups.").sample(&[], 2.0);
     counted(&mut text, meters, at);
     text.finish()
+}
+
+/// The volumes that pods are to have, and those of pods that have a sandbox: all that they want.
+fn volumes(text: &mut Exposition, facts: &Facts<'_>) {
+    let mut totals: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for shown in facts.shown {
+        let uid = shown.pod.metadata.uid.as_deref().unwrap_or_default();
+        let is_there = facts.pods.iter().any(|sandbox| sandbox.config.pod.uid == uid);
+        for plugin in plugins(&shown.pod) {
+            let mut count = |state| *totals.entry((plugin, state)).or_default() += 1;
+            if is_there {
+                count("actual_state_of_world");
+            }
+            if !shown.is_over() {
+                count("desired_state_of_world");
+            }
+        }
+    }
+    let mut family = text.family(
+        "volume_manager_total_volumes",
+        Kind::Gauge,
+        "Number of volumes in Volume Manager",
+    );
+    for ((plugin, state), count) in totals {
+        family.sample(&[("plugin_name", plugin), ("state", state)], number(count));
+    }
 }
 
 /// What the agent counted; `at` is now, in seconds since the epoch.

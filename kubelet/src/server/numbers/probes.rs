@@ -12,7 +12,7 @@ pub(super) fn render(rows: &[Row], started_at: f64) -> String {
         Kind::Histogram,
         "Duration in seconds for a probe response.",
     );
-    for row in rows.iter().filter(|row| row.tally.timed > 0) {
+    for row in rows.iter().filter(|row| row.tally.successful > 0) {
         let labels = [
             ("probe_type", title(row.kind)),
             ("container", &row.container),
@@ -21,7 +21,7 @@ pub(super) fn render(rows: &[Row], started_at: f64) -> String {
         ];
         let tally = &row.tally;
         let buckets = BOUNDS.into_iter().zip(tally.buckets);
-        family.histogram(&labels, buckets, (tally.timed, tally.seconds));
+        family.histogram(&labels, buckets, (tally.successful, tally.seconds));
     }
     let mut family = text.family(
         "prober_probe_total",
@@ -30,11 +30,7 @@ pub(super) fn render(rows: &[Row], started_at: f64) -> String {
     );
     for row in rows {
         let tally = &row.tally;
-        let results = [
-            ("successful", tally.successful),
-            ("failed", tally.failed),
-            ("unknown", tally.unknown),
-        ];
+        let results = [("successful", tally.successful), ("failed", tally.failed)];
         for (result, count) in results.into_iter().filter(|(_, count)| *count > 0) {
             let labels = [
                 ("probe_type", title(row.kind)),
@@ -60,16 +56,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::probe::counts::{Counts, Outcome};
+    use crate::probe::counts::Counts;
 
     #[test]
     fn probes_are_told_with_upstreams_names_and_labels() {
         let counts = Counts::default();
         let pod = counts.of_pod(("ns", "p", "u"));
         let probe = ("c", probe::Kind::Readiness);
-        pod.note(probe, Outcome::Successful, Duration::from_millis(250));
-        pod.note(probe, Outcome::Successful, Duration::from_millis(20));
-        pod.note(probe, Outcome::Failed, Duration::from_secs(1));
+        pod.note(probe, true, Duration::from_millis(250));
+        pod.note(probe, true, Duration::from_millis(20));
+        pod.note(probe, false, Duration::from_secs(1));
         let text = render(&counts.rows(), 7.5);
         let labels = r#"probe_type="Readiness",container="c",pod="p",namespace="ns""#;
         for line in [
@@ -93,6 +89,5 @@ mod tests {
         };
         total("successful", 2);
         total("failed", 1);
-        assert!(!text.contains("result=\"unknown\""), "what never was is not told: {text}");
     }
 }

@@ -20,6 +20,7 @@ use super::system::{Part, System};
 use super::{cadvisor, own, resource, summary};
 use crate::disk::{ContainerUse, FileSystem, PodUse, Used, VolumeUse};
 use crate::meters::{self, Meters};
+use crate::shelf::{Holds, Shown};
 
 /// One sample.
 #[derive(Debug)]
@@ -476,7 +477,16 @@ fn the_agents_own_page_names_the_node() {
     meters.count(&meters::CALLS, &["exec"]);
     meters.time(&meters::STATUS_TIME, &[], Duration::from_millis(70));
     meters.at(&meters::CLIENT_CERTIFICATE, 1000.0);
-    let facts = own::Facts { node: "n1", pods: &[], claims: &claims, meters: &meters, at: 1010.0 };
+    let shown = ["Running", "Failed"].map(|phase| {
+        let volumes = json!([{"name": "a", "emptyDir": {}}, {"name": "b", "emptyDir": {}}]);
+        let pod =
+            json!({"metadata": {"uid": "u1"}, "spec": {"containers": [], "volumes": volumes}});
+        let status = serde_json::from_value(json!({"phase": phase})).unwrap();
+        let pod = Arc::new(serde_json::from_value(pod).unwrap());
+        Shown { pod, status: Arc::new(status), holds: Holds::Everything }
+    });
+    let (claims, meters) = (&claims, &meters);
+    let facts = own::Facts { node: "n1", pods: &[], shown: &shown, claims, meters, at: 1010.0 };
     let samples = parse(&own::render(&facts, (&host(), super::host::own())));
     let of_claim = |name: &str| {
         let name = format!("kubelet_volume_stats_{name}");
@@ -488,6 +498,10 @@ fn the_agents_own_page_names_the_node() {
     let names =
         ["capacity_bytes", "available_bytes", "used_bytes", "inodes", "inodes_free", "inodes_used"];
     assert_eq!(names.map(of_claim), [1000.0, 600.0, 40.0, 10.0, 6.0, 4.0]);
+    let volumes = samples.iter().filter(|s| s.name == "volume_manager_total_volumes");
+    let volumes = volumes.map(|s| (&*s.labels["plugin_name"], &*s.labels["state"], s.value));
+    let expected = ("kubernetes.io/empty-dir", "desired_state_of_world", 2.0);
+    assert_eq!(volumes.collect::<Vec<_>>(), [expected], "of what has a sandbox there is nothing");
     let calls = samples.iter().find(|s| s.name == "kubelet_runtime_operations_total").unwrap();
     assert_eq!((calls.labels["operation_type"].as_str(), calls.value), ("exec", 1.0));
     let left = "kubelet_certificate_manager_client_ttl_seconds";

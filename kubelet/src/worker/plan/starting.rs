@@ -68,6 +68,7 @@ pub(super) fn run(input: &Input<'_>) -> Plan {
         }
     }
     wake_for_fresh_failures(input, &mut plan);
+    wake_for_exchanges(input, &mut plan);
     plan
 }
 
@@ -355,5 +356,14 @@ fn wake_for_fresh_failures(input: &Input<'_>, plan: &mut Plan) {
                 plan.wake_at(stale);
             }
         }
+    }
+}
+
+/// The status of an exchange that takes its time says so by itself.
+fn wake_for_exchanges(input: &Input<'_>, plan: &mut Plan) {
+    let containers = input.memory.containers.values();
+    let until = containers.filter_map(|c| c.exchange(&input.memory.pacing)).map(|(_, until)| until);
+    for until in until.filter(|until| *until > input.now) {
+        plan.wake_at(until);
     }
 }

@@ -171,8 +171,8 @@ impl Objects {
         }
     }
 
-    /// The pod's pull secrets and those of its service account, as far as they are there.
-    pub(super) async fn pull_secrets(&self, pod: &Pod) -> Vec<Arc<Secret>> {
+    /// The pod's pull secrets, and the names of those that cannot be had.
+    pub(super) async fn pull_secrets(&self, pod: &Pod) -> (Vec<Arc<Secret>>, Vec<String>) {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let named = pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
         let names: Vec<&str> = named.map(|s| s.name.as_str()).filter(|n| !n.is_empty()).collect();
@@ -180,11 +180,14 @@ impl Objects {
             let object = ObjectRef::secret(*name);
             self.look_up(namespace, &object).await
         }));
-        let secrets = lookups.await.into_iter().filter_map(|lookup| match lookup {
-            Lookup::Secret(secret) => Some(secret),
-            _ => None,
-        });
-        secrets.collect()
+        let (mut secrets, mut without) = (Vec::new(), Vec::new());
+        for (name, lookup) in names.iter().zip(lookups.await) {
+            match lookup {
+                Lookup::Secret(secret) => secrets.push(secret),
+                _ => without.push((*name).to_owned()),
+            }
+        }
+        (secrets, without)
     }
 
     /// The service account tokens that the pod's volumes want; those at hand are used until they

@@ -385,3 +385,18 @@ async fn a_sidecar_has_two_seconds_though_the_one_before_it_used_up_the_grace() 
     scene.pass(10.0).await;
     scene.assert_order(&["exit c 143", "signal s2", "exit s2 137", "signal s1", "exit s1 143"]);
 }
+
+/// A pod that is stuck says why.
+#[tokio::test(start_paused = true)]
+async fn what_keeps_a_pod_from_ending_is_told() {
+    for call in ["stop_container", "stop_sandbox", "remove_sandbox"] {
+        let mut scene = Scene::new("Always", vec![], plain(&["c"])).start().await;
+        scene.node.runtime.state().failures.insert(call, 1);
+        scene.node.messages();
+        scene.delete(1).await;
+        scene.pass(30.0).await;
+        let messages = scene.node.messages();
+        let told = messages.iter().filter(|said| said.starts_with("error killing pod: ")).count();
+        assert_eq!((told, scene.is_gone()), (1, true), "{call}: {messages:?}");
+    }
+}

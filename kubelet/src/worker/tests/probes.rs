@@ -186,3 +186,22 @@ async fn probes_are_counted_by_what_came_of_them() {
         assert!(live.tally.failed > 1 && scene.restarts("x") > 0, "counted on after a restart");
     }
 }
+
+/// A probe that cannot be run says nothing about its container, and is told.
+#[tokio::test(start_paused = true)]
+async fn probes_that_cannot_be_run_neither_restart_nor_unready_a_container() {
+    let nowhere =
+        json!({"httpGet": {"port": "nowhere"}, "periodSeconds": 1, "failureThreshold": 1});
+    for kind in ["livenessProbe", "startupProbe", "readinessProbe"] {
+        for scene in both(&json!({kind: nowhere})) {
+            let mut scene = scene.start().await;
+            scene.pass(60.0).await;
+            assert_eq!((is_ready(&scene), scene.restarts("x")), (kind == "livenessProbe", 0));
+            let title =
+                format!("{}{} probe errored", kind[..1].to_uppercase(), &kind[1..kind.len() - 5]);
+            let messages = scene.node.messages();
+            assert!(messages.iter().any(|said| said.starts_with(&title)), "{title}: {messages:?}");
+            assert_eq!(scene.node.probes.rows(), [], "none was run");
+        }
+    }
+}

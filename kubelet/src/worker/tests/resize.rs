@@ -68,6 +68,26 @@ async fn limits_change_while_containers_run_and_the_pod_is_never_the_tightest() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_limits_of_a_whole_pod_change_while_it_runs() {
+    let app = container("c", json!({}));
+    let mut scene = Scene::new("Always", Vec::new(), vec![app]);
+    scene.pod["spec"]["resources"] = sized(100, 64);
+    let mut scene = scene.start().await;
+    let before = scene.of("c")["containerID"].clone();
+    scene.pod["spec"]["resources"] = sized(200, 128);
+    scene.tell().await;
+    scene.pass(0.3).await;
+    let pod = format!("resize the pod {:?} {:?}", Some(20_000), Some(128_u64 << 20));
+    assert!(scene.resizes().contains(&pod), "{:?}", scene.resizes());
+    assert_eq!((scene.of("c")["containerID"].clone(), scene.restarts("c")), (before, 0));
+    let status = scene.status();
+    assert_eq!(status["resources"], sized(200, 128));
+    assert_eq!(status["allocatedResources"], sized(200, 128)["requests"]);
+    assert_eq!(scene.condition("PodResizeInProgress"), Value::Null);
+    assert_eq!(reasons(&mut scene.node), ["ResizeStarted", "ResizeCompleted"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_whose_policy_says_so_is_restarted_whatever_the_pods_policy() {
     let app = with("c", sized(20, 35), restart_for("memory"));
     let mut scene = Scene::new("OnFailure", Vec::new(), vec![app]).start().await;

@@ -335,7 +335,7 @@ impl Model {
     }
 }
 
-async fn run(steps: Vec<Step>) {
+async fn run(steps: Vec<Step>, making: Duration) {
     let mut model = Model {
         node: Node::new(),
         pods: BTreeMap::new(),
@@ -344,6 +344,7 @@ async fn run(steps: Vec<Step>) {
         restarts: BTreeMap::new(),
         phases: BTreeMap::new(),
     };
+    model.node.runtime.state().making = making;
     model.relist().await;
     for step in &steps {
         model.act(step).await;
@@ -363,12 +364,15 @@ proptest! {
         ..ProptestConfig::default()
     })]
     #[test]
-    fn whatever_happens_to_pods_the_invariants_hold(steps in prop::collection::vec(step(), 1..40)) {
+    fn whatever_happens_to_pods_the_invariants_hold(
+        steps in prop::collection::vec(step(), 1..40),
+        making in prop_oneof![Just(0), 1..100u64],
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(run(steps));
+        runtime.block_on(run(steps, Duration::from_millis(making)));
     }
 }
