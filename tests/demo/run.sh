@@ -23,9 +23,15 @@ work=$(mktemp -d /tmp/berth-demo.XXXXXX)
 dirs=(--state-dir "$work/state" --run-dir "$work/run" --log-dir "$work/log/pods")
 scope=(--root "$work/state" --root "$work/run" --root "$work/log/pods" --root "$work/log/containers")
 agent=
+deleting=
 finish() {
     local status=$?
     trap - EXIT
+    # Without an API server it would wait for ever, and whoever reads what it may still say with it.
+    if [ -n "$deleting" ]; then
+        kill "$deleting" 2> /dev/null || true
+        wait "$deleting" 2> /dev/null || true
+    fi
     if [ -n "$agent" ]; then
         kill "$agent" 2> /dev/null || true
         wait "$agent" 2> /dev/null || true
@@ -123,6 +129,7 @@ while kill -0 "$deleting" 2> /dev/null; do
     answered=$((answered + 1))
 done
 wait "$deleting"
+deleting=
 cat "$work/delete.log"
 for _ in 1 2 3 4 5; do curl -sS --max-time 2 "http://$address/"; done
 echo "$answered requests were answered while it went, and 5 since"

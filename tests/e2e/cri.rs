@@ -100,6 +100,8 @@ impl Client {
     pub(crate) fn conditions(&self) -> Vec<(String, bool)> {
         assert_eq!(self.driver(), CgroupDriver::Cgroupfs);
         let answer: StatusResponse = self.ask("Status", StatusRequest::default()).unwrap();
+        let [handler] = answer.runtime_handlers.try_into().unwrap();
+        assert!(handler.name.is_empty() && handler.features.unwrap().user_namespaces);
         let conditions = answer.status.unwrap().conditions;
         conditions.into_iter().map(|one| (one.kind, one.status)).collect()
     }

@@ -45,6 +45,10 @@ fn a_pod_over_its_scratch_space_is_evicted_and_one_within_it_stays() {
     let metrics = node.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"]);
     let counted = "kubelet_evictions{eviction_signal=\"emptydirfs.limit\"} 1\n";
     assert!(metrics.contains(counted), "{metrics}");
+    for state in ["actual_state_of_world\"} ", "desired_state_of_world\"} 1\n"] {
+        let of = "volume_manager_total_volumes{plugin_name=\"kubernetes.io/empty-dir\",state=\"";
+        assert!(metrics.contains(&[of, state].concat()), "{metrics}");
+    }
     node.kubectl(&["delete", "pod", "--all"]);
     node.finish();
 }
@@ -76,12 +80,12 @@ spec:
   containers:
     - name: main
       image: berth.local/busybox:1
-      command: [sh, -c, 'dd if=/dev/zero of=/file bs=1M count=80; echo written']
+      command: [sh, -c, 'dd if=/dev/zero of=/file bs=1M count=80 2> /dev/null; echo written']
 ---";
     node.apply(&[sleeper("stays", "{}"), done.to_owned()].concat());
     node.wait_ready("stays");
     let ended = node.wait_phase("done", "Succeeded");
-    assert!(node.kubectl(&["logs", "done"]).ends_with("written\n"));
+    assert_eq!(node.kubectl(&["logs", "done"]), "written\n");
     let ballast = free(&node).checked_sub(30).unwrap();
     let mut fill = Command::new("fallocate");
     succeed(fill.arg(format!("--length={ballast}MiB")).arg(node.path("state/ballast")));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{NODE_IP, Node, sleeper, succeed};
+use crate::node::{NODE_IP, Node, rounds, sleeper, succeed};
 
 /// The administrator's certificate and key in one file.
 fn identity(node: &Node) -> String {
@@ -176,12 +176,11 @@ spec:
 
 #[test]
 fn pods_that_follow_each_other_under_one_name_never_overlap() {
-    const ROUNDS: usize = 12;
     let node = Node::start();
     let directory = node.path("host");
     fs::create_dir(&directory).unwrap();
     let mut uids = Vec::new();
-    for round in 0..ROUNDS {
+    for round in 0..rounds(12) {
         // What is being deleted is not replaced yet.
         node.wait_for("the name to be free", || {
             let output = node.try_apply(&alone(&directory));

@@ -67,7 +67,7 @@ impl Drop for Registry {
 fn running(name: &str, image: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
-         restartPolicy: Never\n  containers:\n  \
+         restartPolicy: Never\n  imagePullSecrets: [{{name: nowhere}}]\n  containers:\n  \
          - {{name: main, image: '{image}', imagePullPolicy: Always, command: [echo, pulled]}}\n"
     )
 }
@@ -82,6 +82,11 @@ fn an_image_is_pulled_from_a_registry_and_run() {
     assert_eq!(node.kubectl(&["logs", "puller"]), "pulled\n");
     let message = node.wait_event("puller", "Pulled");
     assert!(message.contains("Successfully pulled image"), "{message}");
+    assert_eq!(
+        node.wait_event("puller", "FailedToRetrieveImagePullSecret"),
+        "Unable to retrieve some image pull secrets (nowhere); attempting to pull the image may not \
+         succeed."
+    );
     let pod = node.get("pod", "puller");
     let id = pod["status"]["containerStatuses"][0]["imageID"].as_str().unwrap();
     assert!(id.contains("@sha256:"), "{id}");

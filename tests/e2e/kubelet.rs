@@ -178,6 +178,12 @@ fn under_the_kubelets_name_berth_is_what_kubeadm_starts_and_waits_for() {
     assert!(flags.contains("\nnode-name=node-2\n"), "{flags}");
     let slis = first.kubectl(&["get", "--raw", "/api/v1/nodes/node-2/proxy/metrics/slis"]);
     assert!(slis.contains("process_start_time_seconds"), "{slis}");
+    let pprof = "/api/v1/nodes/node-2/proxy/debug/pprof";
+    let line = first.kubectl(&["get", "--raw", &format!("{pprof}/cmdline")]);
+    assert!(line.split('\0').any(|word| word == "--node-ip=192.0.2.2"), "{line}");
+    let profile = format!("{pprof}/profile?seconds=1");
+    let profile = first.kubectl_command().args(["get", "--raw", &profile]).output().unwrap();
+    assert!(profile.stdout.starts_with(b"\x1f\x8b"), "{profile:?}");
 
     // What happened is told on the node by the agent itself.
     let events = second.berth(&["events"]);

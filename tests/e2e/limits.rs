@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::conformance::resize::{self, Amounts};
-use crate::node::Node;
+use crate::node::{Node, rounds};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -230,7 +230,7 @@ fn containers_over_their_memory_limits_are_reported_as_oom_killed_each_time() {
         )
     };
     let node = Node::start();
-    for round in 0..3 {
+    for round in 0..rounds(3) {
         let name = format!("greedy-{round}");
         let head = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n");
         let containers: String = (0..9).map(container).collect();

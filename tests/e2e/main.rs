@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod checkpoints;
 mod cli;
 mod clocks;
 mod conformance;
@@ -18,6 +19,7 @@ mod image;
 mod image_volumes;
 mod images;
 mod joining;
+mod kills;
 mod kubelet;
 mod lifecycle;
 mod limits;

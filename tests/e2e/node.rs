@@ -27,6 +27,13 @@ pub(crate) fn patience() -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// How often something is done again and again: seldom where every change is tested, as often as
+/// `BERTH_RACE_ROUNDS` says elsewhere.
+pub(crate) fn rounds(few: usize) -> usize {
+    std::env::var("BERTH_RACE_ROUNDS")
+        .map_or(few, |text| text.parse().expect("BERTH_RACE_ROUNDS is a number"))
+}
+
 /// A node of one test's own.
 pub(crate) struct Node {
     pub(crate) name: String,
@@ -193,8 +200,13 @@ impl Node {
 
     /// The same where it may have only so many descriptors open.
     pub(crate) fn up_with_descriptors(&mut self, most: u32, flags: &[&str]) {
-        let mut command = self.namespace.command("prlimit");
-        command.arg(format!("--nofile={most}:{most}")).arg("--").arg(berth());
+        self.up_through(&["prlimit", &format!("--nofile={most}:{most}"), "--"], flags);
+    }
+
+    /// The same by a program that executes it.
+    pub(crate) fn up_through(&mut self, by: &[&str], flags: &[&str]) {
+        let mut command = self.namespace.command(by[0]);
+        command.args(&by[1..]).arg(berth());
         self.up_by(command, flags);
     }
 
@@ -214,7 +226,11 @@ impl Node {
 
     /// Starts `berth agent` against another node's API server.
     pub(crate) fn join(&mut self, kubeconfig: &Path, flags: &[&str]) {
-        let mut command = self.namespace.command(berth());
+        self.join_by(self.namespace.command(berth()), kubeconfig, flags);
+    }
+
+    /// The same by a command that executes it.
+    pub(crate) fn join_by(&mut self, mut command: Command, kubeconfig: &Path, flags: &[&str]) {
         command.arg("agent").args(self.agent_flags()).args(["--node-name", &self.name]);
         command.arg("--kubeconfig").arg(kubeconfig).args(flags);
         self.spawn(command);
@@ -276,6 +292,23 @@ impl Node {
         let mut agent = self.agent.take().expect("an agent runs");
         agent.kill().expect("the agent can be killed");
         agent.wait().expect("the agent can be waited for");
+    }
+
+    /// The process id of the agent.
+    pub(crate) fn agent_id(&self) -> u32 {
+        self.agent.as_ref().expect("an agent runs").id()
+    }
+
+    /// Takes note that the agent is dead, and that somebody has waited for it.
+    pub(crate) fn forget_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// The process ids of its pods' shims.
+    pub(crate) fn shims(&self) -> Vec<String> {
+        let pattern = format!("berth-oci shim.*{}", self.path("run").display());
+        let found = Command::new("pgrep").args(["-f", &pattern]).output().expect("pgrep runs");
+        String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect()
     }
 
     /// What the agent has logged.
@@ -430,7 +463,8 @@ impl Node {
         }
     }
 
-    fn census(&self) -> Census {
+    /// Counts what is there of it, and what of the host it can see.
+    pub(crate) fn census(&self) -> Census {
         let scope = self.scope();
         self.namespace.within(|| Census::take(&scope).expect("the census can be taken"))
     }

@@ -138,7 +138,7 @@ fn containers_end_as_their_restart_policy_says() {
             pod("completes", "Never", "exit 0"),
             pod("fails", "Never", "exit 3"),
             pod("recovers", "OnFailure", "exit 0"),
-            pod("crashes", "Always", "echo attempt; exit 5"),
+            pod("crashes", "Always", "cat /proc/uptime; exit 5"),
             pod("signalled", "Never", "kill -9 $$"),
         ]
         .concat(),
@@ -161,11 +161,18 @@ fn containers_end_as_their_restart_policy_says() {
         (&crashed["status"]["phase"], condition(&crashed, "Ready")),
         (&"Running".into(), "False")
     );
+    // While it waits, its newest run is the last; afterwards it is the one before.
+    let newest = node.kubectl(&["logs", "crashes"]);
+    assert_eq!(node.kubectl(&["logs", "--previous", "crashes"]), newest);
+    assert_eq!(newest.lines().count(), 1, "{newest}");
     node.wait_event("crashes", "BackOff");
+    let restarts = status["restartCount"].as_u64();
     node.wait_pod("crashes", "restarted", |pod| {
-        pod["status"]["containerStatuses"][0]["restartCount"].as_u64() >= Some(1)
+        let status = &pod["status"]["containerStatuses"][0];
+        status["restartCount"].as_u64() > restarts && status["state"]["waiting"].is_object()
     });
-    assert_eq!(node.kubectl(&["logs", "--previous", "crashes"]), "attempt\n");
+    let later = node.kubectl(&["logs", "--previous", "crashes"]);
+    assert_eq!((later.lines().count(), later == newest), (1, false), "{later}");
     node.kubectl(&["delete", "pod", "--all"]);
     node.finish();
 }

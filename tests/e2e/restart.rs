@@ -77,15 +77,63 @@ fn agents_killed_again_and_again_leave_pods_and_addresses_alone() {
 }
 
 #[test]
+fn agents_killed_while_they_make_pods_restart_no_container() {
+    const PODS: usize = 10;
+    let mut node = Node::start();
+    let manifest = node.path("many.yaml");
+    std::fs::write(&manifest, (0..PODS).map(of_three).collect::<String>()).unwrap();
+    for shims in [1, 4, 7, PODS] {
+        let mut apply = node.kubectl_command();
+        let mut apply = apply.arg("apply").arg("-f").arg(&manifest).spawn().unwrap();
+        node.wait_for("some of the shims", || (node.shims().len() >= shims).then_some(()));
+        node.kill_agent();
+        // It may have been killed before it had taken all pods.
+        apply.wait().unwrap();
+        node.up(&[]);
+        node.await_ready();
+        node.kubectl(&["apply", "-f", manifest.to_str().unwrap()]);
+        for number in 0..PODS {
+            let status = node.wait_ready(&format!("p{number}"))["status"].take();
+            for kind in ["initContainerStatuses", "containerStatuses"] {
+                for container in status[kind].as_array().unwrap() {
+                    assert_eq!(container["restartCount"], 0, "{container}");
+                }
+            }
+        }
+        node.kubectl(&["delete", "pod", "--all"]);
+    }
+    let log = node.agent_log();
+    assert!(!log.contains(" ERROR "), "{log}");
+    node.finish();
+}
+
+/// A pod of an init container and two others.
+fn of_three(number: usize) -> String {
+    format!(
+        r#"
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: p{number}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes: [{{name: shared, emptyDir: {{}}}}]
+  initContainers:
+    - {{name: first, image: "berth.local/busybox:1", command: [touch, /shared/there], volumeMounts: [{{name: shared, mountPath: /shared}}]}}
+  containers:
+    - {{name: one, image: "berth.local/busybox:1", command: [sleep, "1000"], volumeMounts: [{{name: shared, mountPath: /shared}}]}}
+    - {{name: two, image: "berth.local/busybox:1", command: [sleep, "1000"]}}
+"#
+    )
+}
+
+#[test]
 fn a_lost_shim_costs_the_pod_a_restart_and_nothing_else() {
     let node = Node::start();
     node.apply(&PODS[..PODS.find("---").unwrap()]);
     let before = node.wait_ready("stays");
-    let run = node.path("run");
-    let shims =
-        succeed(Command::new("pgrep").args(["-f", &format!("berth-oci shim.*{}", run.display())]));
-    let shim = shims.lines().next().expect("a shim runs");
-    succeed(Command::new("kill").args(["-KILL", shim]));
+    let shim = node.shims().remove(0);
+    succeed(Command::new("kill").args(["-KILL", &shim]));
     node.wait_pod("stays", "running anew", |pod| {
         container(pod)["containerID"] != container(&before)["containerID"]
             && !container(pod)["state"]["running"].is_null()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Puts current versions of the programs that tests talk to, or compare with, into .cache/peers.
 #
-#   peers.sh [--refresh] [kubectl] [runtimes] [podman]     default: kubectl runtimes
+#   peers.sh [--refresh] [kubectl] [runtimes] [podman] [criu]     default: kubectl runtimes
 #
 # They come from Debian's newest suite, with the libraries they were built against, into roots
 # of their own; the host's packages stay as they are. `.cache/peers/bin/NAME` runs each of them
@@ -18,11 +18,13 @@ declare -A packages=(
     [kubectl]="kubernetes-client"
     [runtimes]="crun runc containerd containernetworking-plugins nftables"
     [podman]="podman conmon"
+    [criu]="criu"
 )
 declare -A programs=(
     [kubectl]="kubectl"
     [runtimes]="crun runc containerd containerd-shim-runc-v2 ctr nft"
     [podman]="podman conmon"
+    [criu]="criu"
 )
 
 # A program that lacks nothing on this host is linked as it is. Any other gets its root's loader
@@ -59,7 +61,7 @@ provide() { # group
             expose "$root" "$file" "$peers/cni/$(basename "$file")"
         done
     fi
-    grep -E "^(kubectl|crun|runc|containerd|containernetworking-plugins|nftables|podman|conmon) " "$root/.packages" |
+    grep -E "^(kubectl|crun|runc|containerd|containernetworking-plugins|nftables|podman|conmon|criu) " "$root/.packages" |
         paste -sd, | sed 's/,/, /g' > "$root/.versions"
     echo "$suite ${packages[$group]}" > "$root/.ready"
     echo "peers: $group unpacked: $(cat "$root/.versions")"
@@ -70,7 +72,7 @@ groups=()
 for word in "$@"; do
     case $word in
         --refresh) refresh=yes ;;
-        kubectl | runtimes | podman) groups+=("$word") ;;
+        kubectl | runtimes | podman | criu) groups+=("$word") ;;
         *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac
 done

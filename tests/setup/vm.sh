@@ -8,7 +8,7 @@
 # `systemd=FILTER` on the newest with systemd as PID 1; the rest has a bare PID 1. `selinux=FILTER` runs
 # on the newest with SELinux where the others have AppArmor. `oci/FILTER` is one
 # of berth-oci's cgroup tests, with runc and crun beside. BERTH, CENSUS and VM name the executables, by
-# default those in target/release; KUBECTL a kubectl.
+# default those in target/release; KUBECTL a kubectl. BERTH_RACE_ROUNDS is passed on.
 #
 # Where the machine has no KVM everything in the VM takes about ten times as long.
 set -euo pipefail
@@ -23,6 +23,7 @@ kubectl=${KUBECTL:-$repo/.cache/peers/bin/kubectl}
 bin=/usr/local/bin
 programs=(--copy "$berth:$bin/berth" --copy "$kubectl:$bin/kubectl" --copy /sbin/apparmor_parser --copy /usr/bin/secilc)
 environment=(--env BERTH=$bin/berth --env KUBECTL=$bin/kubectl --env RUST_BACKTRACE=0)
+environment+=(${BERTH_RACE_ROUNDS:+--env BERTH_RACE_ROUNDS=$BERTH_RACE_ROUNDS})
 
 usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
@@ -83,7 +84,8 @@ run_tests() { # kernel variant filter...
         filters+=("${word#oci/}")
     done
     mapfile -t executables < <(printf '%s\n' "${executables[@]}" | sort -u)
-    "$vm" test --kernel "$kernel" --variant "${variant/selinux/light}" "${security[@]}" "${programs[@]}" "${environment[@]}" \
+    # A machine ends with the shell that started it, however that ends.
+    setpriv --pdeathsig TERM -- "$vm" test --kernel "$kernel" --variant "${variant/selinux/light}" "${security[@]}" "${programs[@]}" "${environment[@]}" \
         --env BERTH_TEST_PATIENCE=300 --timeout 1500 "${executables[@]}" -- --test-threads=1 "${filters[@]}" |
         tee "$output" || status=$?
     # A line an executable, unless the machine or one of them came to grief.
@@ -115,11 +117,9 @@ test_all() {
     work=$(mktemp -d)
     touch "$work/verdicts"
     # A machine keeps one processor busy: two go side by side, and what the second says comes afterwards.
-    set -m
     { run_tests newest light "${newest[@]}"; run_tests newest selinux "${selinux[@]}"; } > "$work/beside" 2>&1 &
     beside=$!
-    set +m
-    trap 'kill -- -$beside 2> /dev/null || true; rm -rf "$work"' EXIT
+    trap 'kill $beside 2> /dev/null || true; rm -rf "$work"' EXIT
     run_tests oldest light "${oldest[@]}"
     run_tests newest systemd "${systemd[@]}"
     wait $beside || true
