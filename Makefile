@@ -13,6 +13,7 @@ VM_TESTS := newest=limits:: oldest=limits::a_ oldest=limits::containers_over old
 	selinux=oci/selinux:: selinux=conformance::selinux::
 # Always of the whole workspace: of some packages alone cargo would build all their dependencies again, with other features.
 TESTS := cargo nextest run --workspace --locked -j 1 --test '*'
+BUILD_TOOLS := cargo build --release --locked --bin berth --package berth --package berth-testkit --package berth-vm --bins
 AREA ?= pods
 
 .PHONY: build setup demo demo-vm test lint deny unit e2e e2e-vm bench clean
@@ -23,11 +24,11 @@ build: ## the two executables, the small one inside the other
 
 setup:
 	@tests/setup/packages.sh test
-	@tests/setup/peers.sh kubectl runtimes podman
+	@tests/setup/peers.sh kubectl runtimes podman criu
 
 $(BERTH) $(CENSUS): build-tools
 build-tools: setup
-	cargo build --release --locked --bin berth --package berth --package berth-testkit --package berth-vm --bins
+	$(BUILD_TOOLS)
 
 demo: build-tools ## two replicas behind a Service, on this machine
 	BERTH=$(BERTH) CENSUS=$(CENSUS) KUBECTL=$(PEERS)/kubectl tests/demo/run.sh
@@ -36,6 +37,8 @@ demo-vm: build-tools ## the same in a VM, where limits are enforced
 	tests/setup/vm.sh demo
 
 test: setup lint deny unit e2e e2e-vm ## everything
+# Tests of processes mostly wait. What the next ones need is built meanwhile, out of their way; its errors are told then.
+test: beside = chrt --idle 0 $(BUILD_TOOLS) -q 2> /dev/null & trap "kill $$! 2> /dev/null" EXIT;
 
 lint: setup
 	cargo fmt --all --check
@@ -47,8 +50,8 @@ deny: setup
 # What berth-oci's cgroup tests say of controllers, units and labels needs the VM as well.
 unit: setup
 	cargo nextest run --workspace --locked --lib --bins
-	$(TESTS) -E 'package(/^berth-(oci|runtime|cni|proxy|nft|kubelet)$$/) & not (binary(cgroups) & test(/^(controllers|units|peers|labels|selinux)::/))'
-	BERTH_KUBECTL=$(PEERS)/kubectl $(TESTS) -E 'package(/^berth-(apiserver|testkit)$$/)'
+	$(beside) $(TESTS) -E 'package(/^berth-(oci|runtime|cni|proxy|nft|kubelet)$$/) & not (binary(cgroups) & test(/^(controllers|units|peers|labels|selinux)::/))' && \
+		BERTH_KUBECTL=$(PEERS)/kubectl $(TESTS) -E 'package(/^berth-(apiserver|testkit)$$/)' && wait
 
 # What `limits` asserts needs cgroup controllers, `service`, `shutdown` and `slices` systemd, `nfs` a server, `clocks` a
 # clock to be set, `apparmor` AppArmor, `selinux` SELinux: they run in the VM.
