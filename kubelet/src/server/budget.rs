@@ -1,6 +1,6 @@
 //! How many descriptors callers may have of those that the process may have open: an eighth for their
-//! connections, an eighth for what their streams hold. An embedded API server has as much, and passes
-//! streams on. A node that is asked for too much refuses streams, and goes on making and ending pods.
+//! connections, an eighth for what their streams hold. An embedded API server has an eighth for each of its
+//! two addresses, and passes streams on. A node that is asked for too much refuses streams, and goes on making and ending pods.
 
 use std::sync::Arc;
 

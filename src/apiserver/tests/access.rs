@@ -5,16 +5,20 @@
 mod harness;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use harness::{NODE, eventually, pod, register_node, serve};
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::{LogParams, PostParams};
+use kube::api::{LogParams, PostParams, WatchEvent, WatchParams};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,11 +33,10 @@ fn roots(pem: &str) -> Arc<rustls::RootCertStore> {
     Arc::new(roots)
 }
 
-/// A request without a client certificate.
-async fn anonymous(
-    running: &harness::Running,
-    request: Request<Full<Bytes>>,
-) -> (StatusCode, String) {
+type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
+
+/// A connection without a client certificate.
+async fn stranger(running: &harness::Running) -> Sender {
     let config = rustls::ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -43,9 +46,18 @@ async fn anonymous(
     let name = ServerName::try_from("kubernetes.default.svc").unwrap();
     let stream =
         tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
-    let (mut sender, connection) =
+    let (sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
+    sender
+}
+
+/// A request without a client certificate.
+async fn anonymous(
+    running: &harness::Running,
+    request: Request<Full<Bytes>>,
+) -> (StatusCode, String) {
+    let mut sender = stranger(running).await;
     let response = sender.send_request(request).await.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -67,6 +79,51 @@ async fn strangers_see_health_and_version_and_nothing_else() {
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
         assert!(body.contains("\"reason\":\"Unauthorized\""), "{body}");
     }
+    running.stop().await;
+}
+
+/// What clients leave open, some without a word, keeps nobody out; what is under way goes on.
+#[tokio::test]
+async fn connections_without_requests_give_way() {
+    // Each test has a process of its own.
+    let few = Rlimit { current: Some(256), maximum: getrlimit(Resource::Nofile).maximum };
+    setrlimit(Resource::Nofile, few).unwrap();
+    let running = serve().await;
+    let maps: Api<ConfigMap> = Api::namespaced(running.admin().await, "default");
+    let watch = maps.watch(&WatchParams::default(), "0").await.unwrap();
+    tokio::pin!(watch);
+    // An eighth of the descriptors is 32 places: twice as many come.
+    let mut idle = Vec::new();
+    let begun = Instant::now();
+    for round in 0..40 {
+        let mut sender = stranger(&running).await;
+        assert_eq!(sender.send_request(get("/version")).await.unwrap().status(), StatusCode::OK);
+        idle.push(sender);
+        if round % 2 == 0 {
+            let silent = TcpStream::connect(running.server.address).await.unwrap();
+            tokio::spawn(async move {
+                let _silent = silent;
+                std::future::pending::<()>().await;
+            });
+        }
+    }
+    assert_eq!(anonymous(&running, get("/healthz")).await.0, StatusCode::OK);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let made = ConfigMap {
+        metadata: ObjectMeta { name: Some("made".into()), ..ObjectMeta::default() },
+        ..ConfigMap::default()
+    };
+    maps.create(&PostParams::default(), &made).await.unwrap();
+    let seen = async {
+        while let Some(event) = watch.try_next().await.unwrap() {
+            if matches!(event, WatchEvent::Added(map) if map.metadata.name.as_deref() == Some("made"))
+            {
+                return;
+            }
+        }
+        panic!("the watch ended");
+    };
+    tokio::time::timeout(Duration::from_secs(5), seen).await.unwrap();
     running.stop().await;
 }
 

@@ -4,6 +4,7 @@
 pub(crate) mod access;
 pub(crate) mod answer;
 pub(crate) mod form;
+mod guests;
 pub(crate) mod handle;
 mod impersonate;
 pub(crate) mod query;
@@ -16,22 +17,24 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use access::Identity;
+use guests::{Guests, Place};
 
 /// The most connections to one address, where the process may have descriptors enough.
 const MAX_CONNECTIONS: u64 = 1000;
 /// Which part of those that it may have open may be connections to one address.
-const SHARE: u64 = 16;
+const SHARE: u64 = 8;
 const MAX_STREAMS: u32 = 250;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long a connection without requests may take to close once it was asked to.
+const PARTING: Duration = Duration::from_secs(1);
 /// How long requests that are under way may take after a shutdown began.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -42,10 +45,9 @@ pub(crate) async fn serve(
     api: Arc<Api>,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(most_connections()));
+    let guests = Guests::new(most_connections(), stop.clone());
     let mut connections = JoinSet::new();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
         let stream = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
@@ -58,12 +60,9 @@ pub(crate) async fn serve(
                 }
             },
         };
+        let Some(place) = guests.admit().await else { break };
         while connections.try_join_next().is_some() {}
-        let (tls, api, stop) = (tls.clone(), Arc::clone(&api), stop.clone());
-        connections.spawn(async move {
-            connection(stream, tls, api, stop).await;
-            drop(slot);
-        });
+        connections.spawn(connection(stream, tls.clone(), Arc::clone(&api), place));
     }
     // Watches end by themselves at `stop`; what hangs beyond this is cut off.
     let drained = async { while connections.join_next().await.is_some() {} };
@@ -78,9 +77,14 @@ fn most_connections() -> usize {
     usize::try_from(most).unwrap_or(usize::MAX)
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, place: Place) {
+    let guest = &place.guest;
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
+        () = guest.leave.cancelled() => return,
+    };
+    let stream = match shaken {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
         Err(_) => return tracing::debug!("TLS handshake took too long"),
@@ -91,9 +95,12 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         .peer_certificates()
         .and_then(|chain| Identity::of_certificate(chain.first()?));
     let identity = Arc::new(identity);
-    let service = service_fn(move |request| {
-        let (api, identity) = (Arc::clone(&api), Arc::clone(&identity));
-        async move { Ok::<_, std::convert::Infallible>(handle::answer(api, identity, request).await) }
+    let service = service_fn(|request| {
+        let (api, identity, under_way) = (Arc::clone(&api), Arc::clone(&identity), guest.begin());
+        async move {
+            let answer = handle::answer(api, identity, request).await;
+            Ok::<_, std::convert::Infallible>(answer.map(|body| under_way.until_sent(body)))
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
@@ -105,19 +112,18 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         .keep_alive_interval(KEEPALIVE);
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
-    let mut stopping = false;
-    loop {
+    let mut leaving = false;
+    let result = loop {
         tokio::select! {
-            result = serving.as_mut() => {
-                if let Err(error) = result {
-                    tracing::debug!(error, "connection");
-                }
-                return;
-            }
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
+            result = serving.as_mut() => break result,
+            () = guest.leave.cancelled(), if !leaving => {
+                leaving = true;
                 serving.as_mut().graceful_shutdown();
             }
+            () = tokio::time::sleep(PARTING), if leaving && guest.idle_since().is_some() => return,
         }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error, "connection");
     }
 }

@@ -1,0 +1,225 @@
+//! Who is connected to one address, and who of them has to go when there is no room for another.
+//!
+//! A connection without a request costs a descriptor and nothing else, and clients keep many: each of
+//! their parallel requests leaves one behind. At the limit the one that was idle longest gives way to
+//! the next that comes; those with requests under way, watches among them, stay.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::{Body, BodyError};
+
+/// How long a connection is idle before it may be sent away: its next request is likely on its way before.
+const IDLE: Duration = Duration::from_millis(250);
+/// How often those are looked through who may go, while others wait.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The connections to one address.
+pub(super) struct Guests {
+    places: Arc<Semaphore>,
+    present: Mutex<Vec<Arc<Guest>>>,
+    stop: CancellationToken,
+}
+
+/// One connection.
+pub(super) struct Guest {
+    /// Cancelled when it has to go, or the server stops.
+    pub(super) leave: CancellationToken,
+    activity: Mutex<Activity>,
+}
+
+#[derive(Clone, Copy)]
+struct Activity {
+    requests: usize,
+    /// When it came, or its last request ended.
+    since: Instant,
+}
+
+/// A connection's place; free again when dropped.
+pub(super) struct Place {
+    pub(super) guest: Arc<Guest>,
+    guests: Arc<Guests>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A request that is under way; over when dropped.
+pub(super) struct UnderWay(Arc<Guest>);
+
+impl Guests {
+    /// Nobody yet, and so many at most.
+    pub(super) fn new(most: usize, stop: CancellationToken) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(most));
+        Arc::new(Self { places, present: Mutex::default(), stop })
+    }
+
+    /// A place for one more, as soon as there is one; `None` when the server stops.
+    pub(super) async fn admit(self: &Arc<Self>) -> Option<Place> {
+        let permit = loop {
+            if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
+                break permit;
+            }
+            self.send_one_away();
+            tokio::select! {
+                permit = Arc::clone(&self.places).acquire_owned() => break permit.ok()?,
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.stop.cancelled() => return None,
+            }
+        };
+        let activity = Activity { requests: 0, since: Instant::now() };
+        let leave = self.stop.child_token();
+        let guest = Arc::new(Guest { leave, activity: Mutex::new(activity) });
+        lock(&self.present).push(Arc::clone(&guest));
+        Some(Place { guest, guests: Arc::clone(self), _permit: permit })
+    }
+
+    /// Asks the one to leave that has been idle longest, unless one is leaving already.
+    fn send_one_away(&self) {
+        let present = lock(&self.present);
+        if present.iter().any(|guest| guest.leave.is_cancelled()) {
+            return;
+        }
+        let idle = present.iter().filter_map(|guest| Some((guest.idle_since()?, guest)));
+        let longest = idle.min_by_key(|(since, _)| *since);
+        if let Some((since, guest)) = longest
+            && since.elapsed() >= IDLE
+        {
+            guest.leave.cancel();
+        }
+    }
+}
+
+impl Guest {
+    /// Notes that it asks for something.
+    pub(super) fn begin(self: &Arc<Self>) -> UnderWay {
+        lock(&self.activity).requests += 1;
+        UnderWay(Arc::clone(self))
+    }
+
+    /// Since when it asks for nothing; `None` when it does.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let activity = *lock(&self.activity);
+        (activity.requests == 0).then_some(activity.since)
+    }
+}
+
+impl UnderWay {
+    /// A body with which the request is over.
+    pub(super) fn until_sent(self, body: Body) -> Sending {
+        Sending { body, _under_way: self }
+    }
+}
+
+/// The body of an answer to a request that is under way.
+pub(super) struct Sending {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl hyper::body::Body for Sending {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut activity = lock(&self.0.activity);
+        *activity = Activity { requests: activity.requests - 1, since: Instant::now() };
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.guests.present).retain(|guest| !Arc::ptr_eq(guest, &self.guest));
+    }
+}
+
+/// What these hold is right after every statement, whatever panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn full(most: usize) -> (Arc<Guests>, Vec<Place>) {
+        let guests = Guests::new(most, CancellationToken::new());
+        let mut places = Vec::new();
+        for _ in 0..most {
+            places.push(guests.admit().await.unwrap());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        (guests, places)
+    }
+
+    fn leaving(places: &[Place]) -> Vec<usize> {
+        let cancelled =
+            |(index, place): (usize, &Place)| place.guest.leave.is_cancelled().then_some(index);
+        places.iter().enumerate().filter_map(cancelled).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_one_that_is_idle_longest_gives_way_and_one_for_one() {
+        let (guests, places) = full(4).await;
+        let watch = places[0].guest.begin();
+        drop(places[1].guest.begin());
+        let next = tokio::spawn({
+            let guests = Arc::clone(&guests);
+            async move { guests.admit().await.unwrap() }
+        });
+        tokio::time::sleep(IDLE / 2).await;
+        assert!(leaving(&places).is_empty(), "its next request may be on its way");
+        tokio::time::sleep(IDLE * 10).await;
+        assert_eq!(leaving(&places), [2]);
+        assert!(!next.is_finished());
+        let mut places = places;
+        drop(places.remove(2));
+        let newest = next.await.unwrap();
+        assert!(leaving(&places).is_empty());
+        drop((watch, newest));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_with_requests_stay_and_others_wait() {
+        let (guests, places) = full(2).await;
+        let mut requests: Vec<_> = places.iter().map(|place| place.guest.begin()).collect();
+        let more = places[0].guest.begin();
+        let next = tokio::spawn({
+            let guests = Arc::clone(&guests);
+            async move { guests.admit().await.is_some() }
+        });
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(leaving(&places).is_empty());
+        drop(requests.remove(0));
+        tokio::time::sleep(IDLE * 2).await;
+        assert!(leaving(&places).is_empty(), "it has another request under way");
+        drop(more);
+        tokio::time::sleep(IDLE * 2).await;
+        assert_eq!(leaving(&places), [0]);
+        guests.stop.cancel();
+        assert!(!next.await.unwrap(), "nobody is let in at the end");
+    }
+}
