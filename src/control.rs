@@ -301,7 +301,7 @@ async fn answer(
             });
             let basic = |Login { username, password }| Credentials::Basic { username, password };
             let credentials = login.map(basic).into_iter().collect();
-            vec![store.pull(&image, credentials, Some(progress)).await?]
+            vec![store.pull(&image, credentials, Some(progress)).await?.image]
         }
         Request::Import { archive } => {
             let file = File::open(&archive);

@@ -373,6 +373,7 @@ fn kubelet_config(
     config.cgroups = settings.kubelet.cgroups.clone();
     config.parallel_pulls = settings.kubelet.parallel_pulls;
     config.image_gc = settings.kubelet.image_gc;
+    config.image_verification = settings.kubelet.image_verification.clone();
     config.volume_period = settings.kubelet.volume_period;
     let (max_bytes, max_files) = (settings.log_max_bytes, settings.log_max_files);
     config.log_limits = LogLimits { max_bytes, max_files };

@@ -22,6 +22,7 @@ use crate::events::recent::Recent;
 use crate::events::{self, Recorder, Severity};
 use crate::eviction::Conditions;
 use crate::gate::Gate;
+use crate::image_access::Access;
 use crate::meters::{Metered, Meters};
 use crate::node::facts::{self, Facts, Places};
 use crate::node::heartbeat::Signs;
@@ -136,6 +137,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let mut wiring = Wiring { config: &config, parts: &parts, tasks: &mut tasks, token: &shutdown };
     wiring.keep_cgroups(&context.shelf, ceiling, &recorder);
     let disk = wiring.measure_disks(&context.shelf);
+    wiring.forget_images(&context.access);
     let collector = wiring.collect_images((&context.shelf, &disk), recorder.clone());
     let (changes, receiver) = mpsc::channel(CHANGES);
     let state = wiring.state(&context, (&disk, now), changes.downgrade());
@@ -288,9 +290,12 @@ fn context(
     };
     let (client, meters) = (parts.client.clone(), parts.meters.clone());
     let statuses = Writer::metered(client, shutdown.clone(), meters);
+    let access =
+        Access::new(config.image_verification.clone(), Arc::clone(&parts.images), &config.root_dir);
     let context = Context {
         runtime: Arc::clone(&parts.runtime),
         images: Arc::clone(&parts.images),
+        access: Arc::new(access),
         pulls: crate::worker::pull_permits(config.parallel_pulls),
         materials: Arc::new(provision),
         events: recorder,

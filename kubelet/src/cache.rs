@@ -17,8 +17,10 @@ use serde::de::DeserializeOwned;
 
 /// Whether a file has to survive a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Durability {
+pub(crate) enum Durability {
+    /// Yes.
     Synced,
+    /// No: what is right is found out again.
     Hint,
 }
 

@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::clock::{Clock, SystemClock};
-use crate::image_gc;
 use crate::qos::CgroupPolicy;
 use crate::worker::memory::Pacing;
+use crate::{image_access, image_gc};
 
 /// The version that the node claims to be; tools parse it.
 pub const KUBELET_VERSION: &str = "v1.36.2";
@@ -87,6 +87,8 @@ pub struct Config {
     pub parallel_pulls: Option<NonZeroUsize>,
     /// When images are removed.
     pub image_gc: image_gc::Policy,
+    /// When it is asked who may use images that are there.
+    pub image_verification: image_access::Verification,
     /// How often the use of volumes is measured (`volumeStatsAggPeriod`); `None` is never. What else is
     /// measured of disks has the usual period then.
     pub volume_period: Option<Duration>,
@@ -240,6 +242,7 @@ impl Config {
             max_images: Some(50),
             parallel_pulls: None,
             image_gc: image_gc::Policy::default(),
+            image_verification: image_access::Verification::default(),
             volume_period: Some(crate::disk::USUAL_PERIOD),
             provider_id: None,
             external_cloud: false,

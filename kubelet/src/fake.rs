@@ -17,10 +17,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    Checkpoint, ContainerConfig, ContainerId, ContainerState, ContainerStatus, Credentials, Exec,
-    ExecOutput, LogLimits, NamespaceMode, PidMode, PodIdentity, Resize, Runtime, RuntimeError,
-    RuntimeEvent, SandboxConfig, SandboxId, SandboxState, SandboxStatus, Security, Session,
-    StopSignal, Streams,
+    Checkpoint, ContainerConfig, ContainerId, ContainerState, ContainerStatus, Exec, ExecOutput,
+    LogLimits, NamespaceMode, PidMode, PodIdentity, Resize, Runtime, RuntimeError, RuntimeEvent,
+    SandboxConfig, SandboxId, SandboxState, SandboxStatus, Security, Session, StopSignal, Streams,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -28,10 +27,11 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 pub(crate) use api::FakeApi;
-pub(crate) use images::{FakeImages, image};
+pub(crate) use images::{FakeImages, image, key};
 use state::RuntimeState;
 
 use crate::clock::Clock;
+use crate::image_policy::Key;
 use crate::qos::{CgroupPolicy, PodDemand};
 use crate::worker::materials::{ContainerRequest, Materials, Sizes};
 use crate::worker::memory::Failure;
@@ -467,11 +467,11 @@ fn uid(pod: &Pod) -> String {
 
 #[async_trait]
 impl Materials for FakeMaterials {
-    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure> {
+    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Vec<Failure>> {
         lock(&self.directories).insert(uid(pod));
         *lock(&self.preparations) += 1;
         if let Some(message) = lock(&self.volume_failure).clone() {
-            return Err(Failure::new("FailedMount", message));
+            return Err(vec![Failure::new("FailedMount", message)]);
         }
         lock(&self.mounted).insert(uid(pod));
         Ok(())
@@ -543,8 +543,9 @@ impl Materials for FakeMaterials {
         Ok(Sizes::of(pod, &demand, &CgroupPolicy::default()))
     }
 
-    async fn credentials(&self, _: &Pod, _: &str) -> Result<Vec<Credentials>, Failure> {
-        Ok(Vec::new())
+    async fn keys(&self, pod: &Pod, _: &str) -> Vec<Key> {
+        let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        named.map(|secret| images::key(&secret.name)).collect()
     }
 
     async fn termination_message(&self, _: &Pod, _: &ContainerStatus) -> Option<String> {

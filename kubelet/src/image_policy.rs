@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Container;
 
 mod credentials;
 
-pub use credentials::{Keyring, repository_of};
+pub use credentials::{Key, Keyring, SecretName, repository_of};
 
 /// `imagePullPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +67,7 @@ pub fn decide(reference: &str, policy: PullPolicy, present: Option<&Image>) -> I
     match (policy, present) {
         (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => ImageAction::Pull,
         (PullPolicy::IfNotPresent | PullPolicy::Never, Some(_)) => ImageAction::Use,
-        (PullPolicy::Never, None) => ImageAction::NeverPull(format!(
-            "Container image {reference:?} is not present with pull policy of Never"
-        )),
+        (PullPolicy::Never, None) => ImageAction::NeverPull(never_message(reference)),
     }
 }
 
@@ -82,9 +80,16 @@ pub const BACK_OFF_REASON: &str = "ImagePullBackOff";
 /// The waiting reason of a reference that is none.
 pub const INVALID_NAME_REASON: &str = "InvalidImageName";
 
+/// What is said of an image that must not be pulled and is not there, or not for this pod.
+pub fn never_message(reference: &str) -> String {
+    format!("Container image {reference:?} is not present with pull policy of Never")
+}
+
 /// The message of the `Pulled` event for an image that was there.
 pub fn present_message(reference: &str) -> String {
-    format!("Container image {reference:?} already present on machine")
+    format!(
+        "Container image {reference:?} already present on machine and can be accessed by the pod"
+    )
 }
 
 /// The message of the `Pulling` event.

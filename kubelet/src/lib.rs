@@ -33,6 +33,7 @@ pub mod gate;
 mod grpc_call;
 mod hooks;
 mod http_call;
+pub mod image_access;
 pub mod image_gc;
 pub mod image_policy;
 mod inquiry;

@@ -57,7 +57,7 @@ async fn an_image_is_pulled_found_by_all_its_names_and_removed() {
     let last = Arc::new(std::sync::Mutex::new(PullProgress::default()));
     let sink = last.clone();
     let progress = Arc::new(move |now: PullProgress| *sink.lock().unwrap() = now);
-    let image = fixture.store.pull(&reference, vec![], Some(progress)).await.unwrap();
+    let image = fixture.store.pull(&reference, vec![], Some(progress)).await.unwrap().image;
     assert_eq!(image.tags, std::slice::from_ref(&reference));
     assert!(image.size_bytes > 1_900_000, "{}", image.size_bytes);
     let seen = *last.lock().unwrap();
@@ -72,7 +72,7 @@ async fn an_image_is_pulled_found_by_all_its_names_and_removed() {
     assert!(prepared.lower[1].join("bin/busybox").exists());
 
     // A restarted store has it, by digest as well; a container's hold keeps the layers.
-    let again = fixture.store.pull(&image.digests[0], vec![], None).await.unwrap();
+    let again = fixture.store.pull(&image.digests[0], vec![], None).await.unwrap().image;
     assert_eq!(again.id, image.id);
     fixture.store.remove(&reference).await.unwrap();
     assert!(fixture.store.status(&reference).await.unwrap().is_none());
@@ -88,7 +88,7 @@ async fn a_restarted_store_knows_its_images() {
     let registry = Registry::start();
     let reference = registry.push("busybox:1", &Image::busybox());
     let fixture = Fixture::new().await;
-    let image = fixture.store.pull(&reference, vec![], None).await.unwrap();
+    let image = fixture.store.pull(&reference, vec![], None).await.unwrap().image;
     let config = Config::new(fixture.dir.path().to_owned(), support::oci());
     let store = Store::open(config).await.unwrap();
     assert_eq!(store.list().await.unwrap(), std::slice::from_ref(&image));
@@ -98,7 +98,7 @@ async fn a_restarted_store_knows_its_images() {
     let config = Config::new(fixture.dir.path().to_owned(), support::oci());
     let store = Store::open(config).await.unwrap();
     assert!(store.list().await.unwrap().is_empty());
-    assert_eq!(store.pull(&reference, vec![], None).await.unwrap().id, image.id);
+    assert_eq!(store.pull(&reference, vec![], None).await.unwrap().image.id, image.id);
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn a_changed_layer_manifest_or_configuration_is_refused() {
     assert!(error.contains("longer than"), "{error}");
 
     std::fs::write(&layer, &whole).unwrap();
-    let found = fixture.store.pull(&reference, vec![], None).await.unwrap();
+    let found = fixture.store.pull(&reference, vec![], None).await.unwrap().image;
     let config = registry.blob(&Digest::try_from(found.id.as_str()).unwrap());
     fixture.store.remove(&reference).await.unwrap();
     let text = std::fs::read_to_string(&config).unwrap().replace("FROM=image", "FROM=IMAGE");
@@ -205,7 +205,11 @@ async fn credentials_are_tried_in_turn_and_never_told() {
         fixture.store.pull(&reference, vec![basic("wr0ng-secret")], None).await.unwrap_err();
     assert!(!format!("{wrong} {wrong:?}").contains("wr0ng-secret"), "{wrong:?}");
     let both = vec![basic("wr0ng-secret"), basic(PASSWORD)];
-    fixture.store.pull(&reference, both, None).await.unwrap();
+    let pulled = fixture.store.pull(&reference, both, None).await.unwrap();
+    assert_eq!(pulled.opened_by, Some(1));
+    // All of it is there, and the registry is asked all the same.
+    let error = fixture.refused(&reference).await;
+    assert!(error.contains("pull access denied"), "{error}");
 }
 
 #[tokio::test]
@@ -221,7 +225,7 @@ async fn concurrent_pulls_share_layers_and_one_removal_spares_the_other() {
         let (store, reference, received) =
             (fixture.store.clone(), reference.clone(), received.clone());
         tokio::spawn(async move {
-            let image = store.pull(&reference, vec![], None).await.unwrap();
+            let image = store.pull(&reference, vec![], None).await.unwrap().image;
             received.fetch_add(1, Ordering::Relaxed);
             image
         })

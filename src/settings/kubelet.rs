@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use berth_kubelet::config::{Heartbeat, Reserved, SystemLogs, Tls};
 use berth_kubelet::disk::USUAL_PERIOD;
+use berth_kubelet::image_access::Verification;
 use berth_kubelet::image_gc;
 use berth_kubelet::qos::{CgroupPolicy, Driver};
 use berth_kubelet::quantity::Quantity;
@@ -15,7 +16,7 @@ use berth_kubelet::server::tls;
 use serde_json::{Map, Value, json};
 
 use super::documents::{KubeletConfiguration, gates};
-use super::{duration, eviction, shutdown};
+use super::{duration, eviction, shutdown, verification};
 
 /// The health port, where none is said.
 const HEALTH_PORT: u16 = 10248;
@@ -41,6 +42,8 @@ pub(crate) struct Kubelet {
     pub(crate) parallel_pulls: Option<NonZeroUsize>,
     /// When images are removed.
     pub(crate) image_gc: image_gc::Policy,
+    /// When it is asked who may use images that are there.
+    pub(crate) image_verification: Verification,
     /// How often the use of volumes is measured; `None` is never.
     pub(crate) volume_period: Option<Duration>,
     /// What decides cgroup limits.
@@ -128,6 +131,10 @@ impl Kubelet {
         };
         let mut keep = |fault: String| faults.push(fault);
         let image_gc = image_gc(given).map_err(&mut keep).unwrap_or_default();
+        let image_verification = verification::resolve(given);
+        let image_verification = image_verification
+            .map_err(|found| found.into_iter().for_each(&mut keep))
+            .unwrap_or_default();
         let parallel_pulls = parallel_pulls(given).map_err(&mut keep).unwrap_or_default();
         let cgroups = cgroup_policy(given).map_err(&mut keep).unwrap_or_default();
         if !faults.is_empty() {
@@ -150,6 +157,7 @@ impl Kubelet {
             max_images,
             parallel_pulls,
             image_gc,
+            image_verification,
             volume_period,
             cgroups,
             reserved,
@@ -370,6 +378,7 @@ pub(crate) fn in_force(settings: &super::Settings, written: &Map<String, Value>)
         "imageGCLowThresholdPercent": node.image_gc.low_percent,
         "imageMinimumGCAge": text(node.image_gc.least_age),
         "imageMaximumGCAge": text(node.image_gc.longest_unused.unwrap_or_default()),
+        "imagePullCredentialsVerificationPolicy": verification::name(&node.image_verification),
         "volumeStatsAggPeriod": node.volume_period.map_or("-1s".to_owned(), text),
     });
     let all_pods = if cgroups.enforce_allocatable { "pods" } else { "none" };

@@ -6,6 +6,7 @@ pub(crate) mod documents;
 mod eviction;
 mod kubelet;
 mod shutdown;
+mod verification;
 
 use std::fs;
 use std::net::IpAddr;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::disk::{self, Disk};
 use crate::events::Recorder;
 use crate::eviction::{self, Conditions, Order};
+use crate::image_access::Access;
 use crate::image_gc::{self, Collector};
 use crate::qos;
 use crate::server;
@@ -58,6 +59,11 @@ impl Wiring<'_> {
         };
         self.tasks.spawn(disk::keep(disk.clone(), sources, self.token.clone()));
         disk
+    }
+
+    /// Forgets who may use images that are gone.
+    pub(super) fn forget_images(&mut self, access: &Arc<Access>) {
+        self.tasks.spawn(Arc::clone(access).run(self.token.clone()));
     }
 
     /// Removes images that nobody needs.

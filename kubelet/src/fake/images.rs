@@ -5,9 +5,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_runtime::interface::{Credentials, Image, ImageError, ImageId, Images, ProgressSink};
+use berth_runtime::interface::{
+    Credentials, Image, ImageError, ImageId, Images, ProgressSink, Pulled,
+};
 
 use super::lock;
+use crate::image_policy::{Key, SecretName};
 
 /// An image store in memory: knows every image but those that are told to be missing.
 #[derive(Default)]
@@ -18,8 +21,20 @@ pub(crate) struct FakeImages {
     pub(crate) present: Mutex<BTreeSet<String>>,
     /// References that cannot be removed.
     pub(crate) kept: Mutex<BTreeSet<String>>,
+    /// References that only the key of this secret opens.
+    pub(crate) closed: Mutex<BTreeMap<String, String>>,
     /// How long a pull takes.
     pub(crate) takes: Mutex<Duration>,
+}
+
+/// The key of the secret of this name.
+pub(crate) fn key(name: &str) -> Key {
+    let credentials = Credentials::Bearer(format!("token of {name}"));
+    let namespace = "default".to_owned();
+    Key {
+        credentials,
+        secret: SecretName { uid: format!("uid-of-{name}"), namespace, name: name.into() },
+    }
 }
 
 pub(crate) fn image(reference: &str) -> Image {
@@ -51,9 +66,9 @@ impl Images for FakeImages {
     async fn pull(
         &self,
         reference: &str,
-        _credentials: Vec<Credentials>,
+        credentials: Vec<Credentials>,
         _progress: Option<ProgressSink>,
-    ) -> Result<Image, ImageError> {
+    ) -> Result<Pulled, ImageError> {
         let takes = *lock(&self.takes);
         tokio::time::sleep(takes).await;
         if let Some(message) = lock(&self.broken).get(reference) {
@@ -62,8 +77,17 @@ impl Images for FakeImages {
                 message: message.clone(),
             });
         }
+        let mut opened_by = (!credentials.is_empty()).then_some(0);
+        if let Some(name) = lock(&self.closed).get(reference) {
+            let right = key(name).credentials;
+            opened_by = credentials.iter().position(|shown| *shown == right);
+            if opened_by.is_none() {
+                let message = "denied".to_owned();
+                return Err(ImageError::Pull { reference: reference.to_owned(), message });
+            }
+        }
         lock(&self.present).insert(reference.to_owned());
-        Ok(image(reference))
+        Ok(Pulled { image: image(reference), opened_by })
     }
 
     async fn list(&self) -> Result<Vec<Image>, ImageError> {

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use berth_runtime::interface::Credentials;
 use k8s_openapi::api::core::v1::Secret;
-use serde::Deserialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
 
 /// Where images without a registry come from.
 const DEFAULT_REGISTRY: &str = "docker.io";
@@ -125,10 +126,39 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|c| *c == b'*')
 }
 
+/// Which secret it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretName {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl SecretName {
+    fn of(secret: &Secret) -> Self {
+        let ObjectMeta { uid, namespace, name, .. } = &secret.metadata;
+        let [uid, namespace, name] =
+            [uid, namespace, name].map(|part| part.clone().unwrap_or_default());
+        Self { uid, namespace, name }
+    }
+}
+
+/// Credentials and the secret that they are from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// What is shown to the registry.
+    pub credentials: Credentials,
+    /// Where it is from.
+    pub secret: SecretName,
+}
+
 /// The credentials of a pod, by registry.
 #[derive(Debug, Clone, Default)]
 pub struct Keyring {
-    entries: Vec<(Scope, Credentials)>,
+    entries: Vec<(Scope, Key)>,
 }
 
 impl Keyring {
@@ -139,7 +169,12 @@ impl Keyring {
         let mut unreadable = Vec::new();
         for secret in secrets {
             match parse_secret(secret) {
-                Some(entries) => keyring.entries.extend(entries),
+                Some(entries) => {
+                    let of_secret = |(scope, credentials)| {
+                        (scope, Key { credentials, secret: SecretName::of(secret) })
+                    };
+                    keyring.entries.extend(entries.into_iter().map(of_secret));
+                }
                 None => unreadable.push(secret.metadata.name.clone().unwrap_or_default()),
             }
         }
@@ -151,11 +186,11 @@ impl Keyring {
         (keyring, unreadable)
     }
 
-    /// The credentials to try for an image, the most specific first.
-    pub fn lookup(&self, reference: &str) -> Vec<Credentials> {
+    /// What to try for an image, the most specific first.
+    pub fn lookup(&self, reference: &str) -> Vec<Key> {
         let image = Scope::parse(&repository_of(reference));
         let covering = self.entries.iter().filter(|(scope, _)| scope.covers(&image));
-        covering.map(|(_, credentials)| credentials.clone()).collect()
+        covering.map(|(_, key)| key.clone()).collect()
     }
 }
 
@@ -227,7 +262,7 @@ mod tests {
     fn users(secret: &Secret, image: &str) -> Vec<String> {
         let (keyring, unreadable) = Keyring::from_secrets([secret]);
         assert!(unreadable.is_empty());
-        let user = |credentials| match credentials {
+        let user = |key: Key| match key.credentials {
             Credentials::Basic { username, .. } => username,
             Credentials::Bearer(token) => format!("bearer {token}"),
         };
@@ -289,7 +324,8 @@ mod tests {
         let auth = base64::engine::general_purpose::STANDARD.encode("me:se:cret");
         let (keyring, _) = Keyring::from_secrets([&config(json!({"r.example": {"auth": auth}}))]);
         let expected = Credentials::Basic { username: "me".into(), password: "se:cret".into() };
-        assert!(keyring.lookup("r.example/a") == [expected]);
+        let found = keyring.lookup("r.example/a").into_iter().map(|key| key.credentials);
+        assert!(found.eq([expected]));
         let token = config(json!({"r.example": {"registrytoken": "t"}}));
         assert_eq!(users(&token, "r.example/a"), ["bearer t"]);
         let old = secret(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_runtime::interface::{
     Checkpoint, ContainerConfig, ContainerId, Credentials, Exec, ExecOutput, Image, ImageError,
-    Images, OpenFiles, PodUsage, ProgressSink, Resize, Resources, Runtime, RuntimeError,
+    Images, OpenFiles, PodUsage, ProgressSink, Pulled, Resize, Resources, Runtime, RuntimeError,
     RuntimeEvent, SandboxConfig, SandboxId, SandboxStatus, Session, StopSignal, Streams,
 };
 use tokio::net::TcpStream;
@@ -194,12 +194,12 @@ impl Images for Metered<dyn Images> {
         reference: &str,
         credentials: Vec<Credentials>,
         progress: Option<ProgressSink>,
-    ) -> Result<Image, ImageError> {
+    ) -> Result<Pulled, ImageError> {
         let begun = Instant::now();
         let pull = self.inner.pull(reference, credentials, progress);
         let result = self.call("pull_image", pull).await;
-        if let Ok(image) = &result {
-            let size = size_name(image.size_bytes);
+        if let Ok(pulled) = &result {
+            let size = size_name(pulled.image.size_bytes);
             self.meters.time(&PULL_TIME, &[size], begun.elapsed());
         }
         result

@@ -79,7 +79,9 @@ impl Worker {
                     stopped(context.runtime.remove_sandbox(&id).await)
                 });
             }
-            Action::EnsureImage { container } => self.ensure_image(context, pod, container),
+            Action::EnsureImage { container } => {
+                self.ensure_image(context, pod, sandboxes, container);
+            }
             start @ Action::StartContainer { .. } => self.start(context, pod, sandboxes, start),
             end @ Action::EndContainer { .. } => self.end(&pod, end),
             Action::RunPreStop { id, container } => {
@@ -129,17 +131,18 @@ impl Worker {
         }
     }
 
-    fn ensure_image(&mut self, context: Arc<Context>, pod: Arc<Pod>, container: String) {
-        let name = container.clone();
+    fn ensure_image(
+        &mut self,
+        context: Arc<Context>,
+        pod: Arc<Pod>,
+        sandboxes: &[SandboxStatus],
+        container: String,
+    ) {
+        let (name, before) = (container.clone(), runs::images(sandboxes, &container));
         self.startup.pull_begun(Instant::now());
         self.spawn(Operation::Image(name), None, async move {
-            let Some((_, spec)) = members::find(&pod, &container) else {
-                return Outcome::Failed(Failure::new("ErrImagePull", "no such container"));
-            };
-            match image::ensure(&context, &pod, &spec).await {
-                Ok(image) => Outcome::Image(image),
-                Err(failure) => Outcome::Failed(failure),
-            }
+            let ensured = image::ensure(&context, &pod, &container, &before).await;
+            ensured.map_or_else(Outcome::Failed, Outcome::Image)
         });
     }
 
@@ -437,11 +440,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 async fn prepare_volumes(context: Arc<Context>, pod: Arc<Pod>) -> Outcome {
     let prepared = context.materials.prepare_volumes(&pod).await;
-    if let Err(failure) = &prepared {
-        let message = failure.message.clone();
-        context.events.pod(&pod, Severity::Warning, &failure.reason, message);
+    let failures = prepared.err().unwrap_or_default();
+    for Failure { reason, message, .. } in &failures {
+        context.events.pod(&pod, Severity::Warning, reason, message.clone());
     }
-    outcome(prepared)
+    failures.into_iter().next().map_or(Outcome::Done, Outcome::Failed)
 }
 
 async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> Outcome {

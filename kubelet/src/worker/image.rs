@@ -6,15 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use berth_runtime::interface::{Image, ImageError, ImageId};
+use berth_runtime::interface::{Image, ImageError, ImageId, Pulled};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod};
 
 use super::Context;
 use super::apply::chain;
+use super::members;
 use super::memory::Failure;
 use crate::events::Severity;
-use crate::image_policy::{self, ImageAction, PullPolicy};
+use crate::image_access::Need;
+use crate::image_policy::{self, ImageAction, Key, PullPolicy};
 
 /// The reason of a start whose volume's image is gone from the store: it is pulled again.
 pub(super) const GONE: &str = "ErrImagePull";
@@ -26,13 +28,15 @@ struct Wanted<'a> {
     container: Option<&'a str>,
     reference: &'a str,
     policy: PullPolicy,
+    /// What the container has run with.
+    before: &'a [ImageId],
 }
 
 impl<'a> Wanted<'a> {
-    fn of_volume(pod: &'a Pod, source: &'a ImageVolumeSource) -> Self {
+    fn of_volume(pod: &'a Pod, source: &'a ImageVolumeSource, before: &'a [ImageId]) -> Self {
         let reference = source.reference.as_deref().unwrap_or_default();
         let policy = PullPolicy::parse(source.pull_policy.as_deref(), reference);
-        Self { pod, container: None, reference, policy }
+        Self { pod, container: None, reference, policy, before }
     }
 
     fn tell(&self, context: &Context, severity: Severity, (reason, message): (&str, String)) {
@@ -58,18 +62,24 @@ fn volume_sources<'a>(
         .filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?)))
 }
 
-/// The image of `container`, pulled where its policy says so, after those of its volumes. Emits the
-/// events of a pull.
+/// The image of the container of this name, pulled where its policy says so, after those of its volumes; `before` are the
+/// images that it has run with, its volumes' among them. Emits the events of a pull.
 pub(super) async fn ensure(
     context: &Context,
     pod: &Pod,
-    container: &Container,
+    container: &str,
+    before: &[ImageId],
 ) -> Result<Image, Failure> {
-    let result = ensure_all(context, pod, container).await;
+    let Some((_, container)) = members::find(pod, container) else {
+        return Err(Failure::new("ErrImagePull", "no such container"));
+    };
+    let container = &container;
+    let result = ensure_all(context, pod, container, before).await;
     if let Err(failure) = &result {
+        let own = own(pod, container, before);
         let wanted = match &failure.image {
-            Some(reference) => Wanted { container: None, reference, ..own(pod, container) },
-            None => own(pod, container),
+            Some(reference) => Wanted { container: None, reference, ..own },
+            None => own,
         };
         tell_failure(context, &wanted, failure);
         let message = format!("Error: {}", failure.reason);
@@ -79,12 +89,13 @@ pub(super) async fn ensure(
     result
 }
 
-fn own<'a>(pod: &'a Pod, container: &'a Container) -> Wanted<'a> {
+fn own<'a>(pod: &'a Pod, container: &'a Container, before: &'a [ImageId]) -> Wanted<'a> {
     Wanted {
         pod,
         container: Some(&container.name),
         reference: container.image.as_deref().unwrap_or_default(),
         policy: PullPolicy::of(container),
+        before,
     }
 }
 
@@ -106,13 +117,18 @@ fn tell_failure(context: &Context, wanted: &Wanted<'_>, failure: &Failure) {
     wanted.tell(context, Severity::Warning, (reason, message));
 }
 
-async fn ensure_all(context: &Context, pod: &Pod, container: &Container) -> Result<Image, Failure> {
+async fn ensure_all(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+    before: &[ImageId],
+) -> Result<Image, Failure> {
     for (_, source) in volume_sources(pod, container) {
-        let wanted = Wanted::of_volume(pod, source);
+        let wanted = Wanted::of_volume(pod, source, before);
         let found = ensure_quietly(context, &wanted).await;
         found.map_err(|failure| failure.of_volume(wanted.reference))?;
     }
-    ensure_quietly(context, &own(pod, container)).await
+    ensure_quietly(context, &own(pod, container, before)).await
 }
 
 /// The images that volumes of a container are, which were pulled before, by the volume's name.
@@ -143,31 +159,84 @@ async fn ensure_quietly(context: &Context, wanted: &Wanted<'_>) -> Result<Image,
         ),
         error => Failure::new("ImageInspectError", chain(&error)),
     })?;
-    match (image_policy::decide(reference, wanted.policy, present.as_ref()), present) {
-        (ImageAction::Use, Some(image)) => {
-            let message = image_policy::present_message(reference);
-            wanted.tell(context, Severity::Normal, ("Pulled", message));
-            Ok(image)
+    let never = |message| Err(Failure::new(image_policy::NEVER_PULL_REASON, message));
+    let keys = match (image_policy::decide(reference, wanted.policy, present.as_ref()), present) {
+        (ImageAction::Use, Some(image)) => match may_use(context, wanted, &image).await {
+            Use::Allowed => {
+                let message = image_policy::present_message(reference);
+                wanted.tell(context, Severity::Normal, ("Pulled", message));
+                return Ok(image);
+            }
+            Use::Unknown(_) if wanted.policy == PullPolicy::Never => {
+                return never(image_policy::never_message(reference));
+            }
+            Use::Unknown(keys) => keys,
+        },
+        (ImageAction::NeverPull(message), _) => return never(message),
+        (ImageAction::Pull | ImageAction::Use, _) => None,
+    };
+    pull(context, wanted, keys).await
+}
+
+/// Whether a pod may use an image that is there.
+enum Use {
+    Allowed,
+    /// That is for the registry to say; with the pod's keys where they were fetched.
+    Unknown(Option<Vec<Key>>),
+}
+
+async fn may_use(context: &Context, wanted: &Wanted<'_>, image: &Image) -> Use {
+    let (access, reference) = (&context.access, wanted.reference);
+    // What it has run with, it has.
+    if wanted.before.contains(&image.id) {
+        return Use::Allowed;
+    }
+    match access.need(image, reference).await {
+        Need::Nothing => Use::Allowed,
+        Need::Registry => Use::Unknown(None),
+        Need::Key => {
+            let keys = context.materials.keys(wanted.pod, reference).await;
+            match access.opens(image, reference, &keys).await {
+                true => Use::Allowed,
+                false => Use::Unknown(Some(keys)),
+            }
         }
-        (ImageAction::NeverPull(message), _) => {
-            Err(Failure::new(image_policy::NEVER_PULL_REASON, message))
-        }
-        (ImageAction::Pull | ImageAction::Use, _) => pull(context, wanted).await,
     }
 }
 
-async fn pull(context: &Context, wanted: &Wanted<'_>) -> Result<Image, Failure> {
-    let reference = wanted.reference;
-    let credentials = context.materials.credentials(wanted.pod, reference).await?;
+async fn pull(
+    context: &Context,
+    wanted: &Wanted<'_>,
+    keys: Option<Vec<Key>>,
+) -> Result<Image, Failure> {
+    let (access, reference) = (&context.access, wanted.reference);
+    let keys = match keys {
+        Some(keys) => keys,
+        None => context.materials.keys(wanted.pod, reference).await,
+    };
     let message = image_policy::pulling_message(reference);
     wanted.tell(context, Severity::Normal, ("Pulling", message));
     let asked = context.clock.now();
     // Closed by nobody: the worker goes with it.
     let permit = context.pulls.acquire().await;
     let begun = context.clock.now();
+    access.begin(reference).await.map_err(|error| {
+        let message = format!(
+            "Failed to record image pull intent for container image {reference:?}: {error}"
+        );
+        Failure::new(image_policy::PULL_FAILED_REASON, message)
+    })?;
+    let credentials = keys.iter().map(|key| key.credentials.clone()).collect();
     let pulled = context.images.pull(reference, credentials, None).await;
     drop(permit);
-    let image = pulled.map_err(|error| Failure::new(failure_reason(&error), chain(&error)))?;
+    let Pulled { image, opened_by } = match pulled {
+        Ok(pulled) => pulled,
+        Err(error) => {
+            access.failed(reference).await;
+            return Err(Failure::new(failure_reason(&error), chain(&error)));
+        }
+    };
+    access.pulled(reference, &image.id, opened_by.and_then(|place| keys.get(place))).await;
     let ended = context.clock.now();
     let (took, waited) = (spent(ended.duration_since(begun)), spent(ended.duration_since(asked)));
     let message = format!(

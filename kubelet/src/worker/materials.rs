@@ -9,13 +9,14 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerStatus, Credentials, Image, ImageId, Resources, SandboxConfig,
+    ContainerConfig, ContainerStatus, Image, ImageId, Resources, SandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::watch;
 
 use super::members;
 use super::memory::Failure;
+use crate::image_policy::Key;
 use crate::qos::{self, CgroupPolicy, PodDemand};
 
 /// What a container's configuration is made from.
@@ -60,8 +61,8 @@ impl Sizes {
 /// Makes what pods are started from.
 #[async_trait]
 pub trait Materials: Send + Sync + 'static {
-    /// Materializes all volumes of a pod. Doing it twice does no harm.
-    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure>;
+    /// Materializes all volumes of a pod. Doing it twice does no harm. Every volume that fails is told.
+    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Vec<Failure>>;
 
     /// Counts up whenever what the pod's volumes are filled from has changed, the pod itself aside: a
     /// ConfigMap or Secret is another, or a token is to be renewed. Then they are prepared anew.
@@ -79,8 +80,8 @@ pub trait Materials: Send + Sync + 'static {
     /// What the cgroups of a pod that runs are to be held to.
     fn sizes(&self, pod: &Pod) -> Result<Sizes, Failure>;
 
-    /// The credentials that a pod may pull `image` with.
-    async fn credentials(&self, pod: &Pod, image: &str) -> Result<Vec<Credentials>, Failure>;
+    /// What a pod may pull `image` with, the most specific first.
+    async fn keys(&self, pod: &Pod, image: &str) -> Vec<Key>;
 
     /// What an ended container left as its last words, if anything.
     async fn termination_message(&self, pod: &Pod, record: &ContainerStatus) -> Option<String>;

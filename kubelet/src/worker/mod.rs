@@ -46,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::events::{Recorder, Severity};
 use crate::eviction::{self, Cause, Eviction};
+use crate::image_access::Access;
 use crate::meters::{self, Meters, Startup};
 use crate::probe;
 use crate::shelf::Holds;
@@ -65,6 +66,8 @@ pub struct Context {
     pub runtime: Arc<dyn Runtime>,
     /// Keeps images.
     pub images: Arc<dyn Images>,
+    /// Knows who may use them.
+    pub access: Arc<Access>,
     /// One permit a pull.
     pub pulls: Semaphore,
     /// Makes what pods are started from.

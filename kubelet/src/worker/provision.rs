@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use berth_runtime::interface::{
-    ContainerConfig, ContainerState, ContainerStatus, Credentials, Image, ImageId, Mount,
-    SandboxConfig,
+    ContainerConfig, ContainerState, ContainerStatus, Image, ImageId, Mount, SandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::watch;
@@ -32,7 +31,7 @@ use crate::downward::Facts;
 use crate::environment::{self, Environment, Service};
 use crate::events::{Recorder, Severity};
 use crate::gate;
-use crate::image_policy::Keyring;
+use crate::image_policy::{Key, Keyring};
 use crate::meters::{self, Meters};
 use crate::node::Shared;
 use crate::objects::{EnvFile, Fetched};
@@ -109,18 +108,18 @@ impl Ingredients {
         PodDirectory::new(&self.place.root, uid).map_err(config_error)
     }
 
-    /// Makes all volumes; the first that fails is told, after all were tried.
-    fn set_up(&self) -> Result<BTreeMap<String, MountedVolume>, Failure> {
-        let directory = self.directory()?;
+    /// Makes all volumes; those that fail are told, after all were tried.
+    fn set_up(&self) -> Result<BTreeMap<String, MountedVolume>, Vec<Failure>> {
+        let directory = self.directory().map_err(|failure| vec![failure])?;
         directory.create().map_err(|error| {
-            Failure::new("FailedMount", format!("error making pod data directories: {error}"))
+            let message = format!("error making pod data directories: {error}");
+            vec![Failure::new("FailedMount", message)]
         })?;
         let facts = self.facts();
         let node = self.place.node.read().unwrap_or_else(PoisonError::into_inner).clone();
         let sources =
             Sources { facts, fetched: &self.fetched, tokens: &self.tokens, node: Some(&node) };
-        let mut mounted = BTreeMap::new();
-        let mut failure = None;
+        let (mut mounted, mut failures) = (BTreeMap::new(), Vec::new());
         for (name, desired) in volumes::desired_volumes(&self.pod, &sources) {
             let begun = Instant::now();
             let result = desired.and_then(|d| volumes::set_up(&directory, &name, &d));
@@ -130,16 +129,15 @@ impl Ingredients {
                 Ok(volume) => {
                     mounted.insert(name, volume);
                 }
-                Err(error) if failure.is_none() => {
+                Err(error) => {
                     let message = volumes::failed_mount_message(&name, &error);
-                    failure = Some(Failure::new("FailedMount", message));
+                    failures.push(Failure::new("FailedMount", message));
                 }
-                Err(_) => {}
             }
         }
-        match failure {
-            Some(failure) => Err(failure),
-            None => Ok(mounted),
+        match failures.is_empty() {
+            true => Ok(mounted),
+            false => Err(failures),
         }
     }
 
@@ -191,9 +189,10 @@ impl Ingredients {
         images: BTreeMap<String, ImageId>,
         (environment, attempt): (&Environment, u32),
     ) -> Result<Vec<Mount>, Failure> {
-        let mut volumes = self
-            .set_up()
-            .map_err(|failure| Failure::new("CreateContainerConfigError", failure.message))?;
+        let mut volumes = self.set_up().map_err(|failures| {
+            let messages: Vec<_> = failures.into_iter().map(|failure| failure.message).collect();
+            Failure::new("CreateContainerConfigError", messages.join("; "))
+        })?;
         for (name, image) in images {
             if let Some(volume) = volumes.get_mut(&name) {
                 volume.image = Some(image);
@@ -338,9 +337,10 @@ impl Provision {
 
 #[async_trait]
 impl Materials for Provision {
-    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Failure> {
-        let ingredients = self.ingredients(pod, Vec::new()).await?;
-        blocking(move || ingredients.set_up().map(drop)).await
+    async fn prepare_volumes(&self, pod: &Pod) -> Result<(), Vec<Failure>> {
+        let one = |failure| vec![failure];
+        let ingredients = self.ingredients(pod, Vec::new()).await.map_err(one)?;
+        blocking(move || Ok(ingredients.set_up().map(drop))).await.map_err(one)?
     }
 
     fn changes(&self, pod: &Pod) -> watch::Receiver<u64> {
@@ -401,7 +401,7 @@ impl Materials for Provision {
         Ok(Sizes::of(pod, &demand, &self.place.facts.cgroups))
     }
 
-    async fn credentials(&self, pod: &Pod, image: &str) -> Result<Vec<Credentials>, Failure> {
+    async fn keys(&self, pod: &Pod, image: &str) -> Vec<Key> {
         let (secrets, mut without) = self.objects.pull_secrets(pod).await;
         let (keyring, unreadable) = Keyring::from_secrets(secrets.iter().map(|s| &**s));
         without.extend(unreadable);
@@ -413,7 +413,7 @@ impl Materials for Provision {
             );
             self.events.pod(pod, Severity::Warning, "FailedToRetrieveImagePullSecret", message);
         }
-        Ok(keyring.lookup(image))
+        keyring.lookup(image)
     }
 
     async fn termination_message(&self, pod: &Pod, record: &ContainerStatus) -> Option<String> {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_runtime::interface::{ContainerId, ContainerState, ContainerStatus, SandboxId};
+use berth_runtime::interface::{ContainerId, ContainerState, ContainerStatus, ImageId, SandboxId};
 use berth_runtime::interface::{SandboxState, SandboxStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as api;
@@ -217,6 +217,16 @@ pub fn records<'a>(
         .collect();
     found.sort_by_key(|(_, c)| (c.config.attempt, c.created_at));
     found
+}
+
+/// The images that the container `name` has run with, those of its volumes among them.
+pub fn images(sandboxes: &[SandboxStatus], name: &str) -> Vec<ImageId> {
+    let configs = records(sandboxes, name).into_iter().map(|(_, record)| &record.config);
+    let all = configs.flat_map(|config| {
+        let mounted = config.mounts.iter().filter_map(|mount| mount.image.clone());
+        mounted.chain([config.image.clone()])
+    });
+    all.collect()
 }
 
 /// The newest run of the container `name`, and the one before it that ended.

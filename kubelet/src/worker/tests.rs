@@ -5,6 +5,7 @@ mod ending;
 mod eviction;
 mod exchange;
 mod hooks;
+mod keys;
 mod lifecycle;
 mod outage;
 mod preemption;
@@ -36,6 +37,7 @@ use crate::clock::Clock;
 use crate::events::{Occurrence, Recorder};
 use crate::eviction::Order;
 use crate::fake::{FakeApi, FakeClock, FakeImages, FakeMaterials, FakeRuntime};
+use crate::image_access::{Access, Verification};
 use crate::meters::Meters;
 use crate::probe::counts::Counts;
 use crate::shelf::Shelf;
@@ -122,9 +124,11 @@ impl Node {
         self.probes = Counts::default();
         self.standing = Standing::default();
         let statuses = Writer::new(self.api.client(), shutdown.clone());
+        let access = Access::new(Verification::default(), self.images.clone(), self.root.path());
         let context = Arc::new(Context {
             runtime: self.runtime.clone(),
             images: self.images.clone(),
+            access: Arc::new(access),
             pulls: pull_permits(self.parallel_pulls),
             materials: self.materials.clone(),
             events,
@@ -239,22 +243,6 @@ const SECOND: Duration = Duration::from_secs(1);
 fn state(status: &PodStatus) -> Value {
     let containers = status.container_statuses.as_ref().unwrap();
     serde_json::to_value(&containers[0]).unwrap()
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_pod_is_brought_to_ready_with_the_usual_events() {
-    let mut node = Node::new();
-    node.apply(pod("p", "u1", "Always")).await;
-    node.pass(SECOND).await;
-    let status = node.status("p");
-    assert_eq!(status.phase.as_deref(), Some("Running"));
-    assert_eq!(status.pod_ip.as_deref(), Some("10.244.0.1"));
-    assert!(status.container_statuses.as_ref().unwrap()[0].ready);
-    let conditions = status.conditions.unwrap();
-    assert!(conditions.iter().all(|c| c.status == "True"), "{conditions:?}");
-    assert_eq!(node.reasons(), ["Pulling", "Pulled", "Created", "Started"]);
-    let written = node.api.statuses("p");
-    assert_eq!(written.last().unwrap()["phase"], "Running");
 }
 
 #[tokio::test(start_paused = true)]

@@ -38,7 +38,7 @@ use self::manifest::Platform;
 use self::reference::Reference;
 use crate::disk;
 use crate::executable::Executable;
-use crate::interface::{Credentials, Image, ImageError, ImageId, Images, ProgressSink};
+use crate::interface::{Credentials, Image, ImageError, ImageId, Images, ProgressSink, Pulled};
 
 pub use self::layers::Hold;
 pub use self::unpack::Budget;
@@ -256,7 +256,7 @@ impl Images for Store {
         reference: &str,
         credentials: Vec<Credentials>,
         progress: Option<ProgressSink>,
-    ) -> Result<Image, ImageError> {
+    ) -> Result<Pulled, ImageError> {
         let reference = Reference::parse(reference)?;
         pull::run(self, &reference, credentials, progress).await
     }

@@ -21,7 +21,9 @@ use super::reference::Reference;
 use super::registry::{Failure, Session};
 use super::source::{self, Resolved, Source, Target};
 use super::{Store, chain, fetch, lock, store_error};
-use crate::interface::{Credentials, Image, ImageError, ImageId, ProgressSink, PullProgress};
+use crate::interface::{
+    Credentials, Image, ImageError, ImageId, ProgressSink, PullProgress, Pulled,
+};
 
 /// How many layers of one pull are fetched at once.
 const PARALLEL_LAYERS: usize = 4;
@@ -71,17 +73,18 @@ pub(super) async fn run(
     reference: &Reference,
     credentials: Vec<Credentials>,
     progress: Option<ProgressSink>,
-) -> Result<Image, ImageError> {
-    let mut candidates: Vec<_> = credentials.into_iter().map(Some).collect();
+) -> Result<Pulled, ImageError> {
+    let mut candidates: Vec<_> =
+        credentials.into_iter().enumerate().map(|(place, one)| (Some(place), Some(one))).collect();
     if candidates.is_empty() {
-        candidates.push(None);
+        candidates.push((None, None));
     }
     let mut last = None;
-    for credentials in candidates {
+    for (opened_by, credentials) in candidates {
         let session = Session::new(store.client.clone(), reference, credentials);
         let source = Arc::new(Source::Registry(session));
         match from_registry(store, reference, source, progress.clone()).await {
-            Ok(image) => return Ok(image),
+            Ok(image) => return Ok(Pulled { image, opened_by }),
             // Other credentials do not mend a bad image or a full disk.
             Err(error @ Error::Source(source::Error::Registry(_))) => last = Some(error),
             Err(error) => return Err(error.about(&reference.to_string())),

@@ -44,6 +44,15 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
+/// What a pull brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// The image.
+    pub image: Image,
+    /// Which of the credentials opened it, by their place in the list; `None` where there were none.
+    pub opened_by: Option<usize>,
+}
+
 /// How far a pull has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PullProgress {
@@ -100,13 +109,14 @@ pub trait Images: Send + Sync + 'static {
     /// The image a reference (tag, digest or image id) names in the store, without any network.
     async fn status(&self, reference: &str) -> Result<Option<Image>, ImageError>;
 
-    /// Pulls, verifies and unpacks. Concurrent pulls of one layer share it.
+    /// Pulls, verifies and unpacks, with each of the credentials in turn; the registry is asked also when
+    /// all is there. Concurrent pulls of one layer share it.
     async fn pull(
         &self,
         reference: &str,
         credentials: Vec<Credentials>,
         progress: Option<ProgressSink>,
-    ) -> Result<Image, ImageError>;
+    ) -> Result<Pulled, ImageError>;
 
     /// All images.
     async fn list(&self) -> Result<Vec<Image>, ImageError>;

@@ -1,12 +1,12 @@
 //! Feature gates by name: those that are about nodes, and whether berth does what each switches.
 //!
-//! A gate can say what is so, and nothing else, but for the one that is switched. What a gate of another part of
+//! A gate can say what is so, and nothing else, but for the two that are switched. What a gate of another part of
 //! Kubernetes says is that part's business, and changes nothing here. One that Kubernetes has not is refused.
 
 use std::collections::BTreeMap;
 
 /// The gates that are about nodes, and what is so.
-const GATES: [(&str, bool); 82] = [
+const GATES: [(&str, bool); 81] = [
     ("AllAlpha", false),
     ("AllowOverwriteTerminationGracePeriodSeconds", false),
     ("ChangeContainerStatusOnKubeletRestart", false),
@@ -40,7 +40,6 @@ const GATES: [(&str, bool); 82] = [
     ("InPlacePodVerticalScalingInitContainers", false),
     ("KubeletCgroupDriverFromCRI", false),
     ("KubeletCrashLoopBackOffMax", true),
-    ("KubeletEnsureSecretPulledImages", false),
     ("KubeletFineGrainedAuthz", true),
     ("KubeletInUserNamespace", false),
     ("KubeletPodResources", true),
@@ -256,6 +255,8 @@ const ELSEWHERE: [&str; 160] = [
     "WorkloadWithJob",
 ];
 
+/// What images stay with those by, whose secrets opened them, unless it is switched off.
+const ENSURED_SECRETS: &str = "KubeletEnsureSecretPulledImages";
 /// What containers can be checkpointed by, unless it is switched off.
 const CHECKPOINT: &str = "ContainerCheckpoint";
 
@@ -264,11 +265,17 @@ pub(crate) fn has_checkpoints(gates: &BTreeMap<String, bool>) -> bool {
     gates.get(CHECKPOINT).copied().unwrap_or(true)
 }
 
+/// Whether it is asked who may use images that were pulled with secrets.
+pub(crate) fn has_ensured_secrets(gates: &BTreeMap<String, bool>) -> bool {
+    gates.get(ENSURED_SECRETS).copied().unwrap_or(true)
+}
+
 /// What is said of features that is not so.
 pub(crate) fn faults(gates: &BTreeMap<String, bool>) -> Vec<String> {
     let fault =
         |(name, wanted): (&String, &bool)| match GATES.iter().find(|(known, _)| known == name) {
-            None if name == CHECKPOINT || ELSEWHERE.contains(&name.as_str()) => None,
+            None if [CHECKPOINT, ENSURED_SECRETS].contains(&name.as_str()) => None,
+            None if ELSEWHERE.contains(&name.as_str()) => None,
             Some((_, is)) if is == wanted => None,
             Some((_, true)) => Some(format!("featureGates: {name} cannot be switched off")),
             Some((_, false)) => Some(format!("featureGates: {name} is not there")),
@@ -289,7 +296,7 @@ mod tests {
         assert!(of(&[("SidecarContainers", true), ("MemoryQoS", false)]).is_empty());
         let faults = of(&[("SidecarContainers", false), ("MemoryQoS", true), ("NoSuch", true)]);
         assert_eq!(faults.len(), 3);
-        assert!(of(&[("ContainerCheckpoint", false)]).is_empty());
+        assert!(of(&[(CHECKPOINT, false), (ENSURED_SECRETS, false)]).is_empty());
         assert!(of(&[("JobManagedBy", true), ("DRAAdminAccess", false)]).is_empty());
         let mut names: Vec<&str> = GATES.iter().map(|(name, _)| *name).chain(ELSEWHERE).collect();
         names.sort_unstable();

@@ -144,6 +144,10 @@ configuration! {
         /// How long an image may be unused; for ever when absent or zero.
         #[serde(rename = "imageMaximumGCAge")]
         image_maximum_gc_age: Option<String>,
+        /// `NeverVerifyPreloadedImages` when absent.
+        image_pull_credentials_verification_policy: Option<String>,
+        /// With `NeverVerifyAllowlistedImages` alone.
+        preloaded_images_verification_allowlist: Vec<String>,
         /// A minute when absent or zero; volumes are not measured when it is negative.
         volume_stats_agg_period: Option<String>,
         /// Upstream's when absent.
@@ -188,7 +192,6 @@ configuration! {
         "fileCheckFrequency" as file_period: Told("files of static pods are followed as they change"),
         "hairpinMode" as hairpin: Usual(&["\"promiscuous-bridge\"", "\"hairpin-veth\""]),
         "httpCheckFrequency" as http_period: Told("there are no static pods from a URL"),
-        "imagePullCredentialsVerificationPolicy" as pull_policy: Usual(&["\"NeverVerify\""]),
         "imageServiceEndpoint" as image_endpoint: Told("berth pulls images itself"),
         "iptablesDropBit" as drop_bit: Told("no iptables rules are made"),
         "iptablesMasqueradeBit" as masquerade_bit: Told("no iptables rules are made"),
@@ -207,7 +210,6 @@ configuration! {
         "memoryThrottlingFactor" as throttling: Told("memory.high is not set"),
         "oomScoreAdj" as oom_score: Told("the service manager sets it"),
         "podLogsDir" as logs_dir: Usual(&["\"/var/log/pods\"", "\"/var/log/pods/\""]),
-        "preloadedImagesVerificationAllowlist" as preloaded: Usual(&[]),
         "qosReserved" as qos_reserved: Usual(&[]),
         "readOnlyPort" as read_only_port: Usual(&[]),
         "registerNode" as register_node: Only(&["true"]),

@@ -19,6 +19,22 @@ fn startup(command: &str) -> Value {
     }})
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_brought_to_ready_with_the_usual_events() {
+    let mut node = Node::new();
+    node.apply(pod("p", "u1", "Always")).await;
+    node.pass(SECOND).await;
+    let status = node.status("p");
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.0.1"));
+    assert!(status.container_statuses.as_ref().unwrap()[0].ready);
+    let conditions = status.conditions.unwrap();
+    assert!(conditions.iter().all(|c| c.status == "True"), "{conditions:?}");
+    assert_eq!(node.reasons(), ["Pulling", "Pulled", "Created", "Started"]);
+    let written = node.api.statuses("p");
+    assert_eq!(written.last().unwrap()["phase"], "Running");
+}
+
 /// "should launch init container serially before a regular container"
 /// "should run Init container to completion before call to PostStart of regular container"
 /// "should not launch second container before PostStart of the first container completed"
