@@ -14,13 +14,29 @@ pub(crate) struct Registry {
     storage: PathBuf,
 }
 
+/// The login of a registry that asks for one, and its line in a password file.
+const LOGIN: &str = "user:hunter2";
+const PASSWORD_LINE: &str = "user:$2b$04$C.GYkAEVAwOfKc9tDwbBbuv/yE6HeIXuIZhs5LvBZF.fvEeTInIlK\n";
+
 impl Registry {
     pub(crate) fn start(node: &Node) -> Self {
+        Self::launch(node, "", &[])
+    }
+
+    /// One that asks for [`LOGIN`].
+    fn with_login(node: &Node) -> Self {
+        let passwords = node.path("passwords");
+        fs::write(&passwords, PASSWORD_LINE).unwrap();
+        let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", passwords.display());
+        Self::launch(node, &auth, &["-u", LOGIN])
+    }
+
+    fn launch(node: &Node, auth: &str, login: &[&str]) -> Self {
         let storage = node.path("registry");
         let configuration = node.path("registry.yaml");
         let text = format!(
             "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: \"127.0.0.1:5000\"}}\n",
+             http: {{addr: \"127.0.0.1:5000\"}}\n{auth}",
             storage.display()
         );
         fs::write(&configuration, text).unwrap();
@@ -30,7 +46,15 @@ impl Registry {
         let registry = Self { process: command.spawn().expect("docker-registry starts"), storage };
         node.wait_for("the registry to answer", || {
             let ask = ["-sf", "http://127.0.0.1:5000/v2/"];
-            node.namespace().command("curl").args(ask).output().ok()?.status.success().then_some(())
+            node.namespace()
+                .command("curl")
+                .args(ask)
+                .args(login)
+                .output()
+                .ok()?
+                .status
+                .success()
+                .then_some(())
         });
         registry
     }
@@ -39,8 +63,9 @@ impl Registry {
     pub(crate) fn push(&self, node: &Node, archive: &Path, name: &str) {
         let source = format!("oci-archive:{}", archive.display());
         let target = format!("docker://127.0.0.1:5000/{name}");
-        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target];
-        node.namespace().run("skopeo", &flags);
+        // Who does not ask for a login does not see it.
+        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", "--dest-creds", LOGIN];
+        node.namespace().run("skopeo", &[&flags[..], &[&source, &target]].concat());
     }
 
     /// The largest blob: the layer.
@@ -96,6 +121,61 @@ fn an_image_is_pulled_from_a_registry_and_run() {
     assert!(node.berth(&["images"]).contains("127.0.0.1:5000/tools/busybox"));
     node.kubectl(&["delete", "pod", "puller"]);
     drop(registry);
+    node.finish();
+}
+
+/// A pod that stays, with this pull secret or none.
+fn wanting(name: &str, secrets: &str, policy: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+         terminationGracePeriodSeconds: 0\n  imagePullSecrets: [{secrets}]\n  containers:\n  \
+         - {{name: main, image: '127.0.0.1:5000/team/app:1', imagePullPolicy: {policy}, \
+         command: [sleep, '100000']}}\n"
+    )
+}
+
+#[test]
+fn an_image_that_a_secret_opened_is_not_everybodys() {
+    let mut node = Node::start();
+    let registry = Registry::with_login(&node);
+    registry.push(&node, &image::busybox(), "team/app:1");
+    for (name, password) in [("keys", "hunter2"), ("copied", "hunter2"), ("wrong", "guess")] {
+        let password = format!("--docker-password={password}");
+        let server = ["--docker-server=127.0.0.1:5000", "--docker-username=user"];
+        node.kubectl(
+            &[&["create", "secret", "docker-registry", name, &password], &server[..]].concat(),
+        );
+    }
+    let waits = |node: &Node, name: &str, reasons: &[&str]| {
+        node.wait_pod(name, &format!("waiting: {reasons:?}"), |pod| {
+            let state = &pod["status"]["containerStatuses"][0]["state"];
+            reasons.iter().any(|reason| state["waiting"]["reason"] == *reason)
+        });
+    };
+    let denied = ["ErrImagePull", "ImagePullBackOff"];
+    node.apply(&wanting("owner", "{name: keys}", "IfNotPresent"));
+    node.wait_ready("owner");
+    node.apply(&wanting("stranger", "", "IfNotPresent"));
+    waits(&node, "stranger", &denied);
+    node.apply(&wanting("guesser", "{name: wrong}", "IfNotPresent"));
+    waits(&node, "guesser", &denied);
+    node.apply(&wanting("silent", "", "Never"));
+    waits(&node, "silent", &["ErrImageNeverPull"]);
+    node.kill_agent();
+    node.up(&[]);
+    node.await_ready();
+    // Who has the keys needs no registry, and others do not get in without one.
+    drop(registry);
+    node.apply(&wanting("copier", "{name: wrong}, {name: copied}", "IfNotPresent"));
+    node.wait_ready("copier");
+    assert_eq!(
+        node.wait_event("copier", "Pulled"),
+        "Container image \"127.0.0.1:5000/team/app:1\" already present on machine and can be \
+         accessed by the pod"
+    );
+    node.apply(&wanting("late", "", "IfNotPresent"));
+    waits(&node, "late", &["ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"]);
+    node.kubectl(&["delete", "pod", "--all"]);
     node.finish();
 }
 

@@ -33,6 +33,9 @@ fn pods_that_cannot_run_say_why_and_harm_nobody() {
                 "not-root",
                 "image: 'berth.local/busybox:1', securityContext: {runAsNonRoot: true}",
             ),
+            pod("no-volumes", "image: 'berth.local/busybox:1'")
+                + "  volumes: [{name: a, secret: {secretName: none}}, \
+                   {name: b, configMap: {name: neither}}]\n",
             pod("good", "image: 'berth.local/busybox:1', command: [sleep, '1000']"),
         ]
         .concat(),
@@ -56,6 +59,13 @@ fn pods_that_cannot_run_say_why_and_harm_nobody() {
     node.wait_pod("not-root", "refused its user", |pod| {
         waiting(pod) == "CreateContainerConfigError"
     });
+    for (volume, what) in [("a", "secret \"none\""), ("b", "configmap \"neither\"")] {
+        let expected =
+            format!("MountVolume.SetUp failed for volume \"{volume}\" : {what} not found");
+        node.wait_for(&expected, || {
+            node.kubectl(&["describe", "pod", "no-volumes"]).contains(&expected).then_some(())
+        });
+    }
     node.wait_ready("good");
 
     node.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: nothing}\n");
