@@ -7,7 +7,8 @@
 //! no layer.
 //!
 //! Differs: upstream asks the registry again, too, when a container that has run restarts and its pod's
-//! secrets cannot be had. Here it goes on with the image that it had.
+//! secrets cannot be had; here it goes on with the image that it had. An image that was imported stays
+//! everybody's when a pod pulls the same from a registry.
 
 mod policy;
 
@@ -171,8 +172,9 @@ impl Access {
         }
         match self.known().await {
             Ok(known) => {
-                let is_ours = known.pulled.contains_key(&image.id)
-                    || self.is_being_pulled(&known, image).await;
+                let is_ours = !image.pinned
+                    && (known.pulled.contains_key(&image.id)
+                        || self.is_being_pulled(&known, image).await);
                 match known.users(&image.id, reference) {
                     _ if !self.verification.is_due(reference, is_ours) => Need::Nothing,
                     Some(users) if users.everyone => Need::Nothing,

@@ -63,8 +63,11 @@ async fn what_was_brought_by_hand_is_everybodys_and_what_a_secret_opened_is_not(
         assert_eq!(access.need(&image(REFERENCE), "r.example/other:1").await, Need::Registry);
         assert_eq!(access.need(&image(REFERENCE), "r.example/app@sha256:abc").await, Need::Key);
     }
+    let imported = Image { pinned: true, ..image(REFERENCE) };
+    assert_eq!(scene.agent().need(&imported, "imported:1").await, Need::Nothing);
     let always = scene.agent_by(Verification::Always);
     assert_eq!(always.need(&image("elsewhere"), "elsewhere").await, Need::Registry);
+    assert_eq!(always.need(&imported, "imported:1").await, Need::Registry);
     assert_eq!(need(&scene.agent_by(Verification::Never)).await, Need::Nothing);
     pull(&always, None).await;
     assert_eq!(need(&scene.agent()).await, Need::Nothing, "the registry asked for no key");
