@@ -17,7 +17,7 @@ pub(crate) fn merge(current: &Value, wanted: &Value) -> Result<Value> {
     let mut wanted = wanted.clone();
     let unified = wanted.as_object_mut().and_then(|wanted| wanted.remove("unified"));
     overlay(&mut merged, &wanted);
-    settle_cpu(&mut merged, &wanted);
+    settle_cpu(&mut merged, &wanted, unified.as_ref());
     settle_memory(&mut merged, &wanted);
     settle_unified(&mut merged, unified)?;
     Ok(merged)
@@ -62,10 +62,35 @@ fn remove(merged: &mut Value, part: &str, field: &str) {
     }
 }
 
-/// An idle cgroup has no shares, and one that is idle no longer has the default's.
-fn settle_cpu(merged: &mut Value, wanted: &Value) {
-    if !wanted["cpu"]["idle"].is_null() && wanted["cpu"]["shares"].is_null() {
-        remove(merged, "cpu", "shares");
+/// The files of a weight, which an idle cgroup has not.
+const WEIGHTS: [&str; 2] = ["cpu.weight", "cpu.weight.nice"];
+
+/// Whether resources, and what they set by file name, make a cgroup idle; `None` where they do not say.
+fn says_idle(resources: &Value, unified: Option<&Value>) -> Option<bool> {
+    let by_name = unified.and_then(|unified| unified.get("cpu.idle")).and_then(Value::as_str);
+    let by_field = resources["cpu"]["idle"].as_i64().map(|idle| idle != 0);
+    by_name.map(|idle| idle.trim() != "0").or(by_field)
+}
+
+/// An idle cgroup has no weight, one that is idle no longer has the default's, and one that is given a weight
+/// is idle no longer: the later word counts. Who asks for both at once is refused later.
+fn settle_cpu(merged: &mut Value, wanted: &Value, unified: Option<&Value>) {
+    let weighs = wanted["cpu"]["shares"].as_u64().is_some_and(|shares| shares != 0)
+        || WEIGHTS.iter().any(|file| unified.is_some_and(|unified| unified.get(file).is_some()));
+    match says_idle(wanted, unified) {
+        Some(is_idle) => {
+            if wanted["cpu"]["shares"].is_null() {
+                remove(merged, "cpu", "shares");
+            }
+            if is_idle && !weighs {
+                WEIGHTS.iter().for_each(|file| remove(merged, "unified", file));
+            }
+        }
+        None if weighs && says_idle(merged, merged.get("unified")) == Some(true) => {
+            remove(merged, "unified", "cpu.idle");
+            overlay(merged, &json!({"cpu": {"idle": 0}}));
+        }
+        None => {}
     }
 }
 
@@ -140,6 +165,51 @@ mod tests {
         assert_eq!(merged["cpu"], json!({"idle": 1}));
         let merged = merge(&current, &json!({"memory": {"limit": -1}})).unwrap();
         assert_eq!(merged["memory"], json!({"limit": -1}));
+    }
+
+    #[test]
+    fn of_idle_and_a_weight_the_later_counts() {
+        for (current, wanted, expected) in [
+            (
+                json!({"unified": {"cpu.weight": "8", "pids.max": "9"}}),
+                json!({"cpu": {"idle": 1}}),
+                json!({"cpu": {"idle": 1}, "unified": {"pids.max": "9"}}),
+            ),
+            (
+                json!({"cpu": {"shares": 300}}),
+                json!({"unified": {"cpu.idle": "1"}}),
+                json!({"cpu": {}, "unified": {"cpu.idle": "1"}}),
+            ),
+            (
+                json!({"cpu": {"idle": 1}}),
+                json!({"cpu": {"shares": 300}}),
+                json!({"cpu": {"idle": 0, "shares": 300}}),
+            ),
+            (
+                json!({"unified": {"cpu.idle": "1"}}),
+                json!({"cpu": {"shares": 300}}),
+                json!({"cpu": {"idle": 0, "shares": 300}}),
+            ),
+            (
+                json!({"cpu": {"idle": 1}}),
+                json!({"unified": {"cpu.weight.nice": "3"}}),
+                json!({"cpu": {"idle": 0}, "unified": {"cpu.weight.nice": "3"}}),
+            ),
+            (
+                json!({"unified": {"cpu.idle": "0"}}),
+                json!({"unified": {"cpu.weight": "8"}}),
+                json!({"unified": {"cpu.idle": "0", "cpu.weight": "8"}}),
+            ),
+            (
+                json!({"cpu": {"idle": 1}}),
+                json!({"memory": {"limit": 5}}),
+                json!({"cpu": {"idle": 1}, "memory": {"limit": 5}}),
+            ),
+        ] {
+            assert_eq!(merge(&current, &wanted).unwrap(), expected, "{current} {wanted}");
+        }
+        assert!(merge(&json!({}), &json!({"cpu": {"idle": 1, "shares": 300}})).is_err());
+        assert!(merge(&json!({"cpu": 3}), &json!({"unified": {"cpu.weight": "8"}})).is_err());
     }
 
     #[test]

@@ -144,7 +144,10 @@ fn parse(text: &[u8], name: &str) -> Result<Value> {
     // Of the right types before anything is done with it.
     let typed = serde_json::from_slice::<LinuxResources>(text);
     typed.map_err(|error| damaged(error.to_string()))?;
-    Ok(value)
+    match value.is_object() {
+        true => Ok(value),
+        false => Err(damaged("an object is expected".to_owned())),
+    }
 }
 
 fn change(held: &Held, cgroup: &Cgroup, wanted: &Value) -> Result<()> {

@@ -36,9 +36,18 @@ fn an_update_changes_what_it_speaks_of_and_a_refused_one_nothing() {
     assert_eq!(files(), ["max", "max", "1", "20000 100000", "30"]);
     update(&["--cpu-idle", "1"]);
     assert_eq!(container.file("cpu.idle"), "1");
+    let resources = container.path("resources.json");
+    let shown = || ["cpu.idle", "cpu.weight"].map(|name| container.file(name));
+    // Of idle and a weight the later word counts.
+    update(&["--cpu-share", "2"]);
+    assert_eq!(shown(), ["0", "1"]);
+    fs::write(&resources, json!({"unified": {"cpu.weight": "8"}}).to_string()).unwrap();
+    update(&["-r", resources.to_str().unwrap()]);
+    assert_eq!(shown(), ["0", "8"]);
+    update(&["--cpu-idle", "1"]);
+    assert_eq!(container.file("cpu.idle"), "1");
     update(&["--cpu-idle", "0"]);
 
-    let resources = container.path("resources.json");
     let text = json!({"pids": {"limit": 5}, "memory": {"limit": 4096, "checkBeforeUpdate": true}});
     fs::write(&resources, text.to_string()).unwrap();
     let refused =
