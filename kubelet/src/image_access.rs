@@ -58,7 +58,7 @@ pub enum Error {
 
 /// What a pod needs to use an image that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// Nothing.
     Nothing,
     /// A secret that opened it before.
@@ -166,7 +166,7 @@ impl Access {
 
     /// What a pod needs to use an image that is there under `reference`. Where that cannot be told it is
     /// the registry's leave.
-    pub async fn need(&self, image: &Image, reference: &str) -> Need {
+    pub(crate) async fn need(&self, image: &Image, reference: &str) -> Need {
         if matches!(self.verification, Verification::Never) {
             return Need::Nothing;
         }
@@ -261,7 +261,7 @@ impl Access {
         self.keep(&known).await;
     }
 
-    /// Notes that a pull brought nothing.
+    /// Notes that a pull brought nothing, for certain.
     pub(crate) async fn failed(&self, reference: &str) {
         let Ok(mut known) = self.known().await else { return };
         known.end_pull(reference);

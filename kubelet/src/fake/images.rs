@@ -21,6 +21,8 @@ pub(crate) struct FakeImages {
     pub(crate) present: Mutex<BTreeSet<String>>,
     /// References that cannot be removed.
     pub(crate) kept: Mutex<BTreeSet<String>>,
+    /// References whose pull brings them and fails all the same.
+    pub(crate) torn: Mutex<BTreeSet<String>>,
     /// References that only the key of this secret opens.
     pub(crate) closed: Mutex<BTreeMap<String, String>>,
     /// How long a pull takes.
@@ -87,6 +89,10 @@ impl Images for FakeImages {
             }
         }
         lock(&self.present).insert(reference.to_owned());
+        if lock(&self.torn).contains(reference) {
+            let operation = format!("commit image {reference}");
+            return Err(ImageError::Store { operation, source: "input/output error".into() });
+        }
         Ok(Pulled { image: image(reference), opened_by })
     }
 

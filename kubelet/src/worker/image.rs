@@ -62,8 +62,8 @@ fn volume_sources<'a>(
         .filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?)))
 }
 
-/// The image of the container of this name, pulled where its policy says so, after those of its volumes; `before` are the
-/// images that it has run with, its volumes' among them. Emits the events of a pull.
+/// The image of the container of this name, pulled where its policy says so, after those of its volumes;
+/// `before` are the images that it has run with, its volumes' among them. Emits the events of a pull.
 pub(super) async fn ensure(
     context: &Context,
     pod: &Pod,
@@ -232,7 +232,10 @@ async fn pull(
     let Pulled { image, opened_by } = match pulled {
         Ok(pulled) => pulled,
         Err(error) => {
-            access.failed(reference).await;
+            // What the store failed at may have been done all the same.
+            if !matches!(error, ImageError::Store { .. }) {
+                access.failed(reference).await;
+            }
             return Err(Failure::new(failure_reason(&error), chain(&error)));
         }
     };

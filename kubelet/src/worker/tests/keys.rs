@@ -68,3 +68,16 @@ async fn a_container_restarts_with_the_image_that_it_had_also_when_its_secret_is
     let reason = waiting(&mut node, wanting("new", None, "IfNotPresent")).await;
     assert!(reason.is_string(), "a pod that never had it does not get it");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_pull_brought_that_failed_is_not_everybodys() {
+    let mut node = Node::new();
+    node.images.torn.lock().unwrap().insert("img:1".into());
+    let reason = waiting(&mut node, wanting("first", None, "IfNotPresent")).await;
+    assert!(reason.is_string());
+    let barred = waiting(&mut node, wanting("barred", None, "Never")).await;
+    assert_eq!(barred, "ErrImageNeverPull");
+    node.images.torn.lock().unwrap().clear();
+    assert_eq!(waiting(&mut node, wanting("second", None, "IfNotPresent")).await, Value::Null);
+    assert_eq!(waiting(&mut node, wanting("third", None, "Never")).await, Value::Null);
+}
