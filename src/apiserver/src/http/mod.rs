@@ -34,7 +34,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long a connection without requests may take to close once it was asked to.
-const PARTING: Duration = Duration::from_secs(1);
+const PARTING: Duration = Duration::from_millis(250);
 /// How long requests that are under way may take after a shutdown began.
 const DRAIN: Duration = Duration::from_secs(2);
 
