@@ -130,7 +130,7 @@ fn wanting(name: &str, secrets: &str, policy: &str) -> String {
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
          terminationGracePeriodSeconds: 0\n  imagePullSecrets: [{secrets}]\n  containers:\n  \
          - {{name: main, image: '127.0.0.1:5000/team/app:1', imagePullPolicy: {policy}, \
-         command: [sleep, '100000']}}\n"
+         command: [/bin/busybox, sleep, '100000']}}\n"
     )
 }
 
@@ -138,7 +138,8 @@ fn wanting(name: &str, secrets: &str, policy: &str) -> String {
 fn an_image_that_a_secret_opened_is_not_everybodys() {
     let mut node = Node::start();
     let registry = Registry::with_login(&node);
-    registry.push(&node, &image::busybox(), "team/app:1");
+    // One that was not imported: such stay everybody's.
+    registry.push(&node, &image::echo("berth.local/echo:1"), "team/app:1");
     for (name, password) in [("keys", "hunter2"), ("copied", "hunter2"), ("wrong", "guess")] {
         let password = format!("--docker-password={password}");
         let server = ["--docker-server=127.0.0.1:5000", "--docker-username=user"];
