@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use berth_kubelet::replace::{Lasting, replace};
 use berth_kubelet::shutdown::{Error, Lock, Login, Session};
 use futures::stream::{SelectAll, StreamExt as _};
 use zbus::connection::Builder;
@@ -174,10 +175,8 @@ impl DropIn {
              [Login]\nInhibitDelayMaxSec={seconds}\n",
             self.node.display()
         );
-        let temporary = path.with_extension("conf.new");
         fs::create_dir_all(&self.directory)
-            .and_then(|()| fs::write(&temporary, text))
-            .and_then(|()| fs::rename(&temporary, &path))
+            .and_then(|()| replace(&path, text.as_bytes(), 0o644, Lasting::PowerCut))
             .map_err(|source| Error::DropIn { path, seconds, source })
     }
 }

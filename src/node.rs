@@ -22,6 +22,7 @@ use berth_kubelet::credentials::request::Purpose;
 use berth_kubelet::credentials::{self, Serving, Session, Store};
 use berth_kubelet::meters::Meters;
 use berth_kubelet::node::peers::{self, Nodes};
+use berth_kubelet::replace::{Lasting, replace};
 use berth_proxy::{NodePortAddresses, ServiceRoute};
 use berth_runtime::interface::{LogLimits, Runtime};
 use ipnet::IpNet;
@@ -235,10 +236,7 @@ async fn pod_range(
     let Some(cidrs) = peers::wait_for_pod_cidrs(known, shutdown).await else {
         return Ok(None);
     };
-    let temporary = file.with_extension("tmp");
-    fs::write(&temporary, serde_json::to_vec(&cidrs)?)
-        .and_then(|()| fs::File::open(&temporary)?.sync_all())
-        .and_then(|()| fs::rename(&temporary, &file))
+    replace(&file, &serde_json::to_vec(&cidrs)?, 0o600, Lasting::PowerCut)
         .with_context(|| format!("writing {}", file.display()))?;
     Ok(Some(cidrs))
 }
@@ -414,9 +412,7 @@ fn keep_authority(settings: &Settings, pem: &str) -> Result<PathBuf> {
     let directory = settings.places.state_dir.join("pki");
     make_private(&directory)?;
     let file = directory.join("cluster-ca.crt");
-    let temporary = directory.join("cluster-ca.crt.tmp");
-    fs::write(&temporary, pem)
-        .and_then(|()| fs::rename(&temporary, &file))
+    replace(&file, pem.as_bytes(), 0o644, Lasting::PowerCut)
         .with_context(|| format!("writing {}", file.display()))?;
     Ok(file)
 }

@@ -6,12 +6,13 @@
 //! berth itself, so none is raised here but the number of files.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use berth_kubelet::replace::{Lasting, replace};
 
 /// Where units of the administrator are.
 const DIRECTORY: &str = "/etc/systemd/system";
@@ -167,12 +168,8 @@ fn need_systemd() -> Result<()> {
 
 fn write(name: &str, text: &str) -> Result<()> {
     let path = Path::new(DIRECTORY).join(name);
-    let temporary = path.with_extension("new");
     // Nobody but root has to read how the agent is called, as the CIS benchmark asks (4.1.1).
-    let _ = fs::remove_file(&temporary);
-    let file = fs::File::options().write(true).create_new(true).mode(0o600).open(&temporary);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
-        .and_then(|()| fs::rename(&temporary, &path))
+    replace(&path, text.as_bytes(), 0o600, Lasting::PowerCut)
         .with_context(|| format!("writing {}", path.display()))
 }
 

@@ -4,25 +4,16 @@
 //! Apart from `<root>/pods/<uid>`, which goes with the volumes when a pod ends: a pod that ended keeps
 //! its record until it is deleted.
 //!
-//! The API server has the truth: a file that cannot be read is put aside and forgotten. Files are
-//! written under a temporary name and renamed; only a pod's worker writes them, so none comes back
-//! after it was removed.
+//! The API server has the truth: a file that cannot be read is put aside and forgotten. Only a pod's
+//! worker writes its files, so none comes back after it was removed.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Whether a file has to survive a power cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Durability {
-    /// Yes.
-    Synced,
-    /// No: what is right is found out again.
-    Hint,
-}
+use crate::replace::{Lasting, replace};
 
 /// Longer names than UIDs have are not looked at.
 const MAX_UID: usize = 128;
@@ -46,19 +37,19 @@ impl Cache {
     /// Keeps a pod. A failure is logged: the pod runs all the same.
     pub async fn save_pod(&self, pod: &Pod) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        self.save(&uid, ("pod.json", Durability::Synced), pod).await;
+        self.save(&uid, ("pod.json", Lasting::Whole), pod).await;
     }
 
     /// Keeps a status. It is not synced, so that no status waits for a disk: one that a power cut
     /// takes is had again from the API server.
     pub async fn save_status(&self, uid: &str, status: &PodStatus) {
-        self.save(uid, ("status.json", Durability::Hint), status).await;
+        self.save(uid, ("status.json", Lasting::Process), status).await;
     }
 
     async fn save<T: Serialize>(
         &self,
         uid: &str,
-        (name, durability): (&'static str, Durability),
+        (name, lasting): (&'static str, Lasting),
         value: &T,
     ) {
         let Some(directory) = self.directory(uid) else {
@@ -67,9 +58,11 @@ impl Cache {
         let Ok(bytes) = serde_json::to_vec(value) else {
             return;
         };
-        let written =
-            tokio::task::spawn_blocking(move || write(&directory, (name, durability), &bytes))
-                .await;
+        let write = move || {
+            std::fs::create_dir_all(&directory)?;
+            replace(&directory.join(name), &bytes, 0o600, lasting)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(uid, name, %error, "pod not kept on disk"),
@@ -115,21 +108,6 @@ impl Cache {
 pub fn is_safe(uid: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     !uid.is_empty() && uid.len() <= MAX_UID && !uid.starts_with('.') && uid.bytes().all(allowed)
-}
-
-fn write(
-    directory: &Path,
-    (name, durability): (&str, Durability),
-    bytes: &[u8],
-) -> std::io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    let temporary = directory.join(format!(".{name}.new"));
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(bytes)?;
-    if durability == Durability::Synced {
-        file.sync_data()?;
-    }
-    std::fs::rename(&temporary, directory.join(name))
 }
 
 fn load(records: &Path) -> Vec<Pod> {

@@ -13,9 +13,8 @@
 mod policy;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use policy::{Allowed, Verification};
 
-use crate::cache::Durability;
 use crate::image_policy::{Key, SecretName, repository_of};
+use crate::replace::{Lasting, replace};
 
 /// The file of what is known.
 const FILE: &str = "image-access.json";
@@ -241,7 +240,7 @@ impl Access {
         let count = more.pulling.entry(reference.to_owned()).or_default();
         *count = count.saturating_add(1);
         if *count == 1 {
-            self.write(more.clone(), Durability::Synced).await?;
+            self.write(more.clone(), Lasting::PowerCut).await?;
         }
         *known = more;
         Ok(())
@@ -271,14 +270,16 @@ impl Access {
     /// Writes what only makes it easier to use images: after a power cut, or where it cannot be written, the
     /// registry is asked again.
     async fn keep(&self, known: &Known) {
-        if let Err(error) = self.write(known.clone(), Durability::Hint).await {
+        if let Err(error) = self.write(known.clone(), Lasting::Process).await {
             tracing::warn!(%error, "who may use images is not kept on disk");
         }
     }
 
-    async fn write(&self, known: Known, durability: Durability) -> Result<(), Error> {
+    async fn write(&self, known: Known, lasting: Lasting) -> Result<(), Error> {
         let file = self.file.clone();
-        let written = tokio::task::spawn_blocking(move || write(&file, &known, durability)).await;
+        // Hashes of passwords are for root alone.
+        let write = move || replace(&file, &serde_json::to_vec(&known)?, 0o600, lasting);
+        let written = tokio::task::spawn_blocking(write).await;
         let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
         written.map_err(|source| Error::File { path: self.file.clone(), source })
     }
@@ -296,7 +297,7 @@ impl Access {
                 }
             }
             if settled != read {
-                self.write(settled.clone(), Durability::Synced).await?;
+                self.write(settled.clone(), Lasting::PowerCut).await?;
             }
             *known = Some(settled);
         }
@@ -316,7 +317,7 @@ impl Access {
                 let nobodys = images.into_iter().filter(|image| !image.pinned);
                 let pulled = nobodys.map(|image| (image.id, BTreeMap::new())).collect();
                 let known = Known { pulled, ..Known::default() };
-                self.write(known.clone(), Durability::Synced).await?;
+                self.write(known.clone(), Lasting::PowerCut).await?;
                 Ok(known)
             }
         }
@@ -352,18 +353,6 @@ fn read(file: &Path) -> io::Result<Option<Known>> {
         fs::rename(file, file.with_extension("json.bad"))?;
     }
     Ok(known)
-}
-
-fn write(file: &Path, known: &Known, durability: Durability) -> io::Result<()> {
-    let temporary = file.with_extension("tmp");
-    // Hashes of passwords are for root alone.
-    let mut opened =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    opened.write_all(&serde_json::to_vec(known)?)?;
-    if durability == Durability::Synced {
-        opened.sync_data()?;
-    }
-    fs::rename(&temporary, file)
 }
 
 #[cfg(test)]

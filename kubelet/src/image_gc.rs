@@ -28,6 +28,7 @@ use crate::disk::FileSystem;
 use crate::events::{Recorder, Severity};
 use crate::eviction::Reclaim;
 use crate::meters::{IMAGES_REMOVED, Meters};
+use crate::replace::{Lasting, replace};
 use crate::shelf::Shelf;
 use plan::{Record, Records};
 
@@ -319,7 +320,8 @@ impl Collector {
     /// Writes the records; what cannot be written is known until the agent ends.
     async fn keep(&self, records: &Records) {
         let (file, records) = (self.parts.root.join(FILE), records.clone());
-        let written = tokio::task::spawn_blocking(move || write(&file, &records)).await;
+        let write = move || replace(&file, &serde_json::to_vec(&records)?, 0o600, Lasting::Whole);
+        let written = tokio::task::spawn_blocking(write).await;
         if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
             tracing::warn!(%error, "when images were used cannot be kept");
         }
@@ -364,13 +366,6 @@ fn read(file: &Path) -> Records {
 fn unreadable(file: &Path, error: &dyn std::fmt::Display) -> Records {
     tracing::warn!(?file, %error, "when images were used is forgotten");
     Records::new()
-}
-
-fn write(file: &Path, records: &Records) -> io::Result<()> {
-    let temporary = file.with_extension("tmp");
-    fs::write(&temporary, serde_json::to_vec(records)?)?;
-    fs::File::open(&temporary)?.sync_all()?;
-    fs::rename(&temporary, file)
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub mod probe;
 mod profile;
 pub mod qos;
 pub mod quantity;
+pub mod replace;
 pub mod resize;
 pub mod runtime_class;
 pub mod server;

@@ -2,8 +2,8 @@
 //! the link `<name>-current.pem` names the newest. Written whole or not at all; the one before stays.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,6 +12,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::replace::{Lasting, replace};
 
 /// How many certificates are kept: the one in use, and the one before.
 const KEPT: usize = 2;
@@ -201,16 +203,6 @@ fn make_private(directory: &Path) -> Result<(), Error> {
 /// # Errors
 /// When it cannot be written.
 pub fn write_private(path: &Path, text: &str) -> Result<(), Error> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let _ = fs::remove_file(&temporary);
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| Error::File { path: path.to_owned(), source })
+    replace(path, text.as_bytes(), 0o600, Lasting::PowerCut)
+        .map_err(|source| Error::File { path: path.to_owned(), source })
 }

@@ -3,9 +3,7 @@
 //! Without a certificate from the operator one is made, signed by itself, and kept in `<root>/pki`
 //! with its key (0600) for as long as it fits the node's names and has a month to live.
 
-use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -22,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::config::{CertificateFiles, Config};
+use crate::replace::{Lasting, replace};
 
 /// How long a certificate of our own lasts.
 const LIFETIME_DAYS: i64 = 365;
@@ -283,18 +282,8 @@ fn day(now: Timestamp, offset: i64) -> (i32, u8, u8) {
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let failed = |source| Error::Write { path: path.to_owned(), source };
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    std::fs::rename(&temporary, path).map_err(failed)
+    replace(path, bytes, mode, Lasting::PowerCut)
+        .map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
 /// Whether the certificate that is kept names the node as it is now and lasts.

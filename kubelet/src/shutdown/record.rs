@@ -1,13 +1,13 @@
 //! When the node went down last (`<root>/graceful_node_shutdown_state`, upstream's name and form), for
 //! who asks after the reboot.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::meters::{self, Meters};
+use crate::replace::{Lasting, replace};
 
 /// The file's name.
 const FILE: &str = "graceful_node_shutdown_state";
@@ -55,12 +55,7 @@ impl Record {
     }
 
     fn write(self, root: &Path) -> std::io::Result<()> {
-        let path: PathBuf = root.join(FILE);
-        let temporary = root.join(format!(".{FILE}.new"));
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(&self)?)?;
-        file.sync_data()?;
-        std::fs::rename(&temporary, path)
+        replace(&root.join(FILE), &serde_json::to_vec(&self)?, 0o644, Lasting::PowerCut)
     }
 
     /// Tells it in `/metrics`, in whole seconds; 0 is not yet.
