@@ -9,12 +9,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which of our crates each may depend on. `berth-oci`'s protocol types are the seam between the
-/// runtime and its shim; `berth-nft` is a leaf that both network crates encode with.
-const MAY_KNOW: [(&str, &[&str]); 10] = [
+/// runtime and its shim; `berth-nft` is a leaf that both network crates encode with, `berth-guests` one that
+/// both HTTPS servers let callers in with.
+const MAY_KNOW: [(&str, &[&str]); 11] = [
     ("berth", &["berth-apiserver", "berth-cni", "berth-kubelet", "berth-proxy", "berth-runtime"]),
-    ("berth-apiserver", &[]),
+    ("berth-apiserver", &["berth-guests"]),
     ("berth-cni", &["berth-nft"]),
-    ("berth-kubelet", &["berth-runtime"]),
+    ("berth-guests", &[]),
+    ("berth-kubelet", &["berth-guests", "berth-runtime"]),
     ("berth-nft", &[]),
     ("berth-oci", &[]),
     ("berth-proxy", &["berth-nft"]),

@@ -12,7 +12,7 @@ use axum::routing::get;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::tests::{Authority, ask, config, connector};
+use super::tests::{Authority, ask, config, connector, place};
 use super::{connection, tls};
 
 /// As many as one connection may have at once, and those that are just being reset.
@@ -95,7 +95,7 @@ async fn flood(bytes: Vec<u8>) -> (Vec<u8>, usize) {
         }
     });
     let (near, far) = tokio::io::duplex(64 << 10);
-    tokio::spawn(connection(far, acceptor.clone(), router.clone()));
+    tokio::spawn(connection(far, acceptor.clone(), router.clone(), place().await));
     let stream = admin.connect(ServerName::try_from("node").unwrap(), near).await.unwrap();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut said = Vec::new();

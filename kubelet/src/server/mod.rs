@@ -22,6 +22,8 @@ pub mod tls;
 mod zpages;
 
 #[cfg(test)]
+mod crowd;
+#[cfg(test)]
 mod flood;
 #[cfg(test)]
 mod fuzz;
@@ -38,13 +40,14 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::routing::get;
 use axum::{Extension, Router};
+use berth_guests::{Guests, Place};
 use berth_runtime::interface::{Images, Runtime};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::service::Service as _;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -131,10 +134,6 @@ pub struct Streaming {
     pub budget: Budget,
 }
 
-/// A connection's share of those that may be open; live streams keep it after their request.
-#[derive(Debug, Clone)]
-struct Slot(#[allow(dead_code, reason = "dropping it frees the share")] Arc<OwnedSemaphorePermit>);
-
 /// The routes, for a caller who has been let in.
 pub fn routes(state: State) -> Router {
     Router::new()
@@ -192,13 +191,9 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let Identities { tls, guard } = identities;
-    let connections = state.streaming.budget.connections();
+    let guests = Guests::new(state.streaming.budget.connections(), shutdown.clone());
     let router = guarded(state, guard);
-    let slots = Arc::new(Semaphore::new(connections));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => return,
@@ -216,31 +211,22 @@ pub async fn serve(
                 continue;
             }
         };
-        let slot = Slot(Arc::new(slot));
-        let (acceptor, router) = (tls.acceptor(), router.clone().layer(Extension(slot)));
-        let shutdown = shutdown.clone();
+        let Some(place) = guests.admit().await else { return };
+        let (acceptor, router, shutdown) = (tls.acceptor(), router.clone(), shutdown.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = connection(stream, acceptor, router) => {}
+                () = connection(stream, acceptor, router, place) => {}
                 () = shutdown.cancelled() => {}
             }
         });
     }
 }
 
-async fn connection<S>(stream: S, acceptor: TlsAcceptor, router: Router)
+async fn connection<S>(stream: S, acceptor: TlsAcceptor, router: Router, place: Place)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let handshake = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await;
-    let stream = match handshake {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "TLS handshake failed");
-            return;
-        }
-        Err(_) => return,
-    };
+    let Some(stream) = place.shake_hands(&acceptor, stream, PATIENCE).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let identity = certificates
         .and_then(|chain| chain.first())
@@ -259,10 +245,14 @@ where
         .max_pending_accept_reset_streams(20)
         .keep_alive_interval(Duration::from_secs(30));
     let service = TowerToHyperService::new(router);
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "connection ended");
-    }
+    let answer = |request| {
+        let answer = service.call(request);
+        async move {
+            let Ok(answer) = answer.await;
+            answer
+        }
+    };
+    place.serve(&builder, stream, answer).await;
 }
 
 /// Serves `/healthz` without authentication until shutdown.

@@ -80,6 +80,11 @@ pub(super) fn connector(root: &Path, identity: Option<&Pair>) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
+/// A connection's place.
+pub(super) async fn place() -> Place {
+    Guests::new(1, CancellationToken::new()).admit().await.unwrap()
+}
+
 /// Asks for `path`; `None` when the connection is refused in the handshake.
 pub(super) async fn ask(
     (connector, acceptor): (&TlsConnector, &TlsAcceptor),
@@ -87,7 +92,7 @@ pub(super) async fn ask(
     (method, path): (&str, &str),
 ) -> Option<(StatusCode, String)> {
     let (near, far) = tokio::io::duplex(64 << 10);
-    tokio::spawn(connection(far, acceptor.clone(), router.clone()));
+    tokio::spawn(connection(far, acceptor.clone(), router.clone(), place().await));
     let name = ServerName::try_from("node").unwrap();
     let stream = connector.connect(name, near).await.ok()?;
     let (mut sender, connection) =
@@ -180,7 +185,7 @@ impl auth::Reviewer for Nobody {
     }
 }
 
-fn guard() -> Guard {
+pub(super) fn guard() -> Guard {
     Guard::new("node".to_owned(), Arc::new(Nobody))
 }
 

@@ -25,6 +25,7 @@ use axum::extract::{Path, RawQuery, Request, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
+use berth_guests::UnderWay;
 use berth_runtime::interface::{Exec, Session};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -220,14 +221,14 @@ async fn forwarding(state: State, names: Names, mut request: Request) -> Result<
     }
 }
 
-/// Runs what follows an upgrade beside the connection that it was asked on, within the node's bounds.
+/// Runs what follows an upgrade beside the connection that it was asked on, whose place it keeps.
 fn spawn<F>(state: &State, request: &mut Request, work: impl FnOnce(Activity) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let activity = Activity::new();
     let (idle, shutdown) = (state.streaming.idle_timeout, state.streaming.shutdown.clone());
-    let slot = request.extensions_mut().remove::<super::Slot>();
+    let under_way = request.extensions_mut().remove::<UnderWay>();
     let work = work(activity.clone());
     tokio::spawn(async move {
         tokio::select! {
@@ -235,7 +236,7 @@ where
             () = activity.idle(idle) => tracing::debug!("a streaming connection was idle"),
             () = shutdown.cancelled() => {}
         }
-        drop(slot);
+        drop(under_way);
     });
 }
 

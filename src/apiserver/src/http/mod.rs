@@ -4,7 +4,6 @@
 pub(crate) mod access;
 pub(crate) mod answer;
 pub(crate) mod form;
-mod guests;
 pub(crate) mod handle;
 mod impersonate;
 pub(crate) mod query;
@@ -13,8 +12,8 @@ pub(crate) mod route;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use berth_guests::{Guests, Place};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -23,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use access::Identity;
-use guests::{Guests, Place};
 
 /// The most connections to one address, where the process may have descriptors enough.
 const MAX_CONNECTIONS: u64 = 1000;
@@ -33,8 +31,6 @@ const MAX_STREAMS: u32 = 250;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// How long a connection without requests may take to close once it was asked to.
-const PARTING: Duration = Duration::from_millis(250);
 /// How long requests that are under way may take after a shutdown began.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -78,30 +74,11 @@ fn most_connections() -> usize {
 }
 
 async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, place: Place) {
-    let guest = &place.guest;
     let _ = stream.set_nodelay(true);
-    let shaken = tokio::select! {
-        shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
-        () = guest.leave.cancelled() => return,
-    };
-    let stream = match shaken {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
-        Err(_) => return tracing::debug!("TLS handshake took too long"),
-    };
-    let identity = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| Identity::of_certificate(chain.first()?));
+    let Some(stream) = place.shake_hands(&tls, stream, HANDSHAKE).await else { return };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let identity = certificates.and_then(|chain| Identity::of_certificate(chain.first()?));
     let identity = Arc::new(identity);
-    let service = service_fn(|request| {
-        let (api, identity, under_way) = (Arc::clone(&api), Arc::clone(&identity), guest.begin());
-        async move {
-            let answer = handle::answer(api, identity, request).await;
-            Ok::<_, std::convert::Infallible>(answer.map(|body| under_way.until_sent(body)))
-        }
-    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     builder
@@ -110,20 +87,6 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, place: P
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(64 << 10)
         .keep_alive_interval(KEEPALIVE);
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(serving);
-    let mut leaving = false;
-    let result = loop {
-        tokio::select! {
-            result = serving.as_mut() => break result,
-            () = guest.leave.cancelled(), if !leaving => {
-                leaving = true;
-                serving.as_mut().graceful_shutdown();
-            }
-            () = tokio::time::sleep(PARTING), if leaving && guest.idle_since().is_some() => return,
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(error, "connection");
-    }
+    let answer = |request| handle::answer(Arc::clone(&api), Arc::clone(&identity), request);
+    place.serve(&builder, stream, answer).await;
 }

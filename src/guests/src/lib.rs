@@ -1,67 +1,86 @@
-//! Who is connected to one address, and who of them has to go when there is no room for another.
+//! Who is connected to a server's address, and who of them has to go when there is no room for another.
 //!
 //! A connection without a request costs a descriptor and nothing else, and clients keep many: each of
 //! their parallel requests leaves one behind. At the limit the one that was idle longest gives way to
-//! the next that comes; those with requests under way, watches among them, stay.
+//! the next that comes, one that has not ended its handshake as well; those with requests under way,
+//! watches and streams among them, stay.
 
+use std::error::Error as StdError;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-
-use super::answer::{Body, BodyError};
 
 /// How long a connection is idle before it may be sent away: its next request is likely on its way before.
 const IDLE: Duration = Duration::from_millis(250);
 /// How often those are looked through who may go, while others wait.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a connection without requests may take to close once it was asked to.
+const PARTING: Duration = Duration::from_millis(250);
 
 /// The connections to one address.
-pub(super) struct Guests {
+#[derive(Debug)]
+pub struct Guests {
     places: Arc<Semaphore>,
     present: Mutex<Vec<Arc<Guest>>>,
     stop: CancellationToken,
 }
 
 /// One connection.
-pub(super) struct Guest {
+#[derive(Debug)]
+struct Guest {
     /// Cancelled when it has to go, or the server stops.
-    pub(super) leave: CancellationToken,
+    leave: CancellationToken,
     activity: Mutex<Activity>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Activity {
     requests: usize,
     /// When it came, or its last request ended.
     since: Instant,
 }
 
-/// A connection's place; free again when dropped.
-pub(super) struct Place {
-    pub(super) guest: Arc<Guest>,
+/// A connection's place; free again when it and all its [`UnderWay`] are dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    guest: Arc<Guest>,
     guests: Arc<Guests>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// A request that is under way; over when dropped.
-pub(super) struct UnderWay(Arc<Guest>);
+/// A request that is under way; over when all copies are dropped. Requests carry one as an extension: what
+/// goes on after its answer, as a stream on an upgraded connection does, keeps it and so its place.
+#[derive(Debug, Clone)]
+pub struct UnderWay(#[allow(dead_code, reason = "dropping it ends the request")] Arc<Asking>);
+
+#[derive(Debug)]
+struct Asking(Arc<Held>);
 
 impl Guests {
     /// Nobody yet, and so many at most.
-    pub(super) fn new(most: usize, stop: CancellationToken) -> Arc<Self> {
+    pub fn new(most: usize, stop: CancellationToken) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(most));
         Arc::new(Self { places, present: Mutex::default(), stop })
     }
 
     /// A place for one more, as soon as there is one; `None` when the server stops.
-    pub(super) async fn admit(self: &Arc<Self>) -> Option<Place> {
+    pub async fn admit(self: &Arc<Self>) -> Option<Place> {
         let permit = loop {
             if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
                 break permit;
@@ -77,7 +96,7 @@ impl Guests {
         let leave = self.stop.child_token();
         let guest = Arc::new(Guest { leave, activity: Mutex::new(activity) });
         lock(&self.present).push(Arc::clone(&guest));
-        Some(Place { guest, guests: Arc::clone(self), _permit: permit })
+        Some(Place(Arc::new(Held { guest, guests: Arc::clone(self), _permit: permit })))
     }
 
     /// Asks the one to leave that has been idle longest, unless one is about to. One that was asked and
@@ -99,40 +118,100 @@ impl Guests {
 }
 
 impl Guest {
-    /// Notes that it asks for something.
-    pub(super) fn begin(self: &Arc<Self>) -> UnderWay {
-        lock(&self.activity).requests += 1;
-        UnderWay(Arc::clone(self))
-    }
-
     /// Since when it asks for nothing; `None` when it does.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    fn idle_since(&self) -> Option<Instant> {
         let activity = *lock(&self.activity);
         (activity.requests == 0).then_some(activity.since)
     }
 }
 
-impl UnderWay {
-    /// A body with which the request is over.
-    pub(super) fn until_sent(self, body: Body) -> Sending {
-        Sending { body, _under_way: self }
+impl Place {
+    /// The server's half of a TLS handshake; `None` when it fails, takes longer than `patience`, or the
+    /// connection has to go.
+    pub async fn shake_hands<S>(
+        &self,
+        tls: &TlsAcceptor,
+        stream: S,
+        patience: Duration,
+    ) -> Option<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(patience, tls.accept(stream)) => shaken,
+            () = self.0.guest.leave.cancelled() => return None,
+        };
+        match shaken {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => tracing::debug!("TLS handshake took too long"),
+        }
+        None
+    }
+
+    /// Answers the requests on a connection until it ends or has to go. A connection that is upgraded ends
+    /// here; what is done with it keeps its request's [`UnderWay`].
+    pub async fn serve<S, F, B>(
+        self,
+        builder: &Builder<TokioExecutor>,
+        stream: S,
+        answer: impl Fn(Request<Incoming>) -> F,
+    ) where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let guest = &self.0.guest;
+        let service = service_fn(|mut request: Request<Incoming>| {
+            let under_way = self.begin();
+            request.extensions_mut().insert(under_way.clone());
+            let answer = answer(request);
+            async move {
+                let sending = |body| Sending { body, _under_way: under_way };
+                Ok::<_, std::convert::Infallible>(answer.await.map(sending))
+            }
+        });
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(serving);
+        let mut leaving = false;
+        let result = loop {
+            tokio::select! {
+                result = serving.as_mut() => break result,
+                () = guest.leave.cancelled(), if !leaving => {
+                    leaving = true;
+                    serving.as_mut().graceful_shutdown();
+                }
+                () = tokio::time::sleep(PARTING), if leaving && guest.idle_since().is_some() => return,
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(error, "connection ended");
+        }
+    }
+
+    /// Notes that something is asked for.
+    fn begin(&self) -> UnderWay {
+        lock(&self.0.guest.activity).requests += 1;
+        UnderWay(Arc::new(Asking(Arc::clone(&self.0))))
     }
 }
 
 /// The body of an answer to a request that is under way.
-pub(super) struct Sending {
-    body: Body,
+struct Sending<B> {
+    body: B,
     _under_way: UnderWay,
 }
 
-impl hyper::body::Body for Sending {
-    type Data = Bytes;
-    type Error = BodyError;
+impl<B: Body + Unpin> Body for Sending<B> {
+    type Data = B::Data;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 
@@ -145,14 +224,14 @@ impl hyper::body::Body for Sending {
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for Asking {
     fn drop(&mut self) {
-        let mut activity = lock(&self.0.activity);
+        let mut activity = lock(&self.0.guest.activity);
         *activity = Activity { requests: activity.requests - 1, since: Instant::now() };
     }
 }
 
-impl Drop for Place {
+impl Drop for Held {
     fn drop(&mut self) {
         lock(&self.guests.present).retain(|guest| !Arc::ptr_eq(guest, &self.guest));
     }
@@ -179,15 +258,15 @@ mod tests {
 
     fn leaving(places: &[Place]) -> Vec<usize> {
         let cancelled =
-            |(index, place): (usize, &Place)| place.guest.leave.is_cancelled().then_some(index);
+            |(index, place): (usize, &Place)| place.0.guest.leave.is_cancelled().then_some(index);
         places.iter().enumerate().filter_map(cancelled).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_one_that_is_idle_longest_gives_way_and_one_for_one() {
         let (guests, places) = full(4).await;
-        let watch = places[0].guest.begin();
-        drop(places[1].guest.begin());
+        let watch = places[0].begin();
+        drop(places[1].begin());
         let next = tokio::spawn({
             let guests = Arc::clone(&guests);
             async move { guests.admit().await.unwrap() }
@@ -198,7 +277,7 @@ mod tests {
         assert_eq!(leaving(&places), [2]);
         assert!(!next.is_finished());
         // Its next request came in that moment, and lasts.
-        let late = places[2].guest.begin();
+        let late = places[2].begin();
         tokio::time::sleep(IDLE).await;
         assert_eq!(leaving(&places), [2, 3]);
         let mut places = places;
@@ -211,8 +290,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_with_requests_stay_and_others_wait() {
         let (guests, places) = full(2).await;
-        let mut requests: Vec<_> = places.iter().map(|place| place.guest.begin()).collect();
-        let more = places[0].guest.begin();
+        let mut requests: Vec<_> = places.iter().map(|place| place.begin()).collect();
+        let more = places[0].begin();
         let next = tokio::spawn({
             let guests = Arc::clone(&guests);
             async move { guests.admit().await.is_some() }
