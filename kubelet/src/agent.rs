@@ -163,13 +163,14 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> R
     let (orders, evictions) = mpsc::channel(CHANGES);
     let mut wiring = Wiring { config: &config, parts: &parts, tasks: &mut tasks, token: &shutdown };
     wiring.wait_for_pods((&context, &recorder), (orders.clone(), standing.clone()));
-    wiring.evict(&context, (disk, collector), (orders, pressure), recorder);
+    wiring.evict(&context, (disk, collector), (orders, pressure), recorder.clone());
     let mut roster = Roster::new(Arc::new(context), Arc::new(gate), shutdown.clone())
         .with_evictions(evictions, standing);
     if let Some(directory) = config.static_pod_path.clone() {
         let (files, receiver) = mpsc::channel(1);
         let name = config.node_name.clone();
-        tasks.spawn(static_pods::follow(directory, name, files, shutdown.clone()));
+        let tells = (files, recorder.clone());
+        tasks.spawn(static_pods::follow(directory, name, tells, shutdown.clone()));
         roster = roster.with_files(receiver);
     }
     roster.run(receiver).await;

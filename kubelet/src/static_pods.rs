@@ -1,4 +1,5 @@
-//! Static pods: pods from files of a directory (`staticPodPath`), run without asking an API server.
+//! Static pods: pods from files of a directory, or from one file (`staticPodPath`), run without asking an
+//! API server.
 //!
 //! ```text
 //!   directory ─ inotify, or 20 s ─► scan ─► manifest ─► the whole set ─► roster
@@ -7,8 +8,9 @@
 //! ```
 //!
 //! A file is one pod, YAML or JSON ([`manifest`]); its UID is a hash of what it says, so a changed file
-//! is another pod. One that is removed and written again, at once and unchanged, is restarted. Whoever can write to the directory is root on the node already, but the files are
-//! read through limits all the same. `Differs:` a directory only, no single file and no URL.
+//! is another pod. One that is removed and written again, at once and unchanged, is restarted. Whoever can
+//! write to the directory is root on the node already, but the files are read through limits all the same.
+//! `Differs:` no URL.
 
 pub mod manifest;
 pub mod mirror;
@@ -29,6 +31,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::events::{Recorder, Severity};
 use crate::source::Event;
 use crate::sys;
 
@@ -38,15 +41,18 @@ const RESCAN: Duration = Duration::from_secs(20);
 /// How long writers are left alone after the first sign of a change.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// The reason of the event of a pod whose name another has; upstream's.
+const INVALID: &str = "FailedValidation";
+
 /// A manifest is not longer than what an API server takes.
 const MAX_BYTES: u64 = 3 << 20;
 
-/// Follows the manifests of `directory` until `shutdown`, or until nobody listens. Each time the set
+/// Follows the manifest at `path`, or all of a directory there, until `shutdown`, or until nobody listens. Each time the set
 /// changes the whole of it is sent.
 pub async fn follow(
-    directory: PathBuf,
+    path: PathBuf,
     node_name: String,
-    events: mpsc::Sender<Event<Pod>>,
+    (changes, events): (mpsc::Sender<Event<Pod>>, Recorder),
     shutdown: CancellationToken,
 ) {
     let mut known: Option<Vec<Pod>> = None;
@@ -54,13 +60,16 @@ pub async fn follow(
     let mut complaints = BTreeMap::new();
     loop {
         // Watched before it is read, so that nothing is missed in between.
-        let watch = watch(&directory);
-        let (path, node) = (directory.clone(), node_name.clone());
-        let scanned = tokio::task::spawn_blocking(move || scan(&path, &node)).await;
+        let watch = watch(&path);
+        let (place, node) = (path.clone(), node_name.clone());
+        let scanned = tokio::task::spawn_blocking(move || scan(&place, &node)).await;
         if let Ok(Some(Scan { pods, files, refused })) = scanned {
             for (path, why) in &refused {
                 if complaints.get(path) != Some(why) {
                     tracing::error!(path = %path.display(), error = %why, "static pod refused");
+                    if let Refusal::Duplicate(pod) = why {
+                        events.pod(pod, Severity::Warning, INVALID, why.to_string());
+                    }
                 }
             }
             complaints = refused;
@@ -78,7 +87,7 @@ pub async fn follow(
                 sets.push(pods.clone());
             }
             for set in sets {
-                if events.send(Event::Synced(set)).await.is_err() {
+                if changes.send(Event::Synced(set)).await.is_err() {
                     return;
                 }
             }
@@ -92,41 +101,55 @@ pub async fn follow(
     }
 }
 
-/// What a directory holds.
+/// What is there.
 struct Scan {
     /// Its pods, by namespace and name.
     pods: Vec<Pod>,
     /// The names of their files, by UID.
     files: BTreeMap<String, OsString>,
     /// Its files that are none, with the reason.
-    refused: BTreeMap<PathBuf, String>,
+    refused: BTreeMap<PathBuf, Refusal>,
 }
 
-/// Reads all manifests. `None` when the directory cannot be read: what is known stays. A directory
-/// that is not there is empty. Blocks.
-fn scan(directory: &Path, node_name: &str) -> Option<Scan> {
+/// Why a file is no pod.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum Refusal {
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    #[error(transparent)]
+    Invalid(#[from] manifest::Error),
+    /// Another file has a pod of this name.
+    #[error(
+        "Error validating pod {}_{}({}) from file due to duplicate pod name {:?}, ignoring",
+        text(&.0.metadata.name), text(&.0.metadata.namespace), text(&.0.metadata.uid),
+        text(&.0.metadata.name)
+    )]
+    Duplicate(Box<Pod>),
+}
+
+fn text(field: &Option<String>) -> &str {
+    field.as_deref().unwrap_or_default()
+}
+
+/// Reads all manifests. `None` when the directory cannot be read: what is known stays. What is not there
+/// is empty. Blocks.
+fn scan(place: &Path, node_name: &str) -> Option<Scan> {
     let mut pods = BTreeMap::new();
     let (mut files, mut refused) = (BTreeMap::new(), BTreeMap::new());
-    let entries = match std::fs::read_dir(directory) {
+    let paths = match manifests(place) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Some(Scan { pods: Vec::new(), files, refused });
         }
         Err(error) => {
-            tracing::warn!(path = %directory.display(), %error, "static pods not read");
+            tracing::warn!(path = %place.display(), %error, "static pods not read");
             return None;
         }
-        Ok(entries) => entries,
+        Ok(paths) => paths,
     };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-    paths.sort();
     for path in paths {
-        let is_hidden = path.file_name().is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
-        if is_hidden || !path.is_file() {
-            continue;
-        }
         let pod = read(&path)
-            .map_err(|error| format!("cannot be read: {error}"))
-            .and_then(|text| manifest::pod(&text, &path, node_name).map_err(|e| e.to_string()));
+            .map_err(|error| Refusal::Unreadable(error.to_string()))
+            .and_then(|text| Ok(manifest::pod(&text, &path, node_name)?));
         match pod {
             Ok(pod) => {
                 let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
@@ -137,7 +160,7 @@ fn scan(directory: &Path, node_name: &str) -> Option<Scan> {
                         place.insert(pod);
                     }
                     Entry::Occupied(_) => {
-                        refused.insert(path, "another file has a pod of this name".to_owned());
+                        refused.insert(path, Refusal::Duplicate(Box::new(pod)));
                     }
                 }
             }
@@ -149,6 +172,21 @@ fn scan(directory: &Path, node_name: &str) -> Option<Scan> {
     Some(Scan { pods: pods.into_values().collect(), files, refused })
 }
 
+/// The file there, or those of a directory there that are not hidden, in the order of their names.
+fn manifests(place: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if std::fs::metadata(place)?.is_file() {
+        return Ok(vec![place.to_owned()]);
+    }
+    let is_manifest = |path: &PathBuf| {
+        let is_hidden = path.file_name().is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
+        !is_hidden && path.is_file()
+    };
+    let entries = std::fs::read_dir(place)?.flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = entries.filter(is_manifest).collect();
+    paths.sort();
+    Ok(paths)
+}
+
 fn read(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
@@ -158,8 +196,10 @@ fn read(path: &Path) -> std::io::Result<String> {
     }
 }
 
-fn watch(directory: &Path) -> Option<AsyncFd<OwnedFd>> {
+fn watch(place: &Path) -> Option<AsyncFd<OwnedFd>> {
     use inotify::{CreateFlags, WatchFlags};
+    // A file that is replaced by another is so in its directory.
+    let directory = if place.is_dir() { place } else { place.parent()? };
     let watched = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).and_then(|fd| {
         let flags = WatchFlags::CLOSE_WRITE
             | WatchFlags::CREATE
@@ -232,11 +272,12 @@ mod tests {
         std::fs::write(path("bad.yaml"), "kind: Pod\n  x").unwrap();
         std::fs::write(path(".hidden.yaml"), manifest("hidden", "i:1")).unwrap();
         std::fs::create_dir(path("directory")).unwrap();
-        let (events, mut inbox) = mpsc::channel(4);
+        let (changes, mut inbox) = mpsc::channel(4);
+        let (events, mut told) = Recorder::new();
         let shutdown = CancellationToken::new();
         let _ends = shutdown.clone().drop_guard();
         let place = directory.path().to_owned();
-        tokio::spawn(follow(place, "Node-1".to_owned(), events, shutdown));
+        tokio::spawn(follow(place, "Node-1".to_owned(), (changes, events), shutdown));
         let mut names = async || match inbox.recv().await {
             Some(Event::Synced(pods)) => pods
                 .iter()
@@ -256,10 +297,42 @@ mod tests {
         std::fs::write(path("copy.yaml"), manifest("b", "i:3")).unwrap();
         let last = names().await;
         assert_eq!((last.len(), last[0].0.as_str()), (1, "b-node-1"));
+        let event = told.try_recv().unwrap();
+        assert_eq!(event.reason, "FailedValidation");
+        let (start, end) = ("Error validating pod b-node-1_default(", ", ignoring");
+        assert!(event.message.starts_with(start) && event.message.ends_with(end), "{event:?}");
+        assert!(told.try_recv().is_err(), "bad files are no pods and have no events");
         // Away and back again before anybody has looked: the pod was not there for a moment.
         std::fs::remove_file(path("b.yaml")).unwrap();
         std::fs::remove_file(path("copy.yaml")).unwrap();
         std::fs::write(path("b.yaml"), manifest("b", "i:1")).unwrap();
         assert_eq!((names().await, names().await), (Vec::new(), last));
+    }
+
+    #[tokio::test]
+    async fn a_single_file_is_followed_and_others_beside_it_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pod.yaml");
+        std::fs::write(directory.path().join("other.yaml"), manifest("other", "i:1")).unwrap();
+        let (changes, mut inbox) = mpsc::channel(4);
+        let (events, _told) = Recorder::new();
+        let shutdown = CancellationToken::new();
+        let _ends = shutdown.clone().drop_guard();
+        tokio::spawn(follow(file.clone(), "n".to_owned(), (changes, events), shutdown));
+        let mut names = async || match inbox.recv().await {
+            Some(Event::Synced(pods)) => {
+                pods.into_iter().map(|pod| pod.metadata.name.unwrap()).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(names().await, [""; 0], "it is not there yet");
+        for name in ["a", "b"] {
+            let draft = directory.path().join(".pod.yaml.new");
+            std::fs::write(&draft, manifest(name, "i:1")).unwrap();
+            std::fs::rename(&draft, &file).unwrap();
+            assert_eq!(names().await, [format!("{name}-n")]);
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(names().await, [""; 0]);
     }
 }

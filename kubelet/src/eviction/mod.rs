@@ -13,6 +13,7 @@
 
 pub mod limit;
 mod observe;
+pub(crate) mod overdue;
 pub mod plan;
 pub mod rank;
 pub mod threshold;
@@ -132,7 +133,8 @@ pub struct Parts {
 /// Looks after the node's resources until `shutdown`.
 pub async fn run(parts: Parts, shutdown: CancellationToken) {
     let work = async {
-        let mut evictor = Evictor { parts, state: State::default(), told: BTreeSet::new() };
+        let (state, told) = (State::default(), BTreeSet::new());
+        let mut evictor = Evictor { parts, state, told, shutdown: shutdown.clone() };
         loop {
             match evictor.round().await {
                 Some(longest) => evictor.await_ends(longest).await,
@@ -152,6 +154,7 @@ struct Evictor {
     /// Pods that were told to end and have not. `Differs:` upstream tells them again and again, and
     /// goes to no other as long as they rank first.
     told: BTreeSet<String>,
+    shutdown: CancellationToken,
 }
 
 impl Evictor {
@@ -318,6 +321,8 @@ impl Evictor {
         let is_taken = self.parts.orders.send(order).await.is_ok();
         if is_taken {
             self.parts.meters.count(&meters::EVICTIONS, &[signal]);
+            let tells = (self.parts.shelf.clone(), self.parts.events.clone());
+            overdue::watch(pod, grace, tells, self.shutdown.clone());
             self.told.insert(uid);
         }
         is_taken

@@ -137,6 +137,7 @@ async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() 
     assert_eq!(scene.reasons(), ["EvictionThresholdMet", "Evicted"]);
     tokio::time::sleep(PATIENCE / 2).await;
     assert!(scene.orders.try_recv().is_err(), "its end is waited for");
+    assert_eq!(scene.reasons(), [overdue::REASON], "once");
     scene.put("a", 5, "Failed");
     let early = tokio::time::timeout(PATIENCE / 4, scene.orders.recv()).await;
     assert!(early.is_err(), "its volumes may still hold memory");
@@ -147,6 +148,7 @@ async fn under_pressure_one_pod_after_the_other_ends_and_never_a_critical_one() 
     scene.shelf.give_back("b", Holds::Remains);
     tokio::time::sleep(INTERVAL * 3).await;
     assert!(scene.orders.try_recv().is_err(), "nobody is left who may be ended");
+    assert!(!scene.reasons().contains(&overdue::REASON.to_owned()), "it was in time");
     assert_eq!(scene.evictions(), [("memory.available".to_owned(), 2)].into());
     memory(scene.root.path(), 500);
     tokio::time::sleep(Duration::from_secs(290)).await;

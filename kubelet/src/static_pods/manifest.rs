@@ -17,7 +17,7 @@ pub const SOURCE: &str = "kubernetes.io/config.source";
 pub const HASH: &str = "kubernetes.io/config.hash";
 
 /// Why a file is no static pod.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Not YAML, or not of the shape of a pod.
     #[error("not a pod: {0}")]

@@ -5,12 +5,12 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::Roster;
 use crate::events::Severity;
-use crate::eviction::{Cause, Eviction, Order};
+use crate::eviction::{Cause, Eviction, Order, overdue};
 use crate::shutdown;
 use crate::static_pods;
 use crate::status::conditions::PREEMPTING;
-use crate::worker::Wish;
 use crate::worker::memory::Failure;
+use crate::worker::{Wish, termination_grace};
 
 impl Roster {
     /// Ends a pod in favour of a critical one.
@@ -29,6 +29,9 @@ impl Roster {
             });
             if is_new {
                 events.pod(&entry.pod, Severity::Warning, PREEMPTING, MESSAGE);
+                let tells = (self.context.shelf.clone(), events.clone());
+                let grace = termination_grace(&entry.pod);
+                overdue::watch(&entry.pod, grace, tells, self.shutdown.clone());
             }
         }
     }

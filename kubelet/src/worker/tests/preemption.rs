@@ -61,6 +61,18 @@ async fn a_critical_pod_waits_until_its_victim_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_victim_that_does_not_end_is_told_of() {
+    let mut node = full_node().await;
+    node.runtime.state().failures.insert("stop_container", u32::MAX);
+    node.apply(guest("critical", true)).await;
+    let late = "Container runtime did not kill the pod within specified grace period.".to_owned();
+    node.pass(SECOND * 44).await;
+    assert!(!node.messages().contains(&late));
+    node.pass(SECOND * 2).await;
+    assert_eq!(node.messages().iter().filter(|message| **message == late).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_fits_once_the_victims_are_gone_waits_with_the_others() {
     let node = full_node().await;
     node.runtime.state().stubborn.extend(["a".into(), "b".into()]);
