@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::{Recorder, Severity};
 use crate::source::Event;
+use crate::status::containers::full_name;
 use crate::sys;
 
 /// How often the directory is read though nothing was heard of it.
@@ -120,15 +121,10 @@ enum Refusal {
     Invalid(#[from] manifest::Error),
     /// Another file has a pod of this name.
     #[error(
-        "Error validating pod {}_{}({}) from file due to duplicate pod name {:?}, ignoring",
-        text(&.0.metadata.name), text(&.0.metadata.namespace), text(&.0.metadata.uid),
-        text(&.0.metadata.name)
+        "Error validating pod {} from file due to duplicate pod name {:?}, ignoring",
+        full_name(.0), .0.metadata.name.as_deref().unwrap_or_default()
     )]
     Duplicate(Box<Pod>),
-}
-
-fn text(field: &Option<String>) -> &str {
-    field.as_deref().unwrap_or_default()
 }
 
 /// Reads all manifests. `None` when the directory cannot be read: what is known stays. What is not there

@@ -17,6 +17,10 @@ use crate::image_policy::{Key, SecretName};
 pub(crate) struct FakeImages {
     /// References whose pull fails, with the registry's message.
     pub(crate) broken: Mutex<BTreeMap<String, String>>,
+    /// References whose registry cannot be reached.
+    pub(crate) unreachable: Mutex<BTreeSet<String>>,
+    /// References that the store fails at.
+    pub(crate) unreadable: Mutex<BTreeSet<String>>,
     /// References that are in the store.
     pub(crate) present: Mutex<BTreeSet<String>>,
     /// References that cannot be removed.
@@ -61,6 +65,10 @@ impl Images for FakeImages {
                 message: "invalid reference format".to_owned(),
             });
         }
+        if lock(&self.unreadable).contains(reference) {
+            let operation = format!("read image {reference}");
+            return Err(ImageError::Store { operation, source: "input/output error".into() });
+        }
         let present = lock(&self.present).contains(reference);
         Ok(present.then(|| image(reference)))
     }
@@ -77,6 +85,13 @@ impl Images for FakeImages {
             return Err(ImageError::Pull {
                 reference: reference.to_owned(),
                 message: message.clone(),
+            });
+        }
+        if lock(&self.unreachable).contains(reference) {
+            let message = "connection refused".to_owned();
+            return Err(ImageError::RegistryUnavailable {
+                reference: reference.to_owned(),
+                message,
             });
         }
         let mut opened_by = (!credentials.is_empty()).then_some(0);

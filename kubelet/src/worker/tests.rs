@@ -5,6 +5,7 @@ mod ending;
 mod eviction;
 mod exchange;
 mod hooks;
+mod images;
 mod keys;
 mod lifecycle;
 mod outage;
@@ -339,39 +340,6 @@ async fn a_pod_that_the_server_has_no_more_is_killed_and_its_successor_waits_for
     assert_eq!(node.runtime.running("u2"), ["c"]);
     assert_eq!(node.runtime.state().most_live, 1);
     assert_eq!(node.api.deletions("p"), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_image_that_cannot_be_had_is_told_and_tried_again() {
-    let mut node = Node::new();
-    let broken = ("img:1".to_owned(), "manifest unknown".to_owned());
-    node.images.broken.lock().unwrap().extend([broken]);
-    node.apply(pod("p", "u1", "Always")).await;
-    node.pass(Duration::from_millis(500)).await;
-    let waiting = state(&node.status("p"))["state"]["waiting"].clone();
-    assert_eq!(waiting["reason"], "ErrImagePull");
-    node.pass(SECOND).await;
-    let waiting = state(&node.status("p"))["state"]["waiting"].clone();
-    assert_eq!(waiting["reason"], "ImagePullBackOff");
-    let message = waiting["message"].as_str().unwrap();
-    let begin = "Back-off pulling image \"img:1\": ErrImagePull: ";
-    assert!(message.starts_with(begin), "{message}");
-    let reasons = node.reasons();
-    assert_eq!(reasons, ["Pulling", "Failed", "Failed", "BackOff", "Failed"]);
-    node.images.broken.lock().unwrap().clear();
-    node.pass(SECOND * 10).await;
-    assert_eq!(node.runtime.running("u1"), ["c"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_name_that_is_none_is_told_as_such() {
-    let node = Node::new();
-    let mut pod = pod("p", "u1", "Always");
-    pod["spec"]["containers"][0]["image"] = json!("no name");
-    node.apply(pod).await;
-    node.pass(SECOND * 3).await;
-    let waiting = state(&node.status("p"))["state"]["waiting"].clone();
-    assert_eq!(waiting["reason"], "InvalidImageName");
 }
 
 #[tokio::test(start_paused = true)]

@@ -210,3 +210,42 @@ async fn what_a_clouds_controller_says_of_addresses_stays() {
         scene.shutdown.cancel();
     }
 }
+
+#[test]
+fn a_condition_that_changes_is_told_once_under_its_name() {
+    let (events, mut told) = Recorder::new();
+    let config = Config::new("n", vec!["192.0.2.1".parse().unwrap()]);
+    let status = |conditions: &[(&str, &str)]| -> NodeStatus {
+        let conditions = conditions.iter().map(|(kind, is)| json!({"type": kind, "status": is}));
+        serde_json::from_value(json!({"conditions": conditions.collect::<Vec<_>>()})).unwrap()
+    };
+    let mut previous: Option<NodeStatus> = None;
+    for (conditions, expected) in [
+        (
+            [("Ready", "False"), ("MemoryPressure", "False"), ("DiskPressure", "False")],
+            ["NodeNotReady", "NodeHasSufficientMemory", "NodeHasNoDiskPressure"].as_slice(),
+        ),
+        (
+            [("Ready", "True"), ("MemoryPressure", "False"), ("DiskPressure", "False")],
+            &["NodeReady"],
+        ),
+        ([("Ready", "True"), ("MemoryPressure", "False"), ("DiskPressure", "False")], &[]),
+        (
+            [("Ready", "True"), ("MemoryPressure", "True"), ("PIDPressure", "True")],
+            &["NodeHasInsufficientMemory", "NodeHasInsufficientPID"],
+        ),
+        (
+            [("Ready", "Unknown"), ("DiskPressure", "True"), ("PIDPressure", "False")],
+            &["NodeNotReady", "NodeHasDiskPressure", "NodeHasSufficientPID"],
+        ),
+    ] {
+        let status = status(&conditions);
+        tell_changes(&config, &events, previous.as_ref(), &status);
+        let seen: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+        for (event, reason) in seen.iter().zip(expected) {
+            assert_eq!(event.message, format!("Node n status is now: {reason}"));
+        }
+        assert_eq!(seen.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(), expected);
+        previous = Some(status);
+    }
+}
