@@ -25,6 +25,7 @@ pub(crate) struct Host {
     pub(crate) images: Arc<Store>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) network: Arc<LateNetwork>,
+    pub(crate) hierarchy: Hierarchy,
     /// What the agent has recorded.
     pub(crate) events: Recent,
     /// How the agent makes cgroups, once it makes pods.
@@ -41,17 +42,18 @@ impl Host {
         let images = images::Config::new(places.state_dir.join("images"), executable.clone());
         let images = Store::open(images).await?;
         let network = LateNetwork::new();
+        let hierarchy = Hierarchy::detect()?;
         let config = engine::Config {
             run_dir: places.run_dir.clone(),
             state_dir: places.state_dir.clone(),
             executable,
-            hierarchy: Hierarchy::detect()?,
+            hierarchy: hierarchy.clone(),
             resolv_conf: resolv_conf.to_owned(),
             criu: programs("criu"),
         };
         let engine = Engine::open(config, images.clone(), network.clone()).await?;
         let (events, driver) = (Recent::default(), OnceLock::new());
-        Ok(Self { images, engine, network, events, driver, _lock: lock })
+        Ok(Self { images, engine, network, hierarchy, events, driver, _lock: lock })
     }
 }
 

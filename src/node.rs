@@ -114,6 +114,7 @@ pub(crate) async fn run(
     let node_ips = node_ips(&settings)?;
     let session = Session::open(&identity.kubeconfig, Meters::default()).await?;
     let meters = session.meters().clone();
+    host.hierarchy.tell(Arc::new(meters.clone()));
     let client = session.client();
     let client_ca = match (identity.client_ca.clone(), session.authorities()) {
         (None, []) => None,

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use berth_runtime::cgroup::observer::{Observer, Operation};
+
 pub use metered::Metered;
 pub use startup::Startup;
 pub(crate) use startup::{Change, note_status};
@@ -102,6 +104,9 @@ meters! {
     /// How long they took.
     CALL_TIME: Sort::Histogram(&OPERATIONS), "kubelet_runtime_operations_duration_seconds",
         ["operation_type"], "How long calls of the container runtime took.";
+    /// What was done to cgroups of pods.
+    CGROUP_TIME: Sort::Histogram(&USUAL), "kubelet_cgroup_manager_duration_seconds",
+        ["operation_type"], "How long it took to make, change or remove a cgroup.";
     /// Images that garbage collection removed.
     IMAGES_REMOVED: Sort::Counter, "kubelet_image_garbage_collected_total", ["reason"],
         "Images that were removed for want of space, or for their age.";
@@ -289,6 +294,17 @@ impl Meters {
             series.iter().map(|(labels, tally)| (labels.clone(), tally.clone())).collect()
         };
         kept.values().map(|(meter, kept)| (*meter, series(kept))).collect()
+    }
+}
+
+impl Observer for Meters {
+    fn ended(&self, operation: Operation, took: Duration) {
+        let name = match operation {
+            Operation::Create => "create",
+            Operation::Update => "update",
+            Operation::Destroy => "destroy",
+        };
+        self.time(&CGROUP_TIME, &[name], took);
     }
 }
 

@@ -267,6 +267,7 @@ fn numbers_are_told(node: &Node) {
     for start in [
         "kubelet_node_name{node=\"node-1\"} 1",
         "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"} 3",
+        "kubelet_cgroup_manager_duration_seconds_count{operation_type=\"create\"}",
         "kubelet_started_pods_total 3",
         "kubelet_started_containers_total{container_type=\"container\"}",
         "kubelet_pod_start_duration_seconds_count 3",

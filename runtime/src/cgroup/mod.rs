@@ -11,6 +11,7 @@
 
 pub mod limits;
 mod mount;
+pub mod observer;
 pub mod open_files;
 pub mod units;
 pub mod usage;
@@ -19,9 +20,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use self::limits::{Controller, Limit};
+use self::observer::{Observer, Operation};
 use self::units::Unit;
 use crate::interface::Resources;
 
@@ -60,6 +63,7 @@ pub enum Error {
 pub struct Hierarchy {
     root: PathBuf,
     available: BTreeSet<Controller>,
+    observer: Arc<OnceLock<Arc<dyn Observer>>>,
 }
 
 /// A validated path below the hierarchy's root.
@@ -151,7 +155,8 @@ impl Hierarchy {
     pub fn at(root: &Path) -> Result<Self, Error> {
         let path = root.join("cgroup.controllers");
         let listed = fs::read_to_string(&path).map_err(failed("read", &path))?;
-        Ok(Self { root: root.to_owned(), available: limits::parse_controllers(&listed) })
+        let available = limits::parse_controllers(&listed);
+        Ok(Self { root: root.to_owned(), available, observer: Arc::default() })
     }
 
     /// Where it is mounted.
@@ -182,6 +187,10 @@ impl Hierarchy {
     /// [`Error::File`]; `EBUSY` on `cgroup.subtree_control` when an ancestor holds processes.
     /// [`Error::Systemd`] for slices.
     pub fn ensure(&self, path: &GroupPath, resources: &Resources) -> Result<(), Error> {
+        self.told((Operation::Create, path), || self.make(path, resources))
+    }
+
+    fn make(&self, path: &GroupPath, resources: &Resources) -> Result<(), Error> {
         let mut limits = limits::plan(resources, &self.available);
         if path.unit().is_some() {
             limits = self.start_slices(path, limits)?;
@@ -223,6 +232,14 @@ impl Hierarchy {
         path: &GroupPath,
         (old, new): (&Resources, &Resources),
     ) -> Result<(), Error> {
+        self.told((Operation::Update, path), || self.write_changes(path, (old, new)))
+    }
+
+    fn write_changes(
+        &self,
+        path: &GroupPath,
+        (old, new): (&Resources, &Resources),
+    ) -> Result<(), Error> {
         let dir = self.directory(path);
         let mut changes = limits::changes(old, new, &self.available);
         if let Some(Unit::Slice(name)) = path.unit() {
@@ -254,11 +271,15 @@ impl Hierarchy {
         if !self.available.contains(&Controller::Cpu) || now.is_empty() || now.trim() == weight {
             return Ok(());
         }
+        self.told((Operation::Update, path), || self.write_weight(path, weight))
+    }
+
+    fn write_weight(&self, path: &GroupPath, weight: String) -> Result<(), Error> {
         if let Some(Unit::Slice(name)) = path.unit() {
             let limit = Limit { file: "cpu.weight".to_owned(), value: weight };
             return self.limit_slice((path, name), vec![limit]).map(drop);
         }
-        match write(&file, &weight) {
+        match write(&self.directory(path).join("cpu.weight"), &weight) {
             Err(Error::File { source, .. }) if is_gone(&source) => Ok(()),
             outcome => outcome,
         }
@@ -315,6 +336,10 @@ impl Hierarchy {
     /// # Errors
     /// [`Error::File`], `EBUSY` when processes stay. [`Error::Systemd`] for a unit.
     pub fn remove(&self, path: &GroupPath) -> Result<(), Error> {
+        self.told((Operation::Destroy, path), || self.clear(path))
+    }
+
+    fn clear(&self, path: &GroupPath) -> Result<(), Error> {
         match path.unit() {
             // Even where nothing is to be seen: it may be about to start.
             Some(Unit::Slice(name) | Unit::Scope { name, .. }) if berth_oci::units::is_booted() => {
