@@ -48,8 +48,8 @@ const INVALID: &str = "FailedValidation";
 /// A manifest is not longer than what an API server takes.
 const MAX_BYTES: u64 = 3 << 20;
 
-/// Follows the manifest at `path`, or all of a directory there, until `shutdown`, or until nobody listens. Each time the set
-/// changes the whole of it is sent.
+/// Follows the manifest at `path`, or all of a directory there, until `shutdown`, or until nobody listens.
+/// Each time the set changes the whole of it is sent; a pod whose name another has is told of.
 pub async fn follow(
     path: PathBuf,
     node_name: String,
