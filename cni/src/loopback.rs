@@ -2,7 +2,8 @@
 //!
 //! The kernel would translate such connections only with `route_localnet`, which opens the node's
 //! loopback to its neighbours (CVE-2020-8558). So this is TCP only, the pod sees the node as its client,
-//! and connections end with the process; the ports are taken again when it starts.
+//! and connections end with the process; the ports are taken again when it starts. Whoever is on the node
+//! can connect: all ports together have a sixteenth of the process's descriptors.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -21,8 +23,13 @@ use crate::attachment::{AttachmentId, HostPort};
 use crate::ipam::Record;
 use crate::netns::NetNs;
 
-/// How many connections one port may have at a time; more wait.
+/// How many connections one port may have at a time, where there are descriptors enough; more wait.
 const CONNECTIONS: usize = 512;
+/// All ports together have one connection for so many descriptors that the process may have open: each takes
+/// two.
+const SHARE: u64 = 32;
+/// What one semaphore counts is enough.
+const MOST: usize = 1 << 20;
 /// How long a pod may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long nothing is accepted after it could not be.
@@ -32,12 +39,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Loopback {
     node: NetNs,
+    room: Room,
     open: Mutex<HashMap<AttachmentId, Vec<AbortHandle>>>,
 }
 
 impl Loopback {
     pub(crate) fn new(node: NetNs) -> Self {
-        Self { node, open: Mutex::default() }
+        Self { node, room: Room::of_process(), open: Mutex::default() }
     }
 
     /// Listens on the attachment's loopback ports. Doing it twice does no harm.
@@ -59,8 +67,9 @@ impl Loopback {
         if listening.is_empty() {
             return Ok(());
         }
-        let serve =
-            |(listener, to)| tokio::spawn(serve(listener, self.node.clone(), to)).abort_handle();
+        let serve = |(listener, to)| {
+            tokio::spawn(serve(listener, self.node.clone(), to, self.room.clone())).abort_handle()
+        };
         let handles = listening.into_iter().map(serve).collect();
         self.lock().insert(record.attachment.clone(), handles);
         Ok(())
@@ -101,18 +110,39 @@ impl Drop for Loopback {
     }
 }
 
+/// How many connections there may be.
+#[derive(Debug, Clone)]
+struct Room {
+    all: Arc<Semaphore>,
+    one_port: usize,
+}
+
+impl Room {
+    fn of_process() -> Self {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        Self::of(limit)
+    }
+
+    /// The share of a process that may have `limit` descriptors open. One port gets no more than half of it.
+    fn of(limit: u64) -> Self {
+        let all = usize::try_from(limit / SHARE).unwrap_or(MOST).clamp(2, MOST);
+        Self { all: Arc::new(Semaphore::new(all)), one_port: CONNECTIONS.min(all / 2) }
+    }
+}
+
 /// Whether a port is on the node's loopback alone.
 pub(crate) fn is_loopback(port: &HostPort) -> bool {
     port.host_ip.is_some_and(|ip| ip.is_loopback())
 }
 
 /// Passes connections on until it is dropped, and all of them with it.
-async fn serve(listener: tokio::net::TcpListener, node: NetNs, to: SocketAddr) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+async fn serve(listener: tokio::net::TcpListener, node: NetNs, to: SocketAddr, room: Room) {
+    let own = Arc::new(Semaphore::new(room.one_port));
     let mut connections = JoinSet::new();
     loop {
-        // It is never closed.
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        // They are never closed.
+        let Ok(own) = Arc::clone(&own).acquire_owned().await else { return };
+        let Ok(shared) = Arc::clone(&room.all).acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
         let client = match listener.accept().await {
             Ok((client, _)) => client,
@@ -124,7 +154,7 @@ async fn serve(listener: tokio::net::TcpListener, node: NetNs, to: SocketAddr) {
         };
         let node = node.clone();
         connections.spawn(async move {
-            let _place = place;
+            let _place = (own, shared);
             if let Err(error) = pass(client, &node, to).await {
                 tracing::debug!(%to, %error, "a connection to a host port ended");
             }
@@ -144,4 +174,19 @@ async fn pass(mut client: TcpStream, node: &NetNs, to: SocketAddr) -> io::Result
     let connected = tokio::time::timeout(PATIENCE, socket.connect(to)).await;
     let mut pod = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     tokio::io::copy_bidirectional(&mut client, &mut pod).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_port_leaves_room_for_another_and_all_of_them_for_the_rest() {
+        for (limit, all, one_port) in
+            [(0, 2, 1), (256, 8, 4), (1024, 32, 16), (1 << 19, 1 << 14, 512), (u64::MAX, MOST, 512)]
+        {
+            let room = Room::of(limit);
+            assert_eq!((room.all.available_permits(), room.one_port), (all, one_port), "{limit}");
+        }
+    }
 }

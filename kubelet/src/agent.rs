@@ -237,6 +237,7 @@ impl Listeners {
         shutdown: &CancellationToken,
     ) {
         let lister = Lister::new(state.shelf.clone(), state.meters.clone());
+        let budget = state.streaming.budget.clone();
         if let Some(socket) = self.pod_resources {
             tasks.spawn(socket.serve(lister, shutdown.clone()));
         }
@@ -245,7 +246,7 @@ impl Listeners {
             tasks.spawn(server::serve(listener, identities, state, shutdown.clone()));
         }
         if let Some(listener) = self.health {
-            tasks.spawn(server::serve_health(listener, shutdown.clone()));
+            tasks.spawn(server::serve_health(listener, budget, shutdown.clone()));
         }
     }
 }

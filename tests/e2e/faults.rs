@@ -1,6 +1,7 @@
 //! What nodes are put through: too few descriptors, storms of probes, one name again and again.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -45,15 +46,53 @@ fn thousand_sessions(node: &Node) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
 
+/// Connections to a port of the node's loopback that say nothing, until it is dropped.
+struct Silent(Child);
+
+impl Silent {
+    fn start(node: &Node, port: u16, count: usize) -> Self {
+        let open =
+            format!("for i in $(seq {count}); do exec {{f}}<> /dev/tcp/127.0.0.1/{port}; done");
+        let mut command = node.namespace().command("bash");
+        command.args(["-c", &format!("{open}; echo open; exec sleep 1000")]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = [0; 5];
+        child.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The demo on a port of the node's loopback.
+const PUBLISHED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: published}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: berth.local/demo:1
+      ports: [{containerPort: 8080, hostPort: 18081, hostIP: 127.0.0.1}]
+---";
+
 #[test]
 fn a_node_with_few_descriptors_sheds_streams_and_goes_on_with_its_pods() {
     let mut node = Node::prepare("node-1");
     node.uplink();
     node.up_with_descriptors(256, &[]);
     node.await_ready();
-    node.apply(&(sleeper("box", "{}") + &sleeper("goes", "{}")));
+    node.apply(&(sleeper("box", "{}") + &sleeper("goes", "{}") + PUBLISHED));
     node.wait_ready("box");
     node.wait_ready("goes");
+    node.wait_ready("published");
+    let silent = [10248, 18081].map(|port| Silent::start(&node, port, 100));
     let sessions = thousand_sessions(&node);
     for round in 0..5 {
         let name = format!("comes-{round}");
@@ -69,6 +108,12 @@ fn a_node_with_few_descriptors_sheds_streams_and_goes_on_with_its_pods() {
     assert!(let_in >= 8, "{let_in} were let in and {shed} shed");
     assert!(shed >= 100, "{let_in} were let in and {shed} shed");
     assert_eq!(node.kubectl(&["exec", "box", "--", "echo", "well"]), "well\n");
+    let ask = |url: &str| {
+        succeed(node.namespace().command("curl").args(["-sS", "--max-time", "30", url]))
+    };
+    assert_eq!(ask("http://127.0.0.1:10248/healthz"), "ok", "who says nothing gives way");
+    drop(silent);
+    assert!(ask("http://127.0.0.1:18081/").contains("published"));
     let log = node.agent_log();
     assert!(!log.contains("Too many open files"), "{log}");
     node.kubectl(&["delete", "pod", "--all"]);

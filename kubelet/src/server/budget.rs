@@ -1,6 +1,7 @@
 //! How many descriptors callers may have of those that the process may have open: an eighth for their
-//! connections, an eighth for what their streams hold. An embedded API server has an eighth for each of its
-//! two addresses, and passes streams on. A node that is asked for too much refuses streams, and goes on making and ending pods.
+//! connections, an eighth for what their streams hold, and a little for health checks. An embedded API server
+//! has an eighth for each of its two addresses, and passes streams on. A node that is asked for too much
+//! refuses streams, and goes on making and ending pods.
 
 use std::sync::Arc;
 
@@ -59,6 +60,11 @@ impl Budget {
     /// How many connections may be open.
     pub(super) fn connections(&self) -> usize {
         self.connections
+    }
+
+    /// How many of them may be open besides, for health checks.
+    pub(super) fn health_checks(&self) -> usize {
+        (self.connections / 4).max(1)
     }
 
     /// Takes what a stream needs.

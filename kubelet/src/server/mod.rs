@@ -42,7 +42,6 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use berth_guests::{Guests, Place};
 use berth_runtime::interface::{Images, Runtime};
-use hyper::service::Service as _;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -193,32 +192,10 @@ pub async fn serve(
     let Identities { tls, guard } = identities;
     let guests = Guests::new(state.streaming.budget.connections(), shutdown.clone());
     let router = guarded(state, guard);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => return,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => {
-                // Keystrokes and their echoes are small and wait for each other.
-                let _ = stream.set_nodelay(true);
-                stream
-            }
-            Err(error) => {
-                // Out of descriptors, or the client has gone: others will come.
-                tracing::debug!(%error, "connection not accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let Some(place) = guests.admit().await else { return };
+    while let Some((stream, place)) = guests.next(&listener).await {
         let (acceptor, router, shutdown) = (tls.acceptor(), router.clone(), shutdown.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = connection(stream, acceptor, router, place) => {}
-                () = shutdown.cancelled() => {}
-            }
-        });
+        let serving = connection(stream, acceptor, router, place);
+        tokio::spawn(shutdown.run_until_cancelled_owned(serving));
     }
 }
 
@@ -244,27 +221,20 @@ where
         .max_concurrent_streams(100)
         .max_pending_accept_reset_streams(20)
         .keep_alive_interval(Duration::from_secs(30));
-    let service = TowerToHyperService::new(router);
-    let answer = |request| {
-        let answer = service.call(request);
-        async move {
-            let Ok(answer) = answer.await;
-            answer
-        }
-    };
-    place.serve(&builder, stream, answer).await;
+    place.serve(&builder, stream, TowerToHyperService::new(router)).await;
 }
 
-/// Serves `/healthz` without authentication until shutdown.
-pub async fn serve_health(listener: TcpListener, shutdown: CancellationToken) {
+/// Serves `/healthz` without authentication until shutdown. Whoever is on the node can connect.
+pub async fn serve_health(listener: TcpListener, budget: Budget, shutdown: CancellationToken) {
     let router = Router::new().route("/healthz", get(|| async { "ok" }));
-    let serving = axum::serve(listener, router);
-    tokio::select! {
-        result = serving => {
-            if let Err(error) = result {
-                tracing::warn!(%error, "health check ended");
-            }
-        }
-        () = shutdown.cancelled() => {}
+    let guests = Guests::new(budget.health_checks(), shutdown.clone());
+    while let Some((stream, place)) = guests.next(&listener).await {
+        let service = TowerToHyperService::new(router.clone());
+        let serving = async move {
+            let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+            place.serve(&builder, stream, service).await;
+        };
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(serving));
     }
 }

@@ -12,11 +12,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const IDLE: Duration = Duration::from_millis(250);
 /// How often those are looked through who may go, while others wait.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long nothing is accepted after it could not be: out of descriptors, most likely.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection without requests may take to close once it was asked to.
 const PARTING: Duration = Duration::from_millis(250);
 
@@ -77,6 +80,26 @@ impl Guests {
     pub fn new(most: usize, stop: CancellationToken) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(most));
         Arc::new(Self { places, present: Mutex::default(), stop })
+    }
+
+    /// The next connection with its place; `None` when the server stops.
+    pub async fn next(self: &Arc<Self>, listener: &TcpListener) -> Option<(TcpStream, Place)> {
+        let stream = loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.stop.cancelled() => return None,
+            };
+            match accepted {
+                Ok((stream, _)) => break stream,
+                Err(error) => {
+                    tracing::warn!(%error, "connection not accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        };
+        // Keystrokes and their echoes are small and wait for each other.
+        let _ = stream.set_nodelay(true);
+        Some((stream, self.admit().await?))
     }
 
     /// A place for one more, as soon as there is one; `None` when the server stops.
@@ -151,29 +174,27 @@ impl Place {
 
     /// Answers the requests on a connection until it ends or has to go. A connection that is upgraded ends
     /// here; what is done with it keeps its request's [`UnderWay`].
-    pub async fn serve<S, F, B>(
-        self,
-        builder: &Builder<TokioExecutor>,
-        stream: S,
-        answer: impl Fn(Request<Incoming>) -> F,
-    ) where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        F: Future<Output = Response<B>> + Send + 'static,
+    pub async fn serve<I, S, B>(self, builder: &Builder<TokioExecutor>, stream: I, service: S)
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>>,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn StdError + Send + Sync>>,
         B: Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let guest = &self.0.guest;
-        let service = service_fn(|mut request: Request<Incoming>| {
+        let counted = service_fn(|mut request: Request<Incoming>| {
             let under_way = self.begin();
             request.extensions_mut().insert(under_way.clone());
-            let answer = answer(request);
+            let answer = service.call(request);
             async move {
                 let sending = |body| Sending { body, _under_way: under_way };
-                Ok::<_, std::convert::Infallible>(answer.await.map(sending))
+                Ok::<_, S::Error>(answer.await?.map(sending))
             }
         });
-        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), counted);
         tokio::pin!(serving);
         let mut leaving = false;
         let result = loop {

@@ -9,10 +9,12 @@ mod impersonate;
 pub(crate) mod query;
 pub(crate) mod route;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_guests::{Guests, Place};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
@@ -43,20 +45,7 @@ pub(crate) async fn serve(
 ) {
     let guests = Guests::new(most_connections(), stop.clone());
     let mut connections = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, most likely: wait for some to be closed.
-                    tracing::warn!(%error, "accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-        };
-        let Some(place) = guests.admit().await else { break };
+    while let Some((stream, place)) = guests.next(&listener).await {
         while connections.try_join_next().is_some() {}
         connections.spawn(connection(stream, tls.clone(), Arc::clone(&api), place));
     }
@@ -74,7 +63,6 @@ fn most_connections() -> usize {
 }
 
 async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, place: Place) {
-    let _ = stream.set_nodelay(true);
     let Some(stream) = place.shake_hands(&tls, stream, HANDSHAKE).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let identity = certificates.and_then(|chain| Identity::of_certificate(chain.first()?));
@@ -87,6 +75,9 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, place: P
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(64 << 10)
         .keep_alive_interval(KEEPALIVE);
-    let answer = |request| handle::answer(Arc::clone(&api), Arc::clone(&identity), request);
-    place.serve(&builder, stream, answer).await;
+    let service = service_fn(|request| {
+        let answer = handle::answer(Arc::clone(&api), Arc::clone(&identity), request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    place.serve(&builder, stream, service).await;
 }
