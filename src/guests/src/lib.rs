@@ -328,4 +328,17 @@ mod tests {
         guests.stop.cancel();
         assert!(!next.await.unwrap(), "nobody is let in at the end");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_goes_on_after_a_connection_keeps_its_place() {
+        let guests = Guests::new(1, CancellationToken::new());
+        let place = guests.admit().await.unwrap();
+        let stream = place.begin();
+        let copy = stream.clone();
+        drop((place, stream));
+        let next = tokio::time::timeout(Duration::from_secs(3600), guests.admit()).await;
+        assert!(next.is_err(), "it is a request that is under way");
+        drop(copy);
+        assert!(guests.admit().await.is_some());
+    }
 }
