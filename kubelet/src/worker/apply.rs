@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::materials::ContainerRequest;
 use super::members::{self, Role};
 use super::memory::{Ending, Failed, Failure, Hook, ImageState, Operation, VolumeState};
-use super::plan::{Action, Afterwards, Removal};
+use super::plan::{Action, Afterwards, Goal, Removal};
 use super::{Context, Worker, image, runs, sight, stop_signal};
 use crate::events::Severity;
 use crate::hooks;
@@ -120,7 +120,7 @@ impl Worker {
 
     /// A sandbox that is stopped while its pod should run was lost.
     fn note_lost(&mut self, pod: &Pod, id: &SandboxId) {
-        let runs = pod.metadata.deletion_timestamp.is_none() && self.memory.verdict.is_none();
+        let runs = self.goal(&self.wishes.borrow()) == Goal::Run;
         if runs && self.announced.insert(format!("lost/{id}")) {
             self.context.events.pod(
                 pod,

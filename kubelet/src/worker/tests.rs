@@ -325,7 +325,7 @@ async fn deletion_keeps_to_the_grace_period_and_a_shorter_one_cuts_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_the_server_has_no_more_is_killed_and_its_successor_waits_for_that() {
-    let node = Node::new();
+    let mut node = Node::new();
     node.runtime.state().stubborn.insert("c".into());
     node.apply(pod("p", "u1", "Always")).await;
     node.pass(SECOND).await;
@@ -340,6 +340,7 @@ async fn a_pod_that_the_server_has_no_more_is_killed_and_its_successor_waits_for
     assert_eq!(node.runtime.running("u2"), ["c"]);
     assert_eq!(node.runtime.state().most_live, 1);
     assert_eq!(node.api.deletions("p"), 0);
+    assert!(!node.reasons().contains(&"SandboxChanged".to_owned()), "it was not lost");
 }
 
 #[tokio::test(start_paused = true)]
