@@ -142,7 +142,6 @@ async fn serve(listener: tokio::net::TcpListener, node: NetNs, to: SocketAddr, r
     loop {
         // They are never closed.
         let Ok(own) = Arc::clone(&own).acquire_owned().await else { return };
-        let Ok(shared) = Arc::clone(&room.all).acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
         let client = match listener.accept().await {
             Ok((client, _)) => client,
@@ -152,6 +151,8 @@ async fn serve(listener: tokio::net::TcpListener, node: NetNs, to: SocketAddr, r
                 continue;
             }
         };
+        // Not before: ports that nobody uses would keep it from others.
+        let Ok(shared) = Arc::clone(&room.all).acquire_owned().await else { return };
         let node = node.clone();
         connections.spawn(async move {
             let _place = (own, shared);

@@ -89,9 +89,7 @@ impl Census {
         Ok(census)
     }
 
-    /// What `after` has and this has not, and the other way round. Cgroups that are gone are not told: the
-    /// kernel removes only what is empty, and the first node that ends removes an empty `kubepods` that some
-    /// earlier one left. What ran in them would be gone as processes.
+    /// What `after` has and this has not, and the other way round.
     pub fn difference(&self, after: &Census) -> Difference {
         let missing_from = |from: &Census, of: &Census| {
             let entries = of.kinds.iter().flat_map(|(kind, entries)| {
@@ -103,9 +101,7 @@ impl Census {
             });
             entries.collect()
         };
-        let mut gone: Vec<(String, String)> = missing_from(after, self);
-        gone.retain(|(kind, _)| kind != "cgroups");
-        Difference { left: missing_from(self, after), gone }
+        Difference { left: missing_from(self, after), gone: missing_from(after, self) }
     }
 
     /// Takes another census until nothing is left or `patience` is over: what is torn down in the
@@ -181,14 +177,6 @@ mod tests {
         let difference = before.difference(&after);
         assert_eq!(difference.to_string(), "left: links: veth1\ngone: links: eth0\n");
         assert!(before.difference(&before).is_empty());
-    }
-
-    #[test]
-    fn an_empty_cgroup_that_somebody_left_may_go() {
-        let before = Census::of(&[("cgroups", "/sys/fs/cgroup/kubepods"), ("processes", "berth")]);
-        let after = Census::default();
-        assert_eq!(before.difference(&after).to_string(), "gone: processes: berth\n");
-        assert_eq!(after.difference(&before).left.len(), 2);
     }
 
     #[test]
